@@ -1,0 +1,140 @@
+"""Up-sample, pad, filter with a FIR kernel, down-sample: the resampling of StyleGAN2 (Karras 2020, arXiv 1912.04958)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Factor = int | Sequence[int]
+
+
+def setup_filter(
+    taps: Sequence[float] | Sequence[Sequence[float]], normalize: bool = True, gain: float = 1.0, flip: bool = False
+) -> Tensor:
+    """A filter for `upfirdn2d`, float32: 1-D taps of 8 and more stay separable, shorter ones become their outer product.
+
+    Args:
+        taps: 1-D or 2-D coefficients.
+        normalize: scale to a sum of one, so that a constant image keeps its value.
+        gain: factor on the image (both axes together).
+        flip: reverse the filter.
+    """
+    f = torch.as_tensor(taps, dtype=torch.float32)
+    if f.ndim == 1 and f.numel() < 8:
+        f = f.outer(f)
+    if normalize:
+        f = f / f.sum()
+    if flip:
+        f = f.flip(list(range(f.ndim)))
+    return f * gain ** (f.ndim / 2)
+
+
+def _pair(value: Factor, what: str) -> tuple[int, int]:
+    x, y = (value, value) if isinstance(value, int) else value
+    if x < 1 or y < 1:
+        raise ValueError(f"{what} must be at least 1, not {value}")
+    return int(x), int(y)
+
+
+def expand_padding(padding: Factor) -> tuple[int, int, int, int]:
+    """`p`, `(px, py)` or `(px0, px1, py0, py1)` as the last form; negative numbers crop."""
+    values = [padding] * 4 if isinstance(padding, int) else list(padding)
+    if len(values) == 2:
+        values = [values[0], values[0], values[1], values[1]]
+    x0, x1, y0, y1 = values
+    return int(x0), int(x1), int(y0), int(y1)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Factor = 1,
+    down: Factor = 1,
+    padding: Factor = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """Insert `up - 1` zeros after each pixel, pad or crop, filter, keep every `down`-th pixel.
+
+    Shape: x (N, C, H, W) -> (N, C, H', W') with H' = (H * up + pads - taps) // down + 1; the dtype is x's.
+
+    Args:
+        x: images.
+        f: 2-D filter, 1-D filter (applied along both axes), or None for none.
+        up: integer factor, or (x, y).
+        down: integer factor, or (x, y).
+        padding: of the up-sampled image: one number, (x, y), or (left, right, top, bottom); negative numbers crop.
+        flip_filter: correlate; the default is the true convolution.
+        gain: factor on the result.
+
+    Raises:
+        ValueError: a factor below one, or a filter that is larger than the padded image.
+    """
+    (ux, uy), (dx, dy) = _pair(up, "up"), _pair(down, "down")
+    x0, x1, y0, y1 = expand_padding(padding)
+    if f is None:
+        f = torch.ones(1, 1)
+    f = f.to(device=x.device, dtype=x.dtype)
+    if not flip_filter:
+        f = f.flip(list(range(f.ndim)))
+    if f.ndim == 1:
+        x = _filter_axes(x, f[None, :] * gain**0.5, (ux, 1), (dx, 1), (x0, x1, 0, 0))
+        return _filter_axes(x, f[:, None] * gain**0.5, (1, uy), (1, dy), (0, 0, y0, y1))
+    return _filter_axes(x, f * gain, (ux, uy), (dx, dy), (x0, x1, y0, y1))
+
+
+def _filter_axes(
+    x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple[int, int, int, int]
+) -> Tensor:
+    """Correlate with the 2-D `f`, one kernel a channel.
+
+    Zeros are never stored: a transposed convolution of stride `up` is the up-sampling and the full convolution at once,
+    and what padding adds beyond its ends is zero.
+    """
+    channels, height, width = x.shape[1:]
+    (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
+    taps_y, taps_x = f.shape
+    out_x, out_y = width * ux + x0 + x1 - taps_x + 1, height * uy + y0 + y1 - taps_y + 1
+    if out_x < 1 or out_y < 1:
+        raise ValueError(f"a filter of {taps_y}x{taps_x} does not fit into the padded image of {tuple(x.shape)}")
+    kernel = f[None, None].expand(channels, 1, taps_y, taps_x)
+    if ux == uy == 1:
+        if x0 == x1 >= 0 and y0 == y1 >= 0:
+            return F.conv2d(x, kernel, stride=(dy, dx), padding=(y0, x0), groups=channels)
+        return F.conv2d(F.pad(x, [x0, x1, y0, y1]), kernel, stride=(dy, dx), groups=channels)
+    skip_x, skip_y = taps_x - 1 - x0, taps_y - 1 - y0
+    rest_x, rest_y = (width - 1) * ux + taps_x - skip_x - out_x, (height - 1) * uy + taps_y - skip_y - out_y
+    crop_x, crop_y = max(min(skip_x, rest_x), 0), max(min(skip_y, rest_y), 0)
+    y = F.conv_transpose2d(x, kernel.flip([2, 3]), stride=(uy, ux), padding=(crop_y, crop_x), groups=channels)
+    if (skip_x, rest_x, skip_y, rest_y) != (crop_x, crop_x, crop_y, crop_y):
+        y = F.pad(y, [crop_x - skip_x, crop_x - rest_x, crop_y - skip_y, crop_y - rest_y])
+    return y[:, :, ::dy, ::dx] if dx > 1 or dy > 1 else y
+
+
+def filter2d(x: Tensor, f: Tensor, padding: Factor = 0, flip_filter: bool = False, gain: float = 1.0) -> Tensor:
+    """Filter at the same size (plus `padding` on every side)."""
+    (w, h), (x0, x1, y0, y1) = _taps(f), expand_padding(padding)
+    pads = (x0 + w // 2, x1 + (w - 1) // 2, y0 + h // 2, y1 + (h - 1) // 2)
+    return upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(x: Tensor, f: Tensor, up: Factor = 2, flip_filter: bool = False, gain: float = 1.0) -> Tensor:
+    """Enlarge by the integer factor `up`; the mean is kept for a normalised filter and gain 1."""
+    (ux, uy), (w, h) = _pair(up, "up"), _taps(f)
+    pads = ((w + ux - 1) // 2, (w - ux) // 2, (h + uy - 1) // 2, (h - uy) // 2)
+    return upfirdn2d(x, f, up=up, padding=pads, flip_filter=flip_filter, gain=gain * ux * uy)
+
+
+def downsample2d(x: Tensor, f: Tensor, down: Factor = 2, flip_filter: bool = False, gain: float = 1.0) -> Tensor:
+    """Shrink by the integer factor `down`."""
+    (dx, dy), (w, h) = _pair(down, "down"), _taps(f)
+    pads = ((w - dx + 1) // 2, (w - dx) // 2, (h - dy + 1) // 2, (h - dy) // 2)
+    return upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter, gain=gain)
+
+
+def _taps(f: Tensor) -> tuple[int, int]:
+    """Width and height of a filter; a separable one has its length twice."""
+    return f.shape[-1], f.shape[0]

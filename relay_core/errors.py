@@ -1,0 +1,80 @@
+"""The one tree of errors. Each has a `code` for machines and an `exit_code` for scripts.
+
+A message says what was wrong, where (file, row, key) and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class RelayError(Exception):
+    """Base of every error that a user can cause or cure."""
+
+    code = "relay_error"
+    exit_code = 1
+
+
+class RunFileError(RelayError):
+    """A run file is not valid: unknown key, wrong type, missing value."""
+
+    code = "run_file_invalid"
+    exit_code = 3
+
+
+class NotAvailableYet(RelayError):
+    """A known option of the method that this version does not carry out."""
+
+    code = "not_available_yet"
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one file of a data set; `file` is relative to the site's folder."""
+
+    file: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+class DataError(RelayError):
+    """A data set cannot be used. `problems` names every bad file, not only the first."""
+
+    code = "data_invalid"
+    exit_code = 4
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+
+
+class CheckpointError(RelayError):
+    """A checkpoint is missing, damaged, or was made for other networks."""
+
+    code = "checkpoint_invalid"
+    exit_code = 5
+
+
+class TrainingDiverged(RelayError):
+    """Loss or gradients stayed non-finite; the last checkpoint before it is kept."""
+
+    code = "training_diverged"
+    exit_code = 6
+
+
+class DeviceError(RelayError):
+    """A device was asked for that this machine does not have."""
+
+    code = "device_unavailable"
+    exit_code = 7
+
+
+class Stopped(RelayError):
+    """Training was asked to stop, wrote a checkpoint and left; `--resume` goes on from it."""
+
+    code = "stopped"
+    exit_code = 75
