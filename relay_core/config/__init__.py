@@ -1,0 +1,19 @@
+"""The run file as typed settings (no torch here)."""
+
+from relay_core.config.model import Corrections, DoubleGanKwargs, UNetKwargs
+from relay_core.config.runfile import RunFile, load_run, recipes
+from relay_core.config.site import SiteSettings
+from relay_core.config.train import LossSettings, OptimizerSettings, TrainSettings
+
+__all__ = [
+    "Corrections",
+    "DoubleGanKwargs",
+    "LossSettings",
+    "OptimizerSettings",
+    "RunFile",
+    "SiteSettings",
+    "TrainSettings",
+    "UNetKwargs",
+    "load_run",
+    "recipes",
+]

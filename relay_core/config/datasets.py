@@ -1,0 +1,115 @@
+"""Settings of the data sets that a run file may name."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from relay_core.config.base import Settings
+from relay_core.errors import NotAvailableYet, RunFileError
+
+PLATFORMS = ("Windows", "Darwin", "Linux")
+
+
+class CommonDatasetKwargs(Settings):
+    """What every data set has."""
+
+    task_id: int | None = Field(default=None, ge=1)
+    """Number of the site in the run, from 1; the run file gives it."""
+    task_name: str | None = None
+    """Name of the site; the run file gives it."""
+    img_folder: str | None = None
+    """The site's folder, below `root_path` where it is relative."""
+    root_path: str | dict[str, str] | None = None
+    """Folder that holds the sites' folders: one path, or one for each platform (Windows, Darwin, Linux)."""
+    img_size: int | None = Field(default=None, ge=4)
+    """Side that images and masks are resized to, in pixels; none: the model's resolution."""
+    img_channels: Literal[1, 3] = 3
+    """1: grey (colour images are turned to luma), 3: colour (grey images are repeated)."""
+    num_classes: int = Field(default=3, ge=2, le=256)
+    """Number of classes, the background (class 0) included."""
+    out_range: tuple[float, float] = (-1.0, 1.0)
+    """Values that black and white become."""
+    num_replica: int = Field(default=1, ge=1)
+    """How many times every training image is shown within an epoch."""
+
+    @field_validator("root_path")
+    @classmethod
+    def _platforms_are_known(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        unknown = sorted(set(value) - set(PLATFORMS)) if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a platform; use {', '.join(PLATFORMS)}")
+        return value
+
+    @field_validator("out_range")
+    @classmethod
+    def _range_rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"the first value must be below the second, got {list(value)}")
+        return value
+
+
+class FundusKwargs(CommonDatasetKwargs):
+    """Optic disc and cup in DoFE's layout: `{train,test}/ROIs/{image,mask}`; masks 255 background, 128 disc, 0 cup."""
+
+
+class FolderKwargs(CommonDatasetKwargs):
+    """Any segmentation set: a folder of images, a folder of masks, a pair has the same file stem."""
+
+    mask_values: dict[int, int] | None = None
+    """Mask value -> class id. None: mask values are class ids already, 0 to num_classes - 1."""
+    image_dir: str = "image"
+    """Folder of the images, inside the site's folder (or inside its `train` and `test` folders)."""
+    mask_dir: str = "mask"
+    """Folder of the masks, beside the images' folder."""
+    split_file: str | None = None
+    """CSV with the columns `image,split` or `subject,split` and optionally `site`; split is train, test or ignore; rows
+    whose site is not `task_name` are left to the other sites. A relative path starts at the site's folder."""
+    test_share: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """Share of the patients held out for testing where neither `split_file` nor train and test folders say; 0: none."""
+    split_seed: int = 1234
+    """Seed of that split."""
+    patient_pattern: str | None = None
+    """Regular expression searched in a file's stem; its group (or the whole match) is the patient. Files of one patient
+    are never on both sides of a split. None: each file is a patient of its own."""
+
+    @field_validator("patient_pattern")
+    @classmethod
+    def _pattern_compiles(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from error
+        if groups > 1:
+            raise ValueError(f"has {groups} groups; use one at most, (?:...) does not count as a group")
+        return value
+
+    @model_validator(mode="after")
+    def _ids_are_classes(self) -> Self:
+        wrong = sorted({v for v in (self.mask_values or {}).values() if not 0 <= v < self.num_classes})
+        if wrong:
+            raise ValueError(f"mask_values gives class {wrong[0]}, but classes are 0 to {self.num_classes - 1}")
+        return self
+
+
+DATASETS: dict[str, type[CommonDatasetKwargs]] = {"fundus": FundusKwargs, "folder": FolderKwargs}
+"""Name in a run file -> settings class."""
+
+NOT_AVAILABLE_DATASETS: tuple[str, ...] = ("mediastinum-tumor", "midline")
+"""Names of the method's other data sets, which this version cannot read."""
+
+
+def dataset_class(name: str) -> type[CommonDatasetKwargs]:
+    """Return the settings class of data set `name`.
+
+    Raises:
+        NotAvailableYet: a data set of the method that this version cannot read.
+        RunFileError: no such data set.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    if name in NOT_AVAILABLE_DATASETS:
+        raise NotAvailableYet(f"data set {name!r} is not available in this version; available: {', '.join(DATASETS)}")
+    raise RunFileError(f"there is no data set {name!r}; available: {', '.join(DATASETS)}")

@@ -1,0 +1,138 @@
+"""Say in one sentence what is wrong in a run file: file, line, key path, and the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+Location = tuple[str | int, ...]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A YAML file and its syntax tree, to find lines in."""
+
+    path: Path
+    node: yaml.Node | None
+
+    def line(self, location: Location) -> int | None:
+        """The line (from 1) of a key or list entry, or None where the file does not have it."""
+        node, line = self.node, None
+        for key in location:
+            found = _child(node, key)
+            if found is None:
+                return None
+            line, node = found
+        return line
+
+    def where(self, location: Location) -> str:
+        """`file:line`, the line of the nearest enclosing key."""
+        for stop in range(len(location), 0, -1):
+            line = self.line(location[:stop])
+            if line is not None:
+                return f"{self.path}:{line}"
+        return str(self.path)
+
+
+def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if name.value == str(key):
+                return name.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key].start_mark.line + 1, node.value[key]
+    return None
+
+
+def explain(
+    error: ValidationError,
+    raw: Any,
+    model: type[BaseModel],
+    sources: Sequence[Source],
+    prefixes: Sequence[tuple[Location, int]],
+) -> str:
+    """All errors of a validation, one line each.
+
+    Args:
+        error: what pydantic raised.
+        raw: the merged mapping that was validated.
+        model: the class it was validated against.
+        sources: the files, most specific first.
+        prefixes: where a location may stand in a file: (prefix, leading keys of the location to drop).
+    """
+    lines = []
+    for item in error.errors():
+        location = _without_tags(item["loc"], raw)
+        key = ".".join(map(str, location))
+        if item["type"] == "extra_forbidden":
+            names = _fields(model, item["loc"][:-1])
+            text = f"unknown key {key!r}{suggestion(str(location[-1]), names)}"
+        elif item["type"] == "missing":
+            text = f"{key} is missing"
+        elif item["type"] == "union_tag_invalid":
+            found = item["ctx"]["tag"]
+            known = item["ctx"]["expected_tags"].replace("'", "").split(", ")
+            text = f"{key}.name: {found!r} is not known{suggestion(found, known)}; known: {', '.join(known)}"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            text = f"{key}: {message[0].lower() + message[1:]}"
+        lines.append(f"{_where(location, sources, prefixes)}: {text}")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _where(location: Location, sources: Sequence[Source], prefixes: Sequence[tuple[Location, int]]) -> str:
+    for stop in range(len(location), 0, -1):
+        for source in sources:
+            for prefix, drop in prefixes:
+                if stop <= drop:
+                    continue
+                line = source.line((*prefix, *location[drop:stop]))
+                if line is not None:
+                    return f"{source.path}:{line}"
+    return str(sources[0].path)
+
+
+def _without_tags(location: Location, raw: Any) -> Location:
+    """A validation location without the names of union members that pydantic inserts."""
+    result: list[str | int] = []
+    for i, key in enumerate(location):
+        inside = isinstance(raw, dict) and key in raw
+        if isinstance(raw, dict) and not inside and raw.get("name") == key and i < len(location) - 1:
+            continue
+        result.append(key)
+        raw = raw[key] if inside or (isinstance(raw, list) and isinstance(key, int) and key < len(raw)) else None
+    return tuple(result)
+
+
+def _fields(model: type[BaseModel], location: Location) -> list[str]:
+    """Names that are known at a location of a model."""
+    current: list[type[BaseModel]] = [model]
+    for key in location:
+        tagged = [
+            m for m in current if key in get_args(m.model_fields.get("name") and m.model_fields["name"].annotation)
+        ]
+        if tagged:
+            current = tagged
+            continue
+        found = [m.model_fields[str(key)].annotation for m in current if str(key) in m.model_fields]
+        current = [inner for annotation in found for inner in _models(annotation)]
+    return [name for m in current for name in m.model_fields]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -1,0 +1,264 @@
+"""Settings of the networks: a solver alone, or the relay's solver with its two generators (`doublegan`)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from relay_core.config.base import Settings
+from relay_core.config.train import OptimizerSettings
+
+Pipe = Literal["b", "bg", "bgc", "bgcf", "bgcfn"]
+
+
+class UNetKwargs(Settings):
+    """A U-Net."""
+
+    in_channels: int = Field(default=3, ge=1)
+    """Channels of the image."""
+    num_classes: int = Field(default=3, ge=2)
+    """Classes, background included."""
+    backbone: Literal["plain", "resnet18", "resnet50"] | None = None
+    """Encoder; none is `plain`."""
+    bilinear: bool = False
+    """Interpolate on the way up instead of learning transposed convolutions."""
+    norm: Literal["batch", "instance", "group", "none"] = "batch"
+    """Normalisation."""
+    activation: Literal["relu", "lrelu", "elu", "silu"] = "lrelu"
+    """Activation of the decoder (and of the plain encoder)."""
+    pretrain: bool = False
+    """Start the encoder from ImageNet weights, read from `pretrain_file`."""
+    pretrain_file: str | None = None
+    """Local safetensors file with the encoder's weights in torchvision's key names."""
+
+    @model_validator(mode="after")
+    def _pretrained_weights_come_from_a_file(self) -> Self:
+        if self.pretrain and (self.pretrain_file is None or self.backbone in (None, "plain")):
+            raise ValueError(
+                "pretrain: true needs a ResNet `backbone` and its ImageNet weights in a local `pretrain_file`: "
+                "nothing is downloaded"
+            )
+        return self
+
+
+class MappingKwargs(Settings):
+    """A mapping network."""
+
+    num_layers: int = Field(default=8, ge=1)
+    """Fully connected layers."""
+
+
+class PyramidKwargs(Settings):
+    """A pyramid of convolution blocks."""
+
+    channel_base: int = Field(default=8192, ge=64)
+    """Feature maps at resolution r are min(channel_base / r, channel_max)."""
+    channel_max: int = Field(default=256, ge=4)
+    """See channel_base."""
+    num_fp16_res: int = Field(default=4, ge=0)
+    """Upper resolutions that run in half precision where `precision` asks for it."""
+
+
+class GeneratorKwargs(Settings):
+    """A generator."""
+
+    mapping_kwargs: MappingKwargs = MappingKwargs()
+    """Its mapping network."""
+    synthesis_kwargs: PyramidKwargs = PyramidKwargs()
+    """Its synthesis pyramid."""
+
+
+class OptimizerConf(Settings):
+    """Optimizers of generators, discriminators and solver."""
+
+    G: OptimizerSettings | None = None
+    """Both generators; none: Adam with constants that follow from `G_reg_interval` (StyleGAN2, appendix B)."""
+    D: OptimizerSettings | None = None
+    """Both discriminators; none: Adam with constants that follow from `D_reg_interval`."""
+    M: OptimizerSettings | None = None
+    """The solver; none: `train.optimizer`."""
+
+
+class Corrections(Settings):
+    """What we do otherwise than the published code; `published: true` sets the published form of every switch."""
+
+    teacher: Literal["previous", "current"] = "previous"
+    """Teacher of the distillation. `current` (published) is the student itself: no gradient at all."""
+    distil_on: Literal["replay", "all"] = "replay"
+    """Distil on replayed images, which the teacher knows, or on the site's own ones too."""
+    frozen: Literal["eval", "train"] = "eval"
+    """Mode of the frozen generators. `train` (published) moves their statistics with every replay."""
+    merge_buffers: bool = True
+    """The merge includes batch-norm statistics and w_avg, not parameters alone."""
+    conditioning: Literal["clean", "clipped", "raw"] = "clean"
+    """Label map that conditions a replayed image: quantised with the noise of training, clipped, or as generated."""
+    fake_label_noise: bool = True
+    """Generated label maps get the noise of real ones before a discriminator sees them."""
+    ada_image_only: bool = True
+    """Colour, filter and noise of the adaptive augmentation stay off the label channel."""
+    codes: Literal["batch", "bank"] = "batch"
+    """Fakes carry the site codes of the batch that they are compared with, or codes drawn from the current bank."""
+    crossover: Literal["uniform", "halves"] = "uniform"
+    """Style mixing splits the layers at a uniform point, or near the middle (binomially)."""
+    share_replay: bool = True
+    """Generators, discriminators and solver learn from the same replayed images of a batch."""
+    r1_on_label: bool = True
+    """R1 covers the label channel of the image discriminator's input too."""
+    third_stage_at_first_site: bool = False
+    """`num_stages: 3` enters its last stage at the first site too (published)."""
+
+
+PUBLISHED = Corrections(
+    teacher="current", distil_on="all", frozen="train", merge_buffers=False, conditioning="raw", fake_label_noise=False,
+    ada_image_only=False, codes="bank", crossover="halves", share_replay=False, r1_on_label=False,
+    third_stage_at_first_site=True,
+)  # fmt: skip
+
+
+class DoubleGanKwargs(Settings):
+    """The relay's networks: label generator, image generator, their discriminators and the solver."""
+
+    task: Literal["segmentation"] = "segmentation"
+    """What the solver does."""
+    optimizer_conf: OptimizerConf = OptimizerConf()
+    """Optimizers."""
+    img_resolution: int = Field(default=64, ge=8)
+    """Side of images and label maps in pixels, a power of two."""
+    img_channels: Literal[1, 3] = 3
+    """Channels of the image."""
+    label_num_classes: int = Field(default=3, ge=2)
+    """Classes, background included."""
+    z_img_dim: int = Field(default=128, ge=1)
+    """Latent of the image generator."""
+    z_label_dim: int = Field(default=64, ge=1)
+    """Latent of the label generator."""
+    c_img_dim: int = Field(default=32, ge=1)
+    """Site slots of the image networks: the most sites in a relay."""
+    c_label_dim: int = Field(default=32, ge=1)
+    """Site slots of the label networks."""
+    w_img_dim: int = Field(default=256, ge=1)
+    """Style of the image generator."""
+    w_label_dim: int = Field(default=64, ge=1)
+    """Style of the label generator."""
+    G_img_kwargs: GeneratorKwargs = GeneratorKwargs(mapping_kwargs=MappingKwargs(num_layers=4))
+    """Image generator."""
+    G_label_kwargs: GeneratorKwargs = GeneratorKwargs(
+        mapping_kwargs=MappingKwargs(num_layers=2), synthesis_kwargs=PyramidKwargs(channel_base=4096, channel_max=128)
+    )
+    """Label generator."""
+    D_img_kwargs: PyramidKwargs = PyramidKwargs()
+    """Image discriminator."""
+    D_label_kwargs: PyramidKwargs = PyramidKwargs(channel_base=4096, channel_max=128)
+    """Label discriminator."""
+    solver_name: Literal["U-Net"] = "U-Net"
+    """The solver."""
+    solver_kwargs: UNetKwargs = UNetKwargs(backbone="resnet18")
+    """Its settings."""
+    train_gan: bool = True
+    """Train generators and discriminators."""
+    train_solver: bool = True
+    """Train the solver."""
+    num_stages: Literal[1, 2, 3] = 2
+    """1: replay from the start. 2: half the budget on the site's own images, merge, half with replay. 3: as 2 in
+    thirds, and a last stage for the solver alone."""
+    weighted_merge: bool = True
+    """The merge weighs old and new by their numbers of images, otherwise equally."""
+    label_noise: float = Field(default=0.02, ge=0)
+    """Noise on label maps, as a factor of clip(N(0, 1), -3, 3)."""
+    style_mixing_prob: float = Field(default=0.8, ge=0, le=1)
+    """Probability that a generated sample mixes two styles."""
+    replay_w_truncation: float = Field(default=1.0, ge=0, le=1)
+    """Truncation psi of replayed samples."""
+    replay_keep_batch_size: bool = True
+    """Replay takes its place within batch_size; false: it comes on top."""
+    replay_data_ratio: Literal["half", "even"] = "half"
+    """As many replayed images as real ones, or as many for each previous site as for the current one."""
+    replay_c_select_mode: Literal["uniform", "frequency"] = "uniform"
+    """Previous sites are drawn alike, or in proportion to their numbers of images."""
+    replay_post_aug: bool = False
+    """Augment the replayed half as published, where `train.augment` is `none`; otherwise all is augmented alike."""
+    task_merge_replay: bool = False
+    """Add samples that mix the styles of two sites to the replay of the last stage."""
+    single_cid: bool = True
+    """The two styles of a mixed sample share a site."""
+    G_reg_interval: int = Field(default=4, ge=1)
+    """Generator steps between two path-length regularisations."""
+    D_reg_interval: int = Field(default=8, ge=1)
+    """Discriminator steps between two R1 regularisations."""
+    pl_weight: float = Field(default=2.0, ge=0)
+    """Weight of the path-length regularisation; 0 leaves it out."""
+    r1_gamma: float = Field(default=0.1, ge=0)
+    """Weight of R1; 0 leaves it out."""
+    solver_distil_weight: float = Field(default=0.5, ge=0)
+    """Weight of the distillation from the second site on."""
+    distil_tau: float = Field(default=2.0, gt=0)
+    """Temperature of the distillation."""
+    aug_conf_img: Pipe = "bgcfn"
+    """Adaptive augmentation of the image discriminator: blit, geometry, colour, filter, noise."""
+    aug_conf_label: Pipe = "bg"
+    """Adaptive augmentation of the label discriminator."""
+    ada_target_img: float = 0.6
+    """Mean sign of D(real) that the augmentation aims at."""
+    ada_target_label: float = 0.6
+    """The same for label maps."""
+    aug_p_range_img: tuple[float, float] = (0.0, 1.0)
+    """Bounds of the augmentation probability."""
+    aug_p_range_label: tuple[float, float] = (0.0, 1.0)
+    """The same for label maps."""
+    ada_interval: int = Field(default=4, ge=1)
+    """Batches between two adjustments."""
+    ada_kimg: float = Field(default=500.0, gt=0)
+    """Thousands of images in which the probability can go from 0 to 1."""
+    generator_ema_kimg: float = Field(default=0.5, ge=0)
+    """Half-life, in thousands of images, of the averaged generators that the next site replays from; 0 (published)
+    hands over the last ones."""
+    published: bool = False
+    """Repeat the published behaviour, faults included, for comparison."""
+    corrections: Corrections = Corrections()
+    """What is done otherwise than published, one switch each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_is_a_set_of_switches(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("published") is True:
+            given = data.get("corrections")
+            switches = PUBLISHED.model_dump() | (given if isinstance(given, dict) else {})
+            data = {"generator_ema_kimg": 0.0, **data, "corrections": switches}
+        return data
+
+    @model_validator(mode="after")
+    def _networks_fit_together(self) -> Self:
+        if self.img_resolution & (self.img_resolution - 1):
+            raise ValueError(f"img_resolution must be a power of two, not {self.img_resolution}")
+        solver = self.solver_kwargs
+        if solver.in_channels != self.img_channels or solver.num_classes != self.label_num_classes:
+            raise ValueError(
+                f"solver_kwargs has {solver.in_channels} channels and {solver.num_classes} classes, the generators "
+                f"have img_channels {self.img_channels} and label_num_classes {self.label_num_classes}"
+            )
+        return self
+
+    def adam(self, interval: int, weight: float, published_interval: int) -> OptimizerSettings:
+        """StyleGAN2's Adam for a network regularised every `interval` steps: lr and beta2 scaled by i / (i + 1)."""
+        if self.published:
+            interval = published_interval
+        ratio = interval / (interval + 1) if weight > 0 else 1.0
+        return OptimizerSettings(name="Adam", kwargs={"lr": 0.0025 * ratio, "betas": [0.0, 0.99**ratio]})
+
+    @property
+    def generator_optimizer(self) -> OptimizerSettings:
+        """Optimizer of both generators."""
+        return self.optimizer_conf.G or self.adam(self.G_reg_interval, self.pl_weight, 4)
+
+    @property
+    def discriminator_optimizer(self) -> OptimizerSettings:
+        """Optimizer of both discriminators; the published constants are those of an interval of 16."""
+        return self.optimizer_conf.D or self.adam(self.D_reg_interval, self.r1_gamma, 16)
+
+
+NOT_AVAILABLE_MODELS = (
+    "OWM-Net", *(f"resnet{n}" for n in (18, 34, 50, 101, 152, 20, 32, 44, 56, 110, 1202)),
+)  # fmt: skip
+"""Names of the published solver zoo that this version does not have."""
+MODEL_KWARGS: dict[str, type[Settings]] = {"doublegan": DoubleGanKwargs, "U-Net": UNetKwargs}

@@ -1,0 +1,197 @@
+"""The run file: YAML to settings, merged site by site, with errors that say where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from relay_core.config.explain import Source, explain, suggestion
+from relay_core.config.site import SiteSettings
+from relay_core.errors import RunFileError
+
+TOP_KEYS = ("extends", "common", "all_tasks_datasets", "current_tasks")
+MAX_BYTES = 1 << 20
+
+
+def recipes() -> dict[str, Path]:
+    """The run files that come with the package, by name."""
+    folder = Path(str(resources.files("relay_core.config") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`base` overridden by `over`, key by key; anything but two mappings is replaced."""
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
+    return over
+
+
+@dataclass
+class RunFile:
+    """A run: its sites in order, and what the file says about each."""
+
+    path: Path
+    raw: dict[str, Any]
+    sources: list[Source] = field(repr=False)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task_ids(self) -> list[int]:
+        """The sites to train, in order."""
+        return list(self.raw["current_tasks"]["task_ids"])
+
+    @property
+    def all_ids(self) -> list[int]:
+        """The sites whose test sets the file names."""
+        return [entry["kwargs"]["task_id"] for entry in self.raw["all_tasks_datasets"]]
+
+    def site(self, task_id: int) -> SiteSettings:
+        """The settings of one site.
+
+        Raises:
+            RunFileError: the merged settings are not valid; the message names file, line and key.
+        """
+        merged = self._merged(task_id)
+        try:
+            return SiteSettings.model_validate(merged)
+        except ValidationError as error:
+            paths = self._paths(task_id)
+            raise RunFileError(explain(error, merged, SiteSettings, self.sources, paths)) from None
+
+    def sites(self) -> list[SiteSettings]:
+        """The settings of the sites to train, in order."""
+        return [self.site(i) for i in self.task_ids]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the sites share: no paths, no machine's own settings."""
+        shared = []
+        for site in self.sites():
+            plain = site.model_dump(mode="json", exclude={"num_workers", "root_path", "checkpoint"})
+            for key in ("img_folder", "root_path"):
+                plain["dataset"]["kwargs"].pop(key, None)
+            shared.append(plain)
+        return hashlib.sha256(json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def _merged(self, task_id: int) -> dict[str, Any]:
+        entry = next((e for e in self.raw["all_tasks_datasets"] if e["kwargs"]["task_id"] == task_id), None)
+        if entry is None:
+            known = ", ".join(map(str, self.all_ids))
+            raise RunFileError(f"{self.path}: there is no site {task_id} in all_tasks_datasets (it has {known})")
+        merged = merge(self.raw["common"], {"dataset": entry})
+        merged = merge(merged, (self.raw["current_tasks"].get("task_confs") or {}).get(task_id) or {})
+        return merge(merged, self.overrides)
+
+    def _paths(self, task_id: int) -> list[tuple[tuple[str | int, ...], int]]:
+        """Where the file may say a thing about a site, most specific first: (prefix, keys of the location to drop)."""
+        index = self.all_ids.index(task_id)
+        return [
+            (("current_tasks", "task_confs", task_id), 0),
+            (("all_tasks_datasets", index), 1),
+            (("common",), 0),
+        ]
+
+
+def load_run(name: str | Path, overrides: Sequence[str] = ()) -> RunFile:
+    """Read a run file, or a recipe of the package by its name.
+
+    Args:
+        name: path of a YAML file, or the name of a recipe.
+        overrides: `key.path=value` lines that win over the file at every site; values are YAML.
+
+    Raises:
+        RunFileError: not readable, not YAML, an unknown key, a wrong type; the message names file, line and key.
+    """
+    path = Path(name)
+    if not path.is_file() and str(name) in recipes():
+        path = recipes()[str(name)]
+    raw, sources = _read(path, ())
+    run = RunFile(path, raw, sources, _parse_overrides(overrides))
+    _check_structure(run)
+    for task_id in run.task_ids:
+        run.site(task_id)
+    return run
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list[Source]]:
+    """The mapping in a file, laid over the one that it extends; and the sources, most specific first."""
+    if path in seen:
+        raise RunFileError(f"{path}: extends itself")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RunFileError(f"{path}: a run file of more than {MAX_BYTES} bytes is not read")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunFileError(
+            f"{path}: no such run file{suggestion(str(path), recipes())}; recipes: {', '.join(recipes())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(f"{path}: cannot be read: {error}") from None
+    try:
+        raw = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RunFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RunFileError(f"{path}: a run file is a mapping with the keys {', '.join(TOP_KEYS)}")
+    source = Source(path, node)
+    for key in raw:
+        if key not in TOP_KEYS:
+            raise RunFileError(f"{source.where((key,))}: unknown key {key!r}{suggestion(str(key), TOP_KEYS)}")
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw, [source]
+    base_path = recipes().get(str(base), path.parent / str(base))
+    base_raw, base_sources = _read(base_path, (*seen, path))
+    return merge(base_raw, raw), [source, *base_sources]
+
+
+def _parse_overrides(lines: Sequence[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for line in lines:
+        key, sign, value = line.partition("=")
+        if not sign or not key:
+            raise RunFileError(f"--set {line}: write key.path=value, e.g. train.batch_size=8")
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        result = merge(result, nested)
+    return result
+
+
+def _check_structure(run: RunFile) -> None:
+    """The outline that merging relies on."""
+    raw, where = run.raw, run.sources[0].where
+    for key, kind in (("common", dict), ("all_tasks_datasets", list), ("current_tasks", dict)):
+        if not isinstance(raw.get(key), kind):
+            word = {dict: "a mapping", list: "a list"}[kind]
+            raise RunFileError(f"{where((key,))}: {key} is missing or not {word}")
+    for i, entry in enumerate(raw["all_tasks_datasets"]):
+        kwargs = entry.get("kwargs") if isinstance(entry, dict) else None
+        if not isinstance(kwargs, dict) or not isinstance(kwargs.get("task_id"), int):
+            spot = where(("all_tasks_datasets", i))
+            raise RunFileError(f"{spot}: each entry of all_tasks_datasets is {{kwargs: {{task_id: 1, ...}}}}")
+    if len(set(run.all_ids)) != len(run.all_ids):
+        raise RunFileError(f"{where(('all_tasks_datasets',))}: a task_id stands twice in all_tasks_datasets")
+    tasks = raw["current_tasks"]
+    for key in tasks:
+        if key not in ("task_ids", "task_confs"):
+            spot = where(("current_tasks", key))
+            raise RunFileError(f"{spot}: unknown key {key!r}{suggestion(str(key), ('task_ids', 'task_confs'))}")
+    ids = tasks.get("task_ids")
+    if not isinstance(ids, list) or not ids or not all(isinstance(i, int) for i in ids) or len(set(ids)) < len(ids):
+        raise RunFileError(f"{where(('current_tasks', 'task_ids'))}: task_ids is the list of site numbers to train")
+    confs = tasks.get("task_confs") or {}
+    if not isinstance(confs, dict):
+        raise RunFileError(f"{where(('current_tasks', 'task_confs'))}: task_confs maps a task_id to its settings")
+    for key in confs:
+        if key not in run.all_ids:
+            raise RunFileError(f"{where(('current_tasks', 'task_confs', key))}: there is no site {key!r}")

@@ -1,0 +1,166 @@
+"""Settings of the training itself: budget, batch, loss, optimizer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from relay_core.config.base import Settings
+
+LossName = Literal["cross_entropy", "dice", "dice_ce", "explog"]
+Augmentation = Literal["none", "standard", "published"]
+
+
+class ExpLogKwargs(Settings):
+    """Settings of the exponential logarithmic loss."""
+
+    gamma: float = Field(default=0.3, gt=0)
+    """Exponent of the Dice term."""
+    weight: list[float] | None = None
+    """Cross entropy weight of each class."""
+    dice_weight: float = 0.8
+    """Factor of the Dice term."""
+    ce_weight: float = 0.2
+    """Factor of the cross entropy term."""
+    ceiling: float = Field(default=1 - 1e-4, gt=0, le=1)
+    """Dice is clamped here, where the gradient of the Dice term would grow without bound; 1: the published form."""
+
+
+class CrossEntropyKwargs(Settings):
+    """Settings of the cross entropy."""
+
+    weight: list[float] | None = None
+    """Weight of each class."""
+
+
+class DiceKwargs(Settings):
+    """Settings of the soft Dice loss."""
+
+    background: bool = False
+    """Count the background class too."""
+    smooth: float = Field(default=1.0, ge=0)
+    """Added to numerator and denominator."""
+
+
+class DiceCeKwargs(Settings):
+    """Settings of soft Dice plus cross entropy."""
+
+    weight: list[float] | None = None
+    """Cross entropy weight of each class."""
+    background: bool = False
+    """Count the background class in the Dice term too."""
+
+
+LOSS_KWARGS: dict[str, type[Settings]] = {
+    "cross_entropy": CrossEntropyKwargs,
+    "dice": DiceKwargs,
+    "dice_ce": DiceCeKwargs,
+    "explog": ExpLogKwargs,
+}
+
+
+class LossSettings(Settings):
+    """The solver's loss."""
+
+    name: LossName = "explog"
+    """cross_entropy, dice, dice_ce or explog."""
+    kwargs: dict[str, Any] = {}
+    """Settings of the loss."""
+
+    @model_validator(mode="after")
+    def _known_kwargs(self) -> Self:
+        LOSS_KWARGS[self.name].model_validate(self.kwargs)
+        return self
+
+
+class SchedulerSettings(Settings):
+    """How the learning rate changes over a site's budget."""
+
+    name: Literal["constant", "cosine", "linear"] = "constant"
+    """constant; cosine: half a cosine down to `final`; linear: a line down to `final`."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Last learning rate, as a share of the first."""
+
+    def factor(self, progress: float) -> float:
+        """Factor on the learning rate at `progress` (0..1) of the site's budget."""
+        from math import cos, pi
+
+        falling = {"constant": 1.0, "cosine": (1 + cos(pi * progress)) / 2, "linear": 1 - progress}[self.name]
+        return self.final + (1 - self.final) * falling
+
+
+class OptimizerSettings(Settings):
+    """An optimizer of torch.optim and its arguments."""
+
+    name: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    """Class name in torch.optim."""
+    kwargs: dict[str, Any] = {"lr": 0.001}
+    """Its arguments: lr, betas, weight_decay, momentum, ..."""
+    lr_scheduler: SchedulerSettings = SchedulerSettings()
+    """Course of the learning rate."""
+
+
+class TrainSettings(Settings):
+    """Budget and conditions of one site's training."""
+
+    num_mimgs: float | None = Field(default=None, gt=0)
+    """Budget in millions of images shown."""
+    num_epochs: int | None = Field(default=None, ge=1)
+    """Budget in passes over the site's training images; give this or `num_mimgs`."""
+    solver_num_mimgs: float | None = Field(default=None, gt=0)
+    """Budget of the solver alone, in millions of images; none: the whole budget."""
+    batch_size: int = Field(default=16, ge=2)
+    """Images a step over all processes, replayed ones included."""
+    precision: Literal["32", "16", "bf16"] = "32"
+    """Bits of the training's arithmetic on a GPU; a CPU computes in 32, or bf16 where asked."""
+    loss: LossSettings = LossSettings()
+    """Loss of the solver."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Optimizer of the solver, unless the model has its own (`optimizer_conf.M`)."""
+    augment: Augmentation = "published"
+    """What the solver sees is augmented: real and replayed images alike, whatever the strategy. `published` holds colour
+    inversion, hue, blur, noise and geometry; `standard` leaves out inversion and black corners."""
+    joint_training: bool = False
+    """Train on all sites' images in one place: the upper reference, possible on one machine only."""
+    gradient_clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the solver's gradient."""
+    accumulate_grad_batches: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up before an optimizer moves."""
+    check_val_every_n_epoch: int | None = Field(default=None, ge=1)
+    """Evaluate on the site's own test images every so many epochs; none: at the end only."""
+    log_every_n_steps: int = Field(default=20, ge=1)
+    """Steps between two events of losses."""
+    sample_every_n_steps: int | None = Field(default=None, ge=1)
+    """Steps between two grids of generated samples; none: at the end only."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Seconds between two checkpoints: the most that a crash can cost."""
+    sync_batchnorm: bool = False
+    """Compute batch-norm statistics over all GPUs."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _precision_as_text(cls, value: object) -> object:
+        if value in (64, "64"):
+            raise ValueError("64-bit training is not available; use 32, 16 or bf16")
+        return str(value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.num_mimgs is None) == (self.num_epochs is None):
+            raise ValueError("give either num_mimgs (millions of images) or num_epochs, and not both")
+        return self
+
+    def steps(self, images: int) -> int:
+        """Steps of the whole budget at a site with `images` training images."""
+        if self.num_mimgs is not None:
+            return max(1, round(self.num_mimgs * 1e6 / self.batch_size))
+        assert self.num_epochs is not None
+        return max(1, -(-images * self.num_epochs // self.batch_size))
+
+    def solver_steps(self, images: int) -> int:
+        """Steps in which the solver learns."""
+        everything = self.steps(images)
+        return everything if self.solver_num_mimgs is None else min(
+            everything, round(self.solver_num_mimgs * 1e6 / self.batch_size)
+        )  # fmt: skip

@@ -1,0 +1,19 @@
+"""Labelled images of a site: readers, layouts, checks, phantoms."""
+
+from relay_core.data.phantom import make_phantoms
+from relay_core.data.preflight import PreflightReport, load_site, preflight
+from relay_core.data.readers import read_image, read_mask, write_mask, write_volume
+from relay_core.data.site import Original, SiteData
+
+__all__ = [
+    "Original",
+    "PreflightReport",
+    "SiteData",
+    "load_site",
+    "make_phantoms",
+    "preflight",
+    "read_image",
+    "read_mask",
+    "write_mask",
+    "write_volume",
+]

@@ -1,0 +1,167 @@
+"""Check a site's data, and load it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relay_core.config.datasets import CommonDatasetKwargs, FolderKwargs, dataset_class
+from relay_core.data import site
+from relay_core.data.folder import FolderLayout
+from relay_core.data.fundus import FundusLayout
+from relay_core.data.pairs import SPLITS, Layout, Listing, Split, data_error, relative
+from relay_core.data.site import Decoder, Sample, SiteData, to_unit
+from relay_core.errors import DataError, Problem
+
+_LAYOUTS: dict[str, Layout] = {"fundus": FundusLayout(), "folder": FolderLayout()}
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What a site's data consists of. Per split: `train`, and `test` where there is one."""
+
+    name: str
+    """The data set's name in the run file."""
+    folder: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    """Split -> pairs."""
+    class_shares: dict[str, list[float]] = field(default_factory=dict)
+    """Split -> share of the pixels that each class id has, before resizing; sums to 1."""
+    subjects: dict[str, int] = field(default_factory=dict)
+    """Split -> patients."""
+    sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(height, width) in pixels -> images of that size, both splits."""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of a train file and a test file with the same pixels; tested on these, a model looks better than it is."""
+
+
+def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> PreflightReport:
+    """Check all files of both splits of a site.
+
+    Args:
+        name: the data set's name, a key of `DATASETS`.
+        kwargs: its settings, of that name's class.
+        folder: the site's folder.
+
+    Raises:
+        DataError: something is missing or wrong; `problems` names every bad file.
+        NotAvailableYet: a data set that this version cannot read.
+        RunFileError: no such data set.
+    """
+    layout = _layout(name, kwargs)
+    splits = [s for s in SPLITS if s == "train" or _has_test(layout, kwargs, folder)]
+    listings = {split: _list(layout, kwargs, folder, split) for split in splits}
+    report = PreflightReport(name, folder)
+    problems = [problem for listing in listings.values() for problem in listing.problems]
+    digests: dict[str, dict[str, str]] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    for split, listing in listings.items():
+        pixels = np.zeros(kwargs.num_classes, dtype=np.int64)
+        digests[split] = {}
+        for pair, sample in zip(listing.pairs, Decoder(layout, kwargs, folder, None).each(listing.pairs), strict=True):
+            if isinstance(sample, DataError):
+                problems += sample.problems
+                continue
+            pixels += sample.class_pixels
+            sizes[sample.original.height, sample.original.width] += 1
+            digests[split].setdefault(sample.digest, relative(pair.image, folder))
+        report.counts[split] = len(listing.pairs)
+        report.subjects[split] = len({pair.subject for pair in listing.pairs})
+        report.class_shares[split] = (pixels / max(int(pixels.sum()), 1)).tolist()
+    _raise_if_bad(folder, problems)
+    report.sizes.update(sorted(sizes.items()))
+    test = digests.get("test", {})
+    report.duplicates.extend((file, test[digest]) for digest, file in digests["train"].items() if digest in test)
+    return report
+
+
+def load_site(name: str, kwargs: CommonDatasetKwargs, *, folder: Path, split: Split, resolution: int) -> SiteData:
+    """Check and load one split of a site, decoding each file once.
+
+    Args:
+        name: the data set's name, a key of `DATASETS`.
+        kwargs: its settings, of that name's class; `img_size` goes before `resolution`.
+        folder: the site's folder.
+        split: `train` or `test`.
+        resolution: the model's side in pixels.
+
+    Raises:
+        DataError: something is missing or wrong; `problems` names every bad file.
+        NotAvailableYet: a data set that this version cannot read.
+        RunFileError: no such data set.
+    """
+    layout = _layout(name, kwargs)
+    listing = _list(layout, kwargs, folder, split)
+    decoder = Decoder(layout, kwargs, folder, kwargs.img_size or resolution)
+    problems, kept, originals = list(listing.problems), _Store(len(listing.pairs)), []
+    for sample in decoder.each(listing.pairs):
+        if isinstance(sample, DataError):
+            problems += sample.problems
+            continue
+        originals.append(sample.original)
+        kept.add(sample)
+    _raise_if_bad(folder, problems)
+    return SiteData(decoder, listing.pairs, originals, split, kept.tensors())
+
+
+class _Store:
+    """Keeps samples while the whole split fits into memory."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        self._bytes = 0
+        self._samples: list[tuple[Tensor, Tensor]] | None = []
+
+    def add(self, sample: Sample) -> None:
+        if self._samples is None:
+            return
+        self._bytes = max(self._bytes, sample.image.nbytes + sample.label.nbytes)
+        if self._bytes * self._expected > site.IN_MEMORY_BYTES:
+            self._samples = None
+            return
+        self._samples.append((sample.image, sample.label))
+
+    def tensors(self) -> tuple[Tensor, Tensor] | None:
+        if self._samples is None:
+            return None
+        images = [image for image, _ in self._samples]
+        if any(image.dtype != torch.uint8 for image in images):
+            images = [to_unit(image) for image in images]
+        return torch.stack(images), torch.stack([label for _, label in self._samples])
+
+
+def _layout(name: str, kwargs: CommonDatasetKwargs) -> Layout:
+    wanted = dataset_class(name)
+    if not isinstance(kwargs, wanted):
+        raise TypeError(f"data set {name!r} takes {wanted.__name__}, got {type(kwargs).__name__}")
+    return _LAYOUTS[name]
+
+
+def _has_test(layout: Layout, kwargs: CommonDatasetKwargs, folder: Path) -> bool:
+    """A folder whose test_share is 0 has no test images, on purpose, unless a file or a folder names them."""
+    if not isinstance(kwargs, FolderKwargs) or kwargs.test_share > 0 or kwargs.split_file is not None:
+        return True
+    return not (folder / kwargs.image_dir).is_dir()
+
+
+def _list(layout: Layout, kwargs: CommonDatasetKwargs, folder: Path, split: Split) -> Listing:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        state = "is empty" if folder.is_dir() else "is not there"
+        raise DataError(f"the site's folder {folder} {state}; expected in it: {layout.expected}")
+    listing = layout.list_pairs(folder, kwargs, split)
+    if not listing.pairs and not listing.problems:
+        why = "; test_share is 0" if split == "test" and not _has_test(layout, kwargs, folder) else ""
+        raise DataError(f"{folder} has no {split} images{why}; expected in it: {layout.expected}")
+    return listing
+
+
+def _raise_if_bad(folder: Path, problems: Sequence[Problem]) -> None:
+    if problems:
+        count = len(set(problems))
+        raise data_error(f"{folder.name} cannot be used: {count} problem{'s' if count > 1 else ''}", problems)

@@ -1,0 +1,231 @@
+"""The labelled images of one split of one site, ready for a network.
+
+Shapes: B batch, C channels, R side in pixels after resizing, H and W height and width in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from relay_core.config.datasets import CommonDatasetKwargs
+from relay_core.data.pairs import Layout, Pair, Split, relative
+from relay_core.data.readers import Spacing, read_image, read_mask
+from relay_core.errors import DataError, Problem
+
+IN_MEMORY_BYTES = 2 * 1024**3
+"""A split up to this size after resizing is kept in memory; a larger one is decoded batch by batch."""
+
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a file was before resizing: needed to write a prediction back."""
+
+    image: Path
+    mask: Path
+    height: int
+    width: int
+    spacing: Spacing | None
+    """mm of one original pixel, row then column."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded pair."""
+
+    image: Tensor
+    """(C, R, R), uint8 0..255 or float32 0..1."""
+    label: Tensor
+    """(R, R), uint8 class ids."""
+    original: Original
+    class_pixels: npt.NDArray[np.int64]
+    """Pixels of each class before resizing."""
+    digest: str
+    """Of the decoded image before resizing."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes, checks and resizes pairs of one site."""
+
+    layout: Layout
+    kwargs: CommonDatasetKwargs
+    folder: Path
+    size: int | None
+    """Side R in pixels; None only checks: the samples' images and labels are empty."""
+
+    def __call__(self, pair: Pair) -> Sample:
+        """Decode a pair.
+
+        Raises:
+            DataError: with one problem for each thing that is wrong with either file.
+        """
+        problems: list[Problem] = []
+        image = self._try(lambda: read_image(pair.image, self.kwargs.img_channels), pair.image, problems)
+        values = self._try(lambda: read_mask(pair.mask), pair.mask, problems)
+        ids = None if values is None else self._try(lambda: self._class_ids(values, pair.mask), pair.mask, problems)
+        if image is not None and values is not None and image[0].shape[1:] != values.shape:
+            (ih, iw), (mh, mw) = image[0].shape[1:], values.shape
+            message = f"is {mw}x{mh} pixels (width x height), its image is {iw}x{ih}"
+            problems.append(Problem(relative(pair.mask, self.folder), message))
+        if problems or image is None or ids is None:
+            raise DataError("a pair cannot be used", problems)
+        pixels, spacing = image
+        original = Original(pair.image, pair.mask, ids.shape[0], ids.shape[1], spacing)
+        counts = np.bincount(ids.ravel(), minlength=self.kwargs.num_classes)
+        digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
+        return Sample(resize_image(pixels, self.size), resize_mask(ids, self.size), original, counts, digest)
+
+    def each(self, pairs: Sequence[Pair]) -> Iterator[Sample | DataError]:
+        """Decode pairs on a few threads, in order; a pair that cannot be used gives its error."""
+
+        def attempt(pair: Pair) -> Sample | DataError:
+            try:
+                return self(pair)
+            except DataError as error:
+                return error
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(pairs), 64):  # a window, so that few results wait in memory
+                yield from pool.map(attempt, pairs[start : start + 64])
+
+    def _try(self, read: Any, path: Path, problems: list[Problem]) -> Any:
+        try:
+            return read()
+        except DataError as error:
+            problems += [Problem(relative(path, self.folder), p.message) for p in error.problems]
+            return None
+
+    def _class_ids(self, values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
+        small = values.dtype in (np.uint8, np.uint16)
+        present = np.flatnonzero(np.bincount(values.ravel())) if small else np.unique(values)
+        found = [int(v) for v in present]
+        classes = [self.layout.class_of(v, self.kwargs) for v in found]
+        unknown = [v for v, c in zip(found, classes, strict=True) if c is None or c >= self.kwargs.num_classes]
+        if unknown:
+            shown = ", ".join(map(str, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+            hint = self.layout.hint(unknown, found, self.kwargs)
+            message = f"has unknown mask value{'s' if len(unknown) > 1 else ''} {shown}; {hint}"
+            raise DataError("a mask cannot be used", [Problem(path.name, message)])
+        table = np.array(classes, dtype=np.uint8)
+        return table[np.searchsorted(present, values)]
+
+
+class SiteData:
+    """Labelled images of one split of one site; made by `load_site`.
+
+    In memory where `samples` are given, else decoded for every batch: both give the same values.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pairs: Sequence[Pair],
+        originals: Sequence[Original],
+        split: Split,
+        samples: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        kwargs, size = decoder.kwargs, decoder.size
+        assert size is not None
+        self.site: str = kwargs.task_name or decoder.folder.name
+        self.split: Split = split
+        self.num_classes: int = kwargs.num_classes
+        self.replicas: int = kwargs.num_replica
+        """How often an epoch shows each image; `len` and `batch` know each image once."""
+        self.size: int = size
+        """Side R of images and labels in pixels."""
+        self.names: list[str] = [pair.name for pair in pairs]
+        """File stems, sorted."""
+        self.subjects: list[str] = [pair.subject for pair in pairs]
+        self.originals: list[Original] = list(originals)
+        self.spacing: list[Spacing | None] = [_resized_spacing(original, size) for original in originals]
+        """mm of one RESIZED pixel, row then column; None where the file does not tell."""
+        self._decoder, self._pairs, self._samples = decoder, list(pairs), samples
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded images are kept."""
+        return self._samples is not None
+
+    def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels on the CPU.
+
+        Args:
+            index: B positions, 0 to len - 1.
+
+        Shape:
+            images (B, C, R, R) float32 in `out_range`; labels (B, R, R) int64.
+
+        Raises:
+            IndexError: a position outside the data.
+            DataError: a file changed since it was checked (only where the split is not in memory).
+        """
+        where = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
+        if len(where) and (int(where.min()) < 0 or int(where.max()) >= len(self)):
+            raise IndexError(f"positions go from 0 to {len(self) - 1}")
+        images, labels = self._decode(where.tolist()) if self._samples is None else _take(self._samples, where)
+        low, high = self._decoder.kwargs.out_range
+        return images.mul_(high - low).add_(low), labels
+
+    def _decode(self, where: list[int]) -> tuple[Tensor, Tensor]:
+        channels = self._decoder.kwargs.img_channels
+        images = torch.empty(len(where), channels, self.size, self.size)
+        labels = torch.empty(len(where), self.size, self.size, dtype=torch.long)
+        for row, sample in enumerate(self._decoder.each([self._pairs[i] for i in where])):
+            if isinstance(sample, DataError):
+                raise sample
+            images[row], labels[row] = to_unit(sample.image), sample.label
+        return images, labels
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """Return a fresh float32 copy in 0..1 of a uint8 or float32 image."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image.clone()
+
+
+def resize_image(pixels: npt.NDArray[Any], size: int | None) -> Tensor:
+    """Resize (C, H, W) to (C, size, size), bilinear with antialiasing; uint8 is rounded to uint8 again."""
+    if size is None:
+        return torch.empty(0)
+    image = torch.from_numpy(np.array(pixels))
+    if image.shape[1:] == (size, size):
+        return image
+    out = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    return out.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else out.clamp_(0, 1)
+
+
+def resize_mask(ids: npt.NDArray[np.uint8], size: int | None) -> Tensor:
+    """Resize (H, W) to (size, size) by the nearest pixel centre."""
+    if size is None:
+        return torch.empty(0)
+    mask = torch.from_numpy(ids)
+    if mask.shape == (size, size):
+        return mask
+    return F.interpolate(mask[None, None], (size, size), mode="nearest-exact")[0, 0]
+
+
+def _take(samples: tuple[Tensor, Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+    images, labels = samples
+    return to_unit(images[where]), labels[where].long()
+
+
+def _resized_spacing(original: Original, size: int) -> Spacing | None:
+    if original.spacing is None:
+        return None
+    return original.spacing[0] * original.height / size, original.spacing[1] * original.width / size

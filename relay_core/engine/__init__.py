@@ -1,0 +1,19 @@
+"""Training and evaluation: the loop, checkpoints, devices; events out, a stop request in."""
+
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.device import choose_device, processes
+from relay_core.engine.evaluate import evaluate, load_solver
+from relay_core.engine.play import Play, generated_rows
+from relay_core.engine.train import Site, train_site
+
+__all__ = [
+    "Checkpoint",
+    "Play",
+    "Site",
+    "choose_device",
+    "evaluate",
+    "generated_rows",
+    "load_solver",
+    "processes",
+    "train_site",
+]

@@ -1,0 +1,50 @@
+"""The device to train on, and the processes to share it with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from relay_core.errors import DeviceError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is the GPU where there is one, otherwise the CPU; under torchrun each process has its own GPU.
+
+    Raises:
+        DeviceError: the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(f"--device {name}: this machine has no usable CUDA GPU; use --device cpu or auto")
+        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise DeviceError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return device
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Join the process group that torchrun describes; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,85 @@
+"""The solver on a test set: scores, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relay_core.config import SiteSettings
+from relay_core.data import SiteData
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.errors import CheckpointError
+from relay_core.metrics import SegmentationScores
+from relay_core.models.factory import make_solver
+
+BATCH = 32
+METRICS = ("dice_per_sample", "dice", "hd95", "accuracy")
+"""The scores that a site x test-set matrix is made of."""
+
+
+@torch.no_grad()
+def predict_ids(solver: nn.Module, data: SiteData, device: torch.device) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batches of (positions, predicted ids (B, R, R), true ids (B, R, R)) over a whole set, on the CPU."""
+    training = solver.training
+    solver.eval()
+    try:
+        for start in range(0, len(data), BATCH):
+            index = list(range(start, min(start + BATCH, len(data))))
+            images, labels = data.batch(index)
+            yield index, solver(images.to(device)).argmax(dim=1).cpu(), labels
+    finally:
+        solver.train(training)
+
+
+def evaluate(solver: nn.Module, data: SiteData, device: torch.device) -> dict[str, Any]:
+    """The scores of METHOD section 4 on one test set (see `SegmentationScores.compute`)."""
+    scores = SegmentationScores(data.num_classes)
+    for index, predicted, labels in predict_ids(solver, data, device):
+        scores.update(predicted, labels, [data.subjects[i] for i in index], [data.spacing[i] for i in index])
+    return scores.compute()
+
+
+def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module, SiteSettings]:
+    """The solver in a checkpoint, in eval mode, and the settings it was trained with.
+
+    Raises:
+        CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
+    """
+    try:
+        settings = SiteSettings.model_validate(checkpoint.meta["settings"])
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: its settings are not valid in this version: {error}") from None
+    unpretrained = settings.solver.model_copy(update={"pretrain": False})
+    solver = make_solver(unpretrained)
+    try:
+        solver.load_state_dict(checkpoint.network("solver"))
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path}: the solver does not fit its settings: {error}") from None
+    return solver.to(device).eval(), settings
+
+
+def prediction_rows(
+    solver: nn.Module, tests: dict[str, SiteData], device: torch.device, count: int = 6
+) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+    """The first images of each test set with their labels and predictions, for a picture."""
+    rows = []
+    for name, data in tests.items():
+        images, labels = data.batch(range(min(count, len(data))))
+        with torch.no_grad():
+            predicted = solver(images.to(device)).argmax(dim=1).cpu()
+        low, high = images.min(), images.max()
+        images = images if low >= -1 and high <= 1 else (images - low) / (high - low) * 2 - 1
+        rows.append((name, images, labels, predicted))
+    return rows
+
+
+def write_picture(rows: Sequence[tuple[str, Tensor, Tensor, Tensor | None]], path: Path, num_classes: int) -> None:
+    """Write a grid of images, labels and predictions as PNG."""
+    from relay_core.metrics.figures import sample_grid
+
+    side = rows[0][1].shape[-1]
+    sample_grid(rows, path, num_classes, scale=max(1, round(96 / side)))

@@ -1,0 +1,225 @@
+"""A run: its sites one after the other, each handing its checkpoint to the next, and what the solver knows after each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from relay_core import distributed, events
+from relay_core.config import RunFile, SiteSettings
+from relay_core.data import SiteData, load_site
+from relay_core.engine import checkpoint
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_picture
+from relay_core.engine.stream import Images, Joined
+from relay_core.engine.train import Site, train_site
+from relay_core.errors import DataError, Problem, RunFileError
+from relay_core.events import Emit, Stop
+from relay_core.metrics import ScoreMatrix
+from relay_core.metrics.matrix import write_atomically
+from relay_core.strategies import make_strategy
+
+
+@dataclass
+class Play:
+    """One run on one machine: all its sites, or the one that this machine belongs to.
+
+    Args:
+        run: the run file.
+        out: folder for everything that is written.
+        data_root: folder that the sites' image folders lie in; None takes the run file's `root_path`.
+        device: to train on.
+        only: train this site alone, from the checkpoint that its settings name.
+        resume: go on where an earlier call stopped.
+        emit: receives the events.
+        stop: asked after every step.
+    """
+
+    run: RunFile
+    out: Path
+    data_root: Path | None
+    device: torch.device
+    only: int | None = None
+    resume: bool = False
+    emit: Emit = events.ignore
+    stop: Stop = events.never
+    tests: dict[str, SiteData] = field(default_factory=dict, init=False)
+
+    def __call__(self) -> dict[str, ScoreMatrix]:
+        """Train and evaluate; return the site x test-set matrix of each metric.
+
+        Raises:
+            RelayError: one of its kinds, see `relay_core.errors`.
+        """
+        sites = [self.run.site(i) for i in ([self.only] if self.only else self.run.task_ids)]
+        for settings in sites:
+            settings.require_available()
+        if len({s.mode for s in sites}) > 1:
+            raise RunFileError("the sites of one run on one machine need the same strategy")
+        images = self._load_images(sites)
+        if distributed.rank() == 0:
+            self._write_run_file()
+        rows: dict[str, dict[str, Any]] = {}
+        if sites[0].mode == "joint":
+            rows["joint"] = self._train(_joint_settings(sites, images), Joined([images[s.name] for s in sites]), None)
+        else:
+            previous: Checkpoint | None = None
+            for settings in sites:
+                base = self._base(settings, previous)
+                if base is None and settings.mode != "local" and not rows:
+                    self._score_untrained(settings)
+                rows[settings.name] = self._train(settings, images[settings.name], base)
+                previous = checkpoint.find(self.out / settings.folder_name, lambda _: None)
+                self._write_matrices(rows, settings.mode != "local")
+        return self._write_matrices(rows, sites[0].mode in ("relay", "sequential"))
+
+    def _load_images(self, sites: list[SiteSettings]) -> dict[str, SiteData]:
+        """Decode the training sets of `sites`, and every test set that this machine has; report all faults together."""
+        train: dict[str, SiteData] = {}
+        faults: list[DataError] = []
+        wanted = {s.task_id for s in sites}
+        for settings in (self.run.site(i) for i in self.run.all_ids):
+            folder = settings.data_folder(self.data_root, self.run.path.parent if self.run.path.is_file() else Path())
+            if settings.task_id not in wanted and not folder.is_dir():
+                continue
+            for split in ("train", "test"):
+                if split == "train" and settings.task_id not in wanted:
+                    continue
+                try:
+                    data = load_site(
+                        settings.dataset.name, settings.data, folder=folder, split=split, resolution=settings.resolution
+                    )
+                    (train if split == "train" else self.tests)[settings.name] = data
+                except DataError as error:
+                    faults.append(error)
+        if len(faults) == 1:
+            raise faults[0]
+        if faults:
+            problems: list[Problem] = [problem for fault in faults for problem in fault.problems]
+            heads = [str(fault).splitlines()[0] for fault in faults]
+            raise DataError("\n".join(heads), problems)
+        return train
+
+    def _base(self, settings: SiteSettings, previous: Checkpoint | None) -> Checkpoint | None:
+        """What a site starts from: as its settings say, else the site before."""
+        if settings.mode == "local":
+            return None
+        if "load" not in settings.checkpoint.model_fields_set:
+            return previous
+        if settings.checkpoint.load is None:
+            return None
+        return checkpoint.find(self.out / settings.checkpoint.load, self._warn(settings))
+
+    def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:
+        """Train one site, score its solver on every test set, draw pictures; return the scores by test site."""
+        folder = self.out / settings.folder_name
+        site = Site(settings, images, folder, self.device, self.run.digest, self.emit, self.stop)
+        resume = self.resume or bool(settings.checkpoint.resume)
+        last = train_site(site, base, resume)
+        row: dict[str, Any] = {}
+        if distributed.rank() == 0:
+            row = self._scores(settings, last, folder)
+        if distributed.world() > 1:
+            dist.barrier()
+        return row
+
+    def _scores(self, settings: SiteSettings, last: Checkpoint, folder: Path) -> dict[str, Any]:
+        path = folder / "scores.json"
+        if path.is_file():
+            saved = json.loads(path.read_text())
+            if saved["checkpoint"] == last.digest and list(saved["scores"]) == list(self.tests):
+                return cast(dict[str, Any], saved["scores"])
+        solver, _ = load_solver(last, self.device)
+        row = {}
+        for name, data in self.tests.items():
+            row[name] = evaluate(solver, data, self.device)
+            brief = {metric: row[name][metric] for metric in METRICS}
+            self.emit(events.Scores(settings.name, name, int(last.meta["step"]), brief))
+        classes = settings.data.num_classes
+        self._picture(settings, folder / "predictions.png", prediction_rows(solver, self.tests, self.device), classes)
+        self._draw_samples(settings, last, folder / "samples.png")
+        write_atomically(path, json.dumps({"checkpoint": last.digest, "scores": row}, indent=1).encode())
+        return row
+
+    def _draw_samples(self, settings: SiteSettings, last: Checkpoint, path: Path) -> None:
+        rows = generated_rows(settings, last, self.device)
+        if rows:
+            self._picture(settings, path, rows, settings.data.num_classes)
+
+    def _picture(self, settings: SiteSettings, path: Path, rows: list[Any], classes: int) -> None:
+        write_picture(rows, path, classes)
+        self.emit(events.Samples(settings.name, 0, str(path)))
+
+    def _score_untrained(self, settings: SiteSettings) -> None:
+        """The scores before any training, which forward transfer is measured against."""
+        path = self.out / "untrained.json"
+        if distributed.rank() != 0 or path.is_file():
+            return
+        torch.manual_seed(settings.random_seed)
+        solver = make_strategy(settings, self.device).solver
+        row = {name: evaluate(solver, data, self.device) for name, data in self.tests.items()}
+        write_atomically(path, json.dumps({n: {m: r[m] for m in METRICS} for n, r in row.items()}).encode())
+
+    def _write_run_file(self) -> None:
+        from relay_core.config.runfile import merge
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        raw = {**self.run.raw, "common": merge(self.run.raw["common"], self.run.overrides)}
+        write_atomically(self.out / "run.yaml", yaml.safe_dump(raw, sort_keys=False).encode())
+
+    def _write_matrices(self, rows: dict[str, dict[str, Any]], sequential: bool) -> dict[str, ScoreMatrix]:
+        if distributed.rank() != 0:
+            return {}
+        names = list(self.tests)
+        start_file = self.out / "untrained.json"
+        start = json.loads(start_file.read_text()) if start_file.is_file() and sequential else None
+        matrices = {}
+        for metric in METRICS:
+            units = {row[name]["hd95_unit"] for row in rows.values() for name in names}
+            unit = (units.pop() if len(units) == 1 else "px") if metric == "hd95" else ""
+            matrix = ScoreMatrix(
+                rows=list(rows), columns=names, metric=metric,
+                values=[[row[name][metric] for name in names] for row in rows.values()],
+                start=[start[name][metric] for name in names] if start and all(n in start for n in names) else None,
+                sequential=sequential, unit=unit,
+            )  # fmt: skip
+            matrix.write(self.out / "evaluation", metric)
+            matrices[metric] = matrix
+        return matrices
+
+    def _warn(self, settings: SiteSettings) -> Any:
+        return lambda message: self.emit(events.Warned(settings.name, message))
+
+
+def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> SiteSettings:
+    """The first site's settings with the budget of all sites together."""
+    first = sites[0]
+    steps = sum(s.train.steps(len(images[s.name])) for s in sites)
+    budget = {"num_mimgs": steps * first.train.batch_size / 1e6, "num_epochs": None, "solver_num_mimgs": None}
+    kwargs = first.data.model_copy(update={"task_name": "joint"})
+    return first.model_copy(
+        update={
+            "train": first.train.model_copy(update=budget),
+            "dataset": first.dataset.model_copy(update={"kwargs": kwargs}),
+            "checkpoint": first.checkpoint.model_copy(
+                update={"save": first.checkpoint.save.model_copy(update={"dir": "joint"})}
+            ),
+        }
+    )
+
+
+def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.device, per_site: int = 8) -> list[Any]:
+    """Generated images and labels for each site that a checkpoint knows; empty where it has no generators."""
+    if last.meta["strategy"] != "relay":
+        return []
+    strategy = make_strategy(settings, device)
+    strategy.load_state(last.meta["state"])
+    checkpoint.load_networks(strategy, last, list(strategy.networks))
+    drawn = strategy.samples(per_site)
+    return [(name, images.cpu(), labels.cpu(), None) for name, (images, labels) in drawn.items()]

@@ -1,0 +1,192 @@
+"""Training at one site: the loop, its checkpoints, its way out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relay_core import distributed, events
+from relay_core.config import SiteSettings
+from relay_core.engine import checkpoint
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.stream import Images, Stream
+from relay_core.errors import CheckpointError, Stopped
+from relay_core.events import Emit, Stop
+from relay_core.strategies import Position, Strategy, make_strategy
+
+
+@dataclass
+class Site:
+    """What a site's training is made of."""
+
+    settings: SiteSettings
+    images: Images
+    folder: Path
+    device: torch.device
+    run_digest: str
+    emit: Emit = events.ignore
+    stop: Stop = events.never
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.settings.name
+
+    def say(self, event: events.Event) -> None:
+        """Emit from the first process only."""
+        if distributed.rank() == 0:
+            self.emit(event)
+
+    def warn(self, message: str) -> None:
+        """Emit a warning."""
+        self.say(events.Warned(self.name, message))
+
+
+def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
+    """Train a site to the end of its budget, from `base` or anew; return its last checkpoint.
+
+    Args:
+        site: settings, images, and where to write.
+        base: the checkpoint that the site before handed over.
+        resume: go on from this site's own newest checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: the folder holds a training and `resume` is off, or a checkpoint does not fit.
+        Stopped: asked to stop; a checkpoint was written.
+        TrainingDiverged: numbers stayed non-finite.
+    """
+    settings = site.settings
+    found = checkpoint.newest(site.folder, site.warn) if site.folder.is_dir() else None
+    if found is not None and not resume:
+        raise CheckpointError(
+            f"{site.folder} already holds a training of {found.meta['site']}; add --resume, or choose another --out"
+        )
+    steps, solver_steps = settings.train.steps(len(site.images)), settings.train.solver_steps(len(site.images))
+    if found is not None and found.meta["step"] >= steps:
+        return found
+    strategy, stream = _begin(site, base, found)
+    first = int(found.meta["step"]) if found else 0
+    saver = _Saver(site, strategy, stream)
+    site.say(events.Started(site.name, first, steps, len(site.images), str(site.device), strategy.name))
+    progress = _Progress(site, first, steps)
+
+    for step in range(first, steps):
+        position = Position(step, steps, solver_steps)
+        images, labels = site.images.batch(stream.take(strategy.real_count(position)))
+        losses = strategy.step(images.to(site.device), labels.to(site.device), position)
+        progress.add(step + 1, losses)
+        if _stop_wanted(site):
+            saver.save(step + 1)
+            raise Stopped(f"stopped at step {step + 1} of {steps}; --resume goes on from there")
+        if saver.due():
+            saver.save(step + 1)
+
+    last = saver.save(steps)
+    site.say(events.Finished(site.name, steps, round(progress.seconds, 3)))
+    return last
+
+
+def _begin(site: Site, base: Checkpoint | None, found: Checkpoint | None) -> tuple[Strategy, Stream]:
+    """The strategy and its images, where the last checkpoint left them or at the start of the site."""
+    settings = site.settings
+    torch.manual_seed(settings.random_seed)
+    strategy = make_strategy(settings, site.device)
+    if settings.train.sync_batchnorm and distributed.world() > 1 and site.device.type == "cuda":
+        for network in strategy.networks.values():
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    stream = Stream(len(site.images), settings.random_seed + settings.task_id, settings.data.num_replica)
+    if found is not None:
+        if found.meta["strategy"] != strategy.name:
+            raise CheckpointError(f"{found.path} was made by strategy {found.meta['strategy']}, not {strategy.name}")
+        if found.meta["run"] != site.run_digest:
+            site.warn("the run file has changed since this training began; going on with the new settings")
+        checkpoint.restore(strategy, found, site.device)
+        stream.consumed = int(found.meta["consumed"])
+        return strategy, stream
+    if base is not None:
+        strategy.load_handed_over(base.meta["state"] if base.meta["strategy"] == strategy.name else {})
+        checkpoint.load_networks(strategy, base, [name for name in strategy.hand_over() if name in base.networks])
+    torch.manual_seed(settings.random_seed * 1_000_003 + settings.task_id)
+    strategy.begin_site(site.name, len(site.images))
+    return strategy, stream
+
+
+def _stop_wanted(site: Site) -> bool:
+    """Whether any process was asked to stop: all leave at the same step."""
+    wanted = site.stop()
+    if distributed.world() == 1:
+        return wanted
+    return float(distributed.mean_(torch.tensor(float(wanted), device=site.device))) > 0
+
+
+@dataclass
+class _Saver:
+    """Writes checkpoints and sample grids of the first process."""
+
+    site: Site
+    strategy: Strategy
+    stream: Stream
+    last: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        """Whether it is time; only the first process's clock counts, and only it writes."""
+        return time.monotonic() - self.last >= self.site.settings.train.checkpoint_seconds
+
+    def save(self, step: int) -> Checkpoint:
+        """Write a checkpoint at `step`."""
+        site, settings = self.site, self.site.settings
+        state, tensors = checkpoint.collect(self.strategy, site.device)
+        meta: dict[str, Any] = {
+            "run": site.run_digest,
+            "site": site.name,
+            "task_id": settings.task_id,
+            "strategy": self.strategy.name,
+            "consumed": self.stream.consumed,
+            "images": len(site.images),
+            "settings": settings.model_dump(mode="json", exclude={"root_path", "checkpoint", "num_workers"}),
+            **state,
+        }
+        for key in ("img_folder", "root_path"):
+            meta["settings"]["dataset"]["kwargs"].pop(key, None)
+        if distributed.rank() != 0:
+            return Checkpoint(site.folder, "", {**meta, "step": step}, tensors)
+        written = checkpoint.write(site.folder, step, meta, tensors)
+        site.say(events.Saved(site.name, step, str(written.path), written.digest))
+        self.last = time.monotonic()
+        return written
+
+
+class _Progress:
+    """Means of the losses, images a second, time left."""
+
+    def __init__(self, site: Site, first: int, steps: int) -> None:
+        self.site, self.steps = site, steps
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.begin = self.since = time.monotonic()
+        self.first = self.said = first
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self.begin
+
+    def add(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Take a step's losses into account; say something every `log_every_n_steps`."""
+        for name, value in losses.items():
+            total, count = self.sums.get(name, (torch.zeros_like(value), 0))
+            self.sums[name] = (total + value.detach(), count + 1)
+        if step % self.site.settings.train.log_every_n_steps and step != self.steps:
+            return
+        now = time.monotonic()
+        rate = (step - self.said) / max(now - self.since, 1e-9)
+        overall = (step - self.first) / max(now - self.begin, 1e-9)
+        means = {name: round(float(distributed.mean_(total / count)), 6) for name, (total, count) in self.sums.items()}
+        batch = self.site.settings.train.batch_size
+        left = (self.steps - step) / overall
+        self.site.say(events.Step(self.site.name, step, self.steps, means, round(rate * batch, 2), round(left, 1)))
+        self.sums, self.since, self.said = {}, now, step

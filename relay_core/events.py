@@ -1,0 +1,105 @@
+"""What a training says while it runs: one stream of JSON-able events (no torch here).
+
+The engine calls an `Emit` with each; a terminal, a log file, a service or a test is what receives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; `site` is the site's name."""
+
+    kind: ClassVar[str]
+    site: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain mapping with the key `event` naming the kind."""
+        return {"event": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """A site's training begins, or goes on from `step`."""
+
+    kind: ClassVar[str] = "started"
+    step: int
+    steps: int
+    images: int
+    device: str
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """Mean losses since the last such event."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    steps: int
+    losses: dict[str, float]
+    images_per_second: float
+    eta_seconds: float
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """A checkpoint was written."""
+
+    kind: ClassVar[str] = "checkpoint"
+    step: int
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Scores(Event):
+    """The solver on one test set."""
+
+    kind: ClassVar[str] = "scores"
+    test_site: str
+    step: int
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Samples(Event):
+    """A picture was written."""
+
+    kind: ClassVar[str] = "samples"
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something that a person should know, and that does not stop the training."""
+
+    kind: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """A site's budget is used up."""
+
+    kind: ClassVar[str] = "finished"
+    step: int
+    seconds: float
+
+
+Emit = Callable[[Event], None]
+Stop = Callable[[], bool]
+
+
+def ignore(event: Event) -> None:
+    """An `Emit` that drops everything."""
+
+
+def never() -> bool:
+    """A `Stop` that never asks to."""
+    return False

@@ -1,0 +1,46 @@
+"""Scores of segmentations, the site x test-set matrix, and what is drawn from them.
+
+Names load on first use, so that reading a matrix never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from relay_core.metrics.compare import compare_markdown
+    from relay_core.metrics.figures import heat_map, overlay, palette, sample_grid
+    from relay_core.metrics.intervals import bootstrap_interval, t_interval
+    from relay_core.metrics.matrix import ScoreMatrix
+    from relay_core.metrics.segmentation import SegmentationScores
+
+__all__ = [
+    "ScoreMatrix",
+    "SegmentationScores",
+    "bootstrap_interval",
+    "compare_markdown",
+    "heat_map",
+    "overlay",
+    "palette",
+    "sample_grid",
+    "t_interval",
+]
+
+_HOMES = {
+    "ScoreMatrix": "matrix",
+    "SegmentationScores": "segmentation",
+    "bootstrap_interval": "intervals",
+    "compare_markdown": "compare",
+    "heat_map": "figures",
+    "overlay": "figures",
+    "palette": "figures",
+    "sample_grid": "figures",
+    "t_interval": "intervals",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,224 @@
+"""Figures: the heat map of a score matrix and grids of labelled images. Imports no torch, and no pyplot.
+
+Legend: N images, C colour channels (1 or 3), H rows, W columns. Tensors are taken from any device.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps, get_data_path
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageFont
+
+from relay_core.metrics.matrix import ScoreMatrix, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _PAPER, _GREY = "#1a1a1a", "#ffffff", "#6b6b6b"
+_GAP = 4
+_INCHES_A_LETTER = 0.085  # of a tick label, about
+# Okabe & Ito's colours, ordered so that the first ones stand out from red tissue and from grey scans alike.
+_COLOURS = [(86, 180, 233), (240, 228, 66), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (0, 114, 178)]
+
+
+def heat_map(matrix: ScoreMatrix, path: str | Path) -> None:
+    """Draw a score matrix as a PNG: values in the cells, a row's own site outlined. Written atomically.
+
+    Raises OSError.
+    """
+    write_atomically(Path(path), render_heat_map(matrix))
+
+
+def render_heat_map(matrix: ScoreMatrix) -> bytes:
+    """The PNG file of `heat_map`, as bytes."""
+    rows, columns = len(matrix.rows), len(matrix.columns)
+    width = 1.9 + _INCHES_A_LETTER * max(map(len, matrix.rows)) + 0.95 * max(columns, 4)
+    height = 1.4 + 0.55 * rows + 0.5 * _INCHES_A_LETTER * max(map(len, matrix.columns)) * _crowded(matrix)
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    cells = np.array([[np.nan if value is None else value for value in row] for row in matrix.values], dtype=float)
+    norm = _colour_range(cells, matrix)
+    colours = colormaps["YlGnBu_r" if matrix.lower_is_better else "YlGnBu"].with_extremes(bad="#ececec")
+    image = axes.imshow(np.ma.masked_invalid(cells), cmap=colours, norm=norm, aspect="auto")
+    _label_axes(axes, matrix)
+    better = " (lower is better)" if matrix.lower_is_better else ""
+    figure.suptitle(f"{matrix.title}: average {matrix.text(matrix.average())}{better}", color=_INK, fontsize=11)
+    for row in range(rows):
+        for column in range(columns):
+            _write_cell(axes, matrix, row, column, colours(norm(cells[row, column])))
+    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2, color=_GREY, labelcolor=_GREY)
+    out = io.BytesIO()
+    canvas.print_png(out, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _crowded(matrix: ScoreMatrix) -> bool:
+    """Whether a test site's name is wider than its column."""
+    columns = len(matrix.columns)
+    return _INCHES_A_LETTER * max(map(len, matrix.columns)) > 0.9 * max(columns, 4) / columns
+
+
+def _colour_range(cells: np.ndarray, matrix: ScoreMatrix) -> Normalize:
+    """At least 0.1 (2 for distances) wide, so that noise does not look like a difference."""
+    known = cells[np.isfinite(cells)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    pad = max(0.0, (2.0 if matrix.lower_is_better else 0.1) - (high - low)) / 2
+    low, high = low - pad, high + pad
+    if matrix.lower_is_better:
+        return Normalize(max(low, 0.0), high)
+    return Normalize(max(low, 0.0) if known.min(initial=0.0) >= 0 else low, high)
+
+
+def _label_axes(axes: Axes, matrix: ScoreMatrix) -> None:
+    rows, columns = len(matrix.rows), len(matrix.columns)
+    crowded = _crowded(matrix)
+    axes.set_xticks(range(columns), matrix.columns, rotation=30 if crowded else 0, ha="right" if crowded else "center")
+    axes.set_yticks(range(rows), matrix.rows)
+    axes.tick_params(length=0, labelsize=10, labelcolor=_INK)
+    axes.set_xlabel("test set of", color=_GREY)
+    axes.set_ylabel("after training at" if matrix.sequential else "model of", color=_GREY)
+    axes.set_xticks(np.arange(1, columns) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, rows) - 0.5, minor=True)
+    axes.grid(which="minor", color=_PAPER, linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _write_cell(axes: Axes, matrix: ScoreMatrix, row: int, column: int, colour: tuple[float, ...]) -> None:
+    value = matrix.values[row][column]
+    ink = _INK if value is None or _luminance(colour) > 0.2 else _PAPER
+    axes.text(column, row, matrix.text(value), ha="center", va="center", color=ink, fontsize=10)
+    if matrix.rows[row] == matrix.columns[column]:
+        corner = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#d55e00", linewidth=2.5, clip_on=False, zorder=3))
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance of an sRGB colour (WCAG 2); ink and paper read alike on 0.2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def palette(num_classes: int) -> np.ndarray:
+    """Colours of the classes, apart for colour-blind eyes (Okabe & Ito 2008); beyond 8 classes they return darker.
+
+    Shape: (num_classes, 3) uint8. Class 0, the background, is black and is never drawn. A smaller palette is the
+    beginning of a larger one.
+    """
+    colours = [(0, 0, 0)]
+    for index in range(max(0, num_classes - 1)):
+        shade = 0.65 ** (index // len(_COLOURS))
+        red, green, blue = _COLOURS[index % len(_COLOURS)]
+        colours.append((round(red * shade), round(green * shade), round(blue * shade)))
+    return np.asarray(colours[:num_classes], dtype=np.uint8).reshape(-1, 3)
+
+
+def overlay(image: Any, ids: Any, opacity: float = 0.3) -> np.ndarray:
+    """An image with each class tinted and its border, one pixel wide, drawn in full colour.
+
+    Shape: image (C, H, W) in [-1, 1], clipped; ids (H, W) integer, 0 is left as it is. Returns (H, W, 3) uint8.
+    Raises ValueError for other shapes or a negative id.
+    """
+    picture, ids = _to_uint8(_array(image)), _array(ids).astype(np.int64)
+    if ids.shape != picture.shape[:2] or ids.min(initial=0) < 0:
+        raise ValueError(f"ids must be (H, W) = {picture.shape[:2]} and not negative, not {ids.shape}")
+    colours = palette(int(ids.max(initial=0)) + 1)[ids]
+    weight = np.where(_borders(ids), 1.0, opacity * (ids > 0))[..., None]
+    return np.rint(picture * (1 - weight) + colours * weight).astype(np.uint8)
+
+
+def _borders(ids: np.ndarray) -> np.ndarray:
+    """Foreground pixels with a 4-neighbour of another class."""
+    around = np.pad(ids, 1, mode="edge")
+    shifted = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    return (ids > 0) & np.any([other != ids for other in shifted], axis=0)
+
+
+def _array(values: Any) -> np.ndarray:
+    """A numpy array of an array or of a tensor on any device, without importing torch."""
+    return np.asarray(values.detach().cpu().float().numpy() if hasattr(values, "detach") else values)
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"an image must be (1 or 3, H, W), not {image.shape}")
+    shown = np.rint((np.clip(np.nan_to_num(image, nan=-1.0), -1, 1) + 1) * 127.5).astype(np.uint8)
+    return np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0)
+
+
+def sample_grid(
+    rows: Sequence[tuple[str, Any, Any, Any | None]], path: str | Path, num_classes: int, scale: int = 1
+) -> None:
+    """Draw rows of images as a PNG: a caption, then image, label and prediction side by side. Written atomically.
+
+    Each row is (caption, images (N, C, H, W) in [-1, 1], labels (N, H, W) integer, predictions (N, H, W) or None);
+    sizes may differ from row to row. Each pixel becomes scale x scale pixels. A legend gives the classes' colours.
+    Raises ValueError for no rows, other shapes, an empty row or scale < 1; OSError.
+    """
+    if not rows or scale < 1:
+        raise ValueError("a sample grid needs at least one row, and a scale of 1 or more")
+    parts = [part for row in rows for part in (_caption(row), _strip(row, scale))]
+    parts.append(_legend(num_classes))
+    width = max(part.width for part in parts) + 2 * _GAP
+    page = Image.new("RGB", (width, sum(part.height + _GAP for part in parts) + _GAP), _PAPER)
+    top = _GAP
+    for part in parts:
+        page.paste(part, (_GAP, top))
+        top += part.height + _GAP
+    out = io.BytesIO()
+    page.save(out, format="PNG")
+    write_atomically(Path(path), out.getvalue())
+
+
+def _strip(row: tuple[str, Any, Any, Any | None], scale: int) -> Image.Image:
+    """The tiles of one row; a wider gap parts one image from the next."""
+    images, *maps = (_array(part) for part in row[1:] if part is not None)
+    if images.ndim != 4 or not len(images) or any(ids.shape != (len(images), *images.shape[2:]) for ids in maps):
+        shapes = [images.shape, *(ids.shape for ids in maps)]
+        raise ValueError(f"a row needs images (N, C, H, W) and maps (N, H, W) of the same size, not {shapes}")
+    images, *maps = (part.repeat(scale, axis=-2).repeat(scale, axis=-1) for part in (images, *maps))
+    height, width = images.shape[2:]
+    group = (1 + len(maps)) * (width + 1) - 1
+    strip = np.full((height, len(images) * (group + 2 * _GAP) - 2 * _GAP, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        tiles = [_to_uint8(image), *(overlay(image, ids[index]) for ids in maps)]
+        for place, tile in enumerate(tiles):
+            left = index * (group + 2 * _GAP) + place * (width + 1)
+            strip[:, left : left + width] = tile
+    return Image.fromarray(strip)
+
+
+def _caption(row: tuple[str, Any, Any, Any | None]) -> Image.Image:
+    return _line(
+        [(row[0], _INK, True), ("image, label" + (", prediction" if row[3] is not None else ""), _GREY, False)]
+    )
+
+
+def _legend(num_classes: int) -> Image.Image:
+    words: list[tuple[str, Any, bool]] = [("classes", _GREY, False)]
+    for index, colour in enumerate(palette(num_classes)[1:], start=1):
+        words += [("\N{BLACK SQUARE}", tuple(map(int, colour)), True), (str(index), _INK, False)]
+    return _line(words)
+
+
+def _line(words: Sequence[tuple[str, Any, bool]], size: int = 13) -> Image.Image:
+    """One line of (text, colour, bold) words as an image just wide enough."""
+    fonts = Path(get_data_path()) / "fonts" / "ttf"
+    faces = {bold: ImageFont.truetype(fonts / f"DejaVuSans{'-Bold' * bold}.ttf", size) for bold in (False, True)}
+    ends = np.cumsum([faces[bold].getlength(text) + size / 2 for text, _, bold in words]).tolist()
+    line = Image.new("RGB", (int(ends[-1]) + 1, size + 6), _PAPER)
+    for (text, colour, bold), left in zip(words, [0, *ends], strict=False):
+        ImageDraw.Draw(line).text((left, 2), text, fill=colour, font=faces[bold])
+    return line

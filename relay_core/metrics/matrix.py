@@ -1,0 +1,249 @@
+"""The site x test-set matrix of one metric, and what continual learning reads from it. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TITLES = {
+    "accuracy": "Accuracy (macro)",
+    "dice": "Dice (all pixels)",
+    "dice_per_sample": "Dice (per sample)",
+    "hd95": "95 % Hausdorff distance",
+}
+_FORMAT = 1
+
+
+@dataclass
+class ScoreMatrix:
+    """Score R[t][i] of the model after row t on the test set of column i.
+
+    The rows are one relay by default: each model grew out of the one above. With `sequential` off every row is a model
+    of its own (local training), and transfer and forgetting do not exist. A joint model is a single row.
+
+    A value that is None or not finite counts as missing; every number that would need a missing value is None.
+    Raises ValueError where names, values and start do not fit each other.
+    """
+
+    rows: Sequence[str]
+    """After which site, in the order of training (T names)."""
+    columns: Sequence[str]
+    """Test sites (S names, all different)."""
+    metric: str
+    """As `SegmentationScores.compute` names it."""
+    values: Sequence[Sequence[float | None]]
+    """(T, S)."""
+    start: Sequence[float | None] | None = None
+    """(S,): score of the untrained model on every test set."""
+    sequential: bool = True
+    unit: str = ""
+    """Unit of the values, such as "mm"; empty for shares of 1."""
+
+    def __post_init__(self) -> None:
+        self.rows, self.columns = list(self.rows), list(self.columns)
+        self.values = [[_known(value) for value in row] for row in self.values]
+        self.start = None if self.start is None else [_known(value) for value in self.start]
+        if not self.rows or not self.columns:
+            raise ValueError("a score matrix has at least one row and one column")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("the columns of a score matrix need different names")
+        if len(self.values) != len(self.rows) or any(len(row) != len(self.columns) for row in self.values):
+            raise ValueError(f"values must be {len(self.rows)} rows of {len(self.columns)} numbers")
+        if self.start is not None and len(self.start) != len(self.columns):
+            raise ValueError(f"start must be {len(self.columns)} numbers, one a test site")
+
+    @property
+    def title(self) -> str:
+        """The metric in words, with its unit."""
+        return _TITLES.get(self.metric, self.metric) + (f" [{self.unit}]" if self.unit else "")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value is the better one: distances."""
+        return self.metric.startswith("hd95")
+
+    def final(self) -> list[float | None]:
+        """(S,): the last row; where every row is a model of its own, the mean over the models."""
+        if self.sequential:
+            return list(self.values[-1])
+        return [_mean(column) for column in zip(*self.values, strict=True)]
+
+    def average(self) -> float | None:
+        """Mean of `final` over the test sites."""
+        return _mean(self.final())
+
+    def average_seen(self) -> list[float | None]:
+        """(T,): after each row, the mean over the sites trained on so far.
+
+        A row whose name is no test site (a joint model) has seen them all. A model of its own has seen its own site.
+        """
+        means: list[float | None] = []
+        for index, row in enumerate(self.values):
+            names = self.rows[: index + 1] if self.sequential else [self.rows[index]]
+            seen = set(names) if set(names) <= set(self.columns) else set(self.columns)
+            means.append(_mean([value for name, value in zip(self.columns, row, strict=True) if name in seen]))
+        return means
+
+    def backward_transfer(self) -> float | None:
+        """BWT = 1/(T-1) sum_{i<T} R[T,i] - R[i,i] (Lopez-Paz & Ranzato 2017, Gradient Episodic Memory, eq. 3).
+
+        In the metric's own sign: for a distance a positive value is a loss. None unless the rows are a sequence of two
+        or more different test sites.
+        """
+        order, last = self._order(), self.values[-1]
+        return _mean([_minus(last[i], self.values[t][i]) for t, i in enumerate(order[:-1])])
+
+    def forward_transfer(self) -> float | None:
+        """FWT = 1/(T-1) sum_{i>1} R[i-1,i] - b_i with b = `start` (Lopez-Paz & Ranzato 2017, eq. 4).
+
+        In the metric's own sign. None without `start`, and where `backward_transfer` is None for want of a sequence.
+        """
+        if self.start is None:
+            return None
+        return _mean([_minus(self.values[t][i], self.start[i]) for t, i in enumerate(self._order()[1:])])
+
+    def forgetting(self) -> float | None:
+        """Mean over i<T of max_{l<T} R[l,i] - R[T,i] (Chaudhry et al. 2018, Riemannian Walk, eq. 3).
+
+        For a distance the smallest value is the best one and the sign is turned, so that positive always means
+        forgotten. None where `backward_transfer` is None for want of a sequence.
+        """
+        sign = -1.0 if self.lower_is_better else 1.0
+        losses: list[float | None] = []
+        for i in self._order()[:-1]:
+            *before, last = (row[i] for row in self.values)
+            known = [sign * value for value in before if value is not None]
+            losses.append(max(known) - sign * last if last is not None and len(known) == len(before) else None)
+        return _mean(losses)
+
+    def summary(self) -> dict[str, float | None]:
+        """The four numbers of the matrix, by name."""
+        return {
+            "average": self.average(),
+            "backward_transfer": self.backward_transfer(),
+            "forward_transfer": self.forward_transfer(),
+            "forgetting": self.forgetting(),
+        }
+
+    def to_json(self) -> str:
+        """JSON text with the matrix and, for readers, its `summary` and `average_seen`."""
+        content = {
+            "format": _FORMAT,
+            "metric": self.metric,
+            "unit": self.unit,
+            "sequential": self.sequential,
+            "rows": self.rows,
+            "columns": self.columns,
+            "values": self.values,
+            "start": self.start,
+            "average_seen": self.average_seen(),
+            "summary": self.summary(),
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ScoreMatrix:
+        """The matrix that `to_json` wrote; derived numbers are computed anew. Raises ValueError for anything else."""
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"not a score matrix of format {_FORMAT}")
+        try:
+            keys = ("rows", "columns", "metric", "values", "start", "sequential", "unit")
+            return cls(**{key: content[key] for key in keys})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a score matrix: {error}") from error
+
+    def to_csv(self) -> str:
+        """CSV: a header, one line a row with the values in full precision, `start` last; missing values are empty."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["after", *self.columns])
+        writer.writerows([name, *row] for name, row in zip(self.rows, self.values, strict=True))
+        if self.start is not None:
+            writer.writerow(["(untrained)", *self.start])
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        """A titled table with the mean over the seen sites at each row, and the summary under it."""
+        first = "after ↓ test →" if self.sequential else "model ↓ test →"
+        lines = [f"### {self.title}" + (" (lower is better)" if self.lower_is_better else ""), ""]
+        lines.append(table_row([first, *self.columns, "mean of seen"]))
+        lines.append("|---|" + "--:|" * (len(self.columns) + 1))
+        if self.start is not None:
+            lines.append(table_row(["(untrained)", *map(self.text, self.start), ""]))
+        for name, row, seen in zip(self.rows, self.values, self.average_seen(), strict=True):
+            lines.append(table_row([name, *map(self.text, row), self.text(seen)]))
+        signed = [(name, self.text(value, signed=True)) for name, value in self.summary().items() if name != "average"]
+        lines += ["", f"- average: {self.text(self.average())}"]
+        lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in signed]
+        return "\n".join(lines) + "\n"
+
+    def text(self, value: float | None, signed: bool = False) -> str:
+        """A value of this metric for people: 3 decimals, 2 for distances, a dash where it is missing."""
+        if value is None:
+            return "\N{EN DASH}"
+        return f"{value:{'+' if signed else ''}.{2 if self.lower_is_better else 3}f}".replace("-", "\N{MINUS SIGN}")
+
+    def write(self, folder: str | Path, stem: str) -> list[Path]:
+        """Write `<stem>.json`, `.csv`, `.md` and the heat map `.png`; each file is whole or not there.
+
+        Creates the folder. Everything is rendered before the first file is replaced. Raises OSError.
+        """
+        from relay_core.metrics.figures import render_heat_map
+
+        contents = {
+            "json": self.to_json().encode(),
+            "csv": self.to_csv().encode(),
+            "md": self.to_markdown().encode(),
+            "png": render_heat_map(self),
+        }
+        paths = [Path(folder) / f"{stem}.{suffix}" for suffix in contents]
+        for path, content in zip(paths, contents.values(), strict=True):
+            write_atomically(path, content)
+        return paths
+
+    def _order(self) -> list[int]:
+        """Column of each row's site; empty where the rows are no sequence of different test sites."""
+        known = self.sequential and set(self.rows) <= set(self.columns) and len(set(self.rows)) == len(self.rows)
+        return [list(self.columns).index(name) for name in self.rows] if known else []
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table; a bar or a line break in a cell cannot break the table."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it, then rename; the folder is created. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _known(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values; None if there are none or one is missing."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None

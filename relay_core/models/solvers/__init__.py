@@ -1,0 +1,6 @@
+"""The networks that are used in the clinic: image in, class logits out."""
+
+from relay_core.models.solvers.resnet import ResNetEncoder
+from relay_core.models.solvers.unet import UNet
+
+__all__ = ["ResNetEncoder", "UNet"]

@@ -1,0 +1,128 @@
+"""ResNet encoders (He 2016, arXiv 1512.03385), with torchvision's parameter names so that its weight files fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from relay_core.errors import CheckpointError
+from relay_core.models.solvers.blocks import make_activation, make_norm
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut. Shape: (N, in, H, W) -> (N, width, H/stride, W/stride)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = make_norm(norm, width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = make_norm(norm, width)
+        self.act = make_activation(activation)
+        self.downsample = _shortcut(in_channels, width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual step."""
+        y = self.act(self.bn1(self.conv1(x)))
+        return self.act(self.bn2(self.conv2(y)) + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut. Shape: (N, in, H, W) -> (N, 4 width, H/stride, W/stride)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = make_norm(norm, width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = make_norm(norm, width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = make_norm(norm, 4 * width)
+        self.act = make_activation(activation)
+        self.downsample = _shortcut(in_channels, 4 * width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual step."""
+        y = self.act(self.bn1(self.conv1(x)))
+        y = self.act(self.bn2(self.conv2(y)))
+        return self.act(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(conv, make_norm(norm, out_channels))
+
+
+DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+class ResNetEncoder(nn.Module):
+    """Features of a ResNet at strides 2 (stem), 4 (max-pool), 8, 16, 32 (stages 2 to 4).
+
+    Shape: (N, in_channels, H, W) -> five tensors; `channels` says how many maps each has.
+
+    Raises:
+        ValueError: unknown name.
+    """
+
+    def __init__(self, name: str, in_channels: int, norm: str = "batch", activation: str = "relu") -> None:
+        super().__init__()
+        if name not in DEPTHS:
+            raise ValueError(f"unknown encoder {name!r}; known: {', '.join(DEPTHS)}")
+        block, depths = DEPTHS[name]
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.bn1 = make_norm(norm, 64)
+        self.act = make_activation(activation)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        stages, width_in = [], 64
+        for i, depth in enumerate(depths):
+            width, layers = 64 * 2**i, []
+            for k in range(depth):
+                layers.append(block(width_in, width, 2 if k == 0 and i > 0 else 1, norm, activation))
+                width_in = width * block.expansion
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.channels = [64, 64] + [64 * 2**i * block.expansion for i in (1, 2, 3)]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The five features, finest first."""
+        stem = self.act(self.bn1(self.conv1(x)))
+        pooled = self.pool(stem)
+        stage2 = self.layer2(self.layer1(pooled))
+        stage3 = self.layer3(stage2)
+        return [stem, pooled, stage2, stage3, self.layer4(stage3)]
+
+    def load_pretrained(self, path: Path) -> None:
+        """Load ImageNet weights from a local safetensors file in torchvision's key names; its classifier is ignored.
+
+        Raises:
+            CheckpointError: the file is missing, unreadable, or made for another network.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state = {k: v for k, v in load_file(path).items() if not k.startswith("fc.")}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: pretrained weights cannot be read: {error}") from error
+        first = state.get("conv1.weight")
+        wanted = self.conv1.weight.shape
+        if first is not None and first.shape[1] != wanted[1]:  # colour weights on grey input: their sum sees the same
+            state["conv1.weight"] = first.sum(1, keepdim=True).expand(wanted) / wanted[1]
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: these weights do not fit the encoder: {error}") from error

@@ -1,0 +1,107 @@
+"""U-Net (Ronneberger 2015, arXiv 1505.04597) with a plain or a ResNet encoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relay_core.models.solvers.blocks import DoubleConv
+from relay_core.models.solvers.resnet import ResNetEncoder
+
+
+class PlainEncoder(nn.Module):
+    """Five double convolutions of 64, 128, 256, 512, 1024 maps, max-pooled in between: strides 1, 2, 4, 8, 16."""
+
+    def __init__(self, in_channels: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.channels = [64, 128, 256, 512, 1024]
+        pairs = zip([in_channels, *self.channels], self.channels, strict=False)
+        self.levels = nn.ModuleList(DoubleConv(a, b, norm, activation) for a, b in pairs)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The five features, finest first."""
+        features: list[Tensor] = []
+        for level in self.levels:
+            x = level(F.max_pool2d(x, 2) if features else x)
+            features.append(x)
+        return features
+
+
+class Up(nn.Module):
+    """Double the size, join the skip connection, convolve twice.
+
+    Shape: x (N, in, H, W), skip (N, skip, 2H, 2W) -> (N, out, 2H, 2W); an odd skip is met by padding.
+    """
+
+    def __init__(
+        self, in_channels: int, skip_channels: int, out_channels: int, bilinear: bool, norm: str, activation: str
+    ) -> None:
+        super().__init__()
+        self.up = (
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+            if bilinear
+            else nn.ConvTranspose2d(in_channels, in_channels, 2, stride=2)
+        )
+        self.conv = DoubleConv(in_channels + skip_channels, out_channels, norm, activation)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """One step up."""
+        x = self.up(x)
+        dy, dx = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        if dy or dx:
+            x = F.pad(x, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2])
+        return self.conv(torch.cat([skip, x], dim=1))
+
+
+class UNet(nn.Module):
+    """Class logits for every pixel.
+
+    Shape: (N, in_channels, H, W) -> (N, num_classes, H, W).
+
+    Args:
+        in_channels: of the image.
+        num_classes: background included.
+        backbone: "plain", "resnet18" or "resnet50".
+        bilinear: interpolate on the way up; False learns transposed convolutions.
+        norm: "batch", "instance", "group" or "none".
+        activation: "relu", "lrelu", "elu" or "silu"; a ResNet encoder keeps its ReLUs.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        backbone: str = "plain",
+        bilinear: bool = False,
+        norm: str = "batch",
+        activation: str = "lrelu",
+    ) -> None:
+        super().__init__()
+        self.encoder: PlainEncoder | ResNetEncoder
+        if backbone == "plain":
+            self.encoder = PlainEncoder(in_channels, norm, activation)
+            skips = self.encoder.channels[-2::-1]
+            widths = skips
+        else:  # a ResNet's finest features have stride 2: the image itself is the last skip
+            self.encoder = ResNetEncoder(backbone, in_channels, norm)
+            skips = [*self.encoder.channels[-2::-1], in_channels]
+            widths = [*skips[:-1], 64]
+        inputs = [self.encoder.channels[-1], *widths[:-1]]
+        self.ups = nn.ModuleList(
+            Up(a, skip, b, bilinear, norm, activation) for a, skip, b in zip(inputs, skips, widths, strict=True)
+        )
+        self.head = nn.Conv2d(widths[-1], num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        features = self.encoder(x)
+        if len(features) == len(self.ups):
+            features = [x, *features]
+        y = features.pop()
+        for up in self.ups:
+            y = up(y, features.pop())
+        return self.head(y)

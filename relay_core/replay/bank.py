@@ -1,0 +1,72 @@
+"""The bank of sites: a slot of the site code and a number of images for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from relay_core import distributed
+from relay_core.errors import RelayError
+
+
+@dataclass
+class Slot:
+    """A site's place in the site code, and the number of its training images."""
+
+    id: int
+    frequency: int
+
+
+@dataclass
+class SiteBank:
+    """Sites by name."""
+
+    slots: dict[str, Slot] = field(default_factory=dict)
+
+    def joined(self, other: SiteBank) -> SiteBank:
+        """Both banks; where both know a name, `other`'s entry holds."""
+        return SiteBank({**self.slots, **other.slots})
+
+    def enter(self, name: str, images: int, taken: SiteBank, c_dim: int) -> None:
+        """Add a site; a name that `taken` knows keeps its slot.
+
+        Raises:
+            RelayError: all `c_dim` slots are taken.
+        """
+        known = taken.slots.get(name)
+        used = {slot.id for slot in (*self.slots.values(), *taken.slots.values())}
+        free = next((i for i in range(c_dim) if i not in used), None)
+        if known is None and free is None:
+            raise RelayError(f"no slot left for site {name!r}: this relay's networks hold {c_dim} sites (c_img_dim)")
+        self.slots[name] = Slot(known.id if known else int(free or 0), images)
+
+    @property
+    def images(self) -> int:
+        """Sum of the sites' images: the bank's weight in a merge."""
+        return sum(slot.frequency for slot in self.slots.values())
+
+    def draw(self, n: int, mode: Literal["uniform", "frequency"], device: torch.device | str = "cpu") -> Tensor:
+        """Slot ids (n,) of randomly drawn sites."""
+        slots = list(self.slots.values())
+        weights = torch.tensor([s.frequency if mode == "frequency" else 1 for s in slots], dtype=torch.float64)
+        edges = (weights.cumsum(0) / weights.sum()).to(torch.float32).to(device)
+        index = torch.searchsorted(edges, distributed.rand(n, device=device), right=True).clamp(max=len(slots) - 1)
+        return torch.tensor([s.id for s in slots], device=device)[index]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain form for a checkpoint."""
+        return {name: {"id": slot.id, "frequency": slot.frequency} for name, slot in self.slots.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SiteBank:
+        """The inverse of `to_json`."""
+        return cls({name: Slot(int(slot["id"]), int(slot["frequency"])) for name, slot in data.items()})
+
+
+def one_hot(ids: Tensor, c_dim: int) -> Tensor:
+    """Site codes: ids (N,) -> (N, c_dim) float32."""
+    return F.one_hot(ids, c_dim).to(torch.float32)

@@ -1,0 +1,104 @@
+"""Pseudo images and their labels, drawn from the generators that the last site handed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from relay_core import distributed
+from relay_core.models.stylegan2 import Generator
+from relay_core.replay.bank import SiteBank, one_hot
+
+
+@dataclass(frozen=True)
+class LabelCodec:
+    """Class ids 0..K-1 as one channel in [-1, 1], evenly spaced."""
+
+    classes: int
+    noise: float = 0.0
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """(N, H, W) ids -> (N, 1, H, W) float32, exactly quantised."""
+        return ids[:, None].to(torch.float32) * (2 / (self.classes - 1)) - 1
+
+    def decode(self, label_map: Tensor) -> Tensor:
+        """(N, 1, H, W) -> the nearest ids (N, H, W)."""
+        return ((label_map[:, 0].clamp(-1, 1) + 1) * ((self.classes - 1) / 2)).round().long()
+
+    def add_noise(self, label_map: Tensor) -> Tensor:
+        """Blur the quantisation, so that a discriminator cannot win by noticing it."""
+        n, *shape = label_map.shape
+        return label_map + self.noise * distributed.randn(n, *shape, device=label_map.device).clamp(-3, 3)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A batch of pseudo data: images (N, C, R, R) in [-1, 1], class ids (N, R, R), slot ids (N,)."""
+
+    images: Tensor
+    labels: Tensor
+    slots: Tensor
+
+
+class Replayer:
+    """Draws pseudo data: site, label map, image.
+
+    Args:
+        label: label generator.
+        image: image generator.
+        codec: coding of label maps.
+        bank: sites to draw from.
+        c_dims: width of the site code of label and image generator.
+        truncation: psi of both mapping networks.
+        conditioning: what the image generator sees: "clean", the map quantised, with the noise of training; "clipped"
+            to [-1, 1]; "raw" as generated.
+        select: sites drawn alike or by their numbers of images.
+    """
+
+    def __init__(
+        self,
+        label: Generator,
+        image: Generator,
+        codec: LabelCodec,
+        bank: SiteBank,
+        c_dims: tuple[int, int],
+        *,
+        truncation: float = 1.0,
+        conditioning: Literal["clean", "clipped", "raw"] = "clean",
+        select: Literal["uniform", "frequency"] = "uniform",
+    ) -> None:
+        self.label, self.image, self.codec, self.bank, self.c_dims = label, image, codec, bank, c_dims
+        self.truncation, self.conditioning, self.select = truncation, conditioning, select
+
+    @torch.no_grad()
+    def draw(self, n: int, two_styles: bool = False, slots: Tensor | None = None) -> Replay:
+        """`n` pseudo samples of this process, of given or of randomly drawn sites.
+
+        `two_styles` mixes in the style of a second site from a random layer on; the sample then counts for the first.
+        """
+        device = self.image.mapping.embed.weight.device
+        if slots is None:
+            slots = self.bank.draw(n, self.select, device)
+        others = self.bank.draw(n, self.select, device) if two_styles else None
+        raw = self.label.synthesize(self._styles(self.label, slots, others, self.c_dims[0]))
+        ids = self.codec.decode(raw)
+        if self.conditioning == "clean":
+            condition = self.codec.add_noise(self.codec.encode(ids))
+        else:
+            condition = raw.clamp(-1, 1) if self.conditioning == "clipped" else raw
+        styles = self._styles(self.image, slots, others, self.c_dims[1])
+        image = self.image.synthesize(styles, condition).clamp(-1, 1)
+        return Replay(image, ids, slots)
+
+    def _styles(self, generator: Generator, slots: Tensor, others: Tensor | None, c_dim: int) -> Tensor:
+        n, device = slots.shape[0], slots.device
+        z = distributed.randn(n, generator.z_dim, device=device)
+        c = one_hot(slots, c_dim)
+        if others is None:
+            return generator.styles(z, c, self.truncation)
+        other_z = distributed.randn(n, generator.z_dim, device=device)
+        crossover = distributed.randint(1, generator.num_ws, n, device=device)
+        return generator.mixed_styles(z, c, other_z, one_hot(others, c_dim), crossover)

@@ -1,0 +1,212 @@
+"""What the command line does with a trained checkpoint: score, predict, draw, describe."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from relay_core.config import RunFile, SiteSettings
+from relay_core.data import SiteData, load_site, read_image, write_mask, write_volume
+from relay_core.data.site import resize_image, to_unit
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_picture
+from relay_core.engine.play import generated_rows
+from relay_core.errors import CheckpointError, DataError, Problem, RelayError
+from relay_core.metrics.matrix import table_row, write_atomically
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint, run: RunFile, data_root: Path | None, device: torch.device, out: Path | None
+) -> dict[str, Any]:
+    """Scores of a checkpoint's solver by test site, for every test set of the run that is on this machine.
+
+    Raises:
+        DataError: none of them is.
+    """
+    solver, trained = load_solver(checkpoint, device)
+    tests: dict[str, SiteData] = {}
+    for settings in (run.site(i) for i in run.all_ids):
+        folder = settings.data_folder(data_root, run.path.parent)
+        if folder.is_dir():
+            tests[settings.name] = load_site(
+                settings.dataset.name, settings.data, folder=folder, split="test", resolution=trained.resolution
+            )
+    if not tests:
+        raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")
+    scores = {name: evaluate(solver, data, device) for name, data in tests.items()}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        content = {"checkpoint": checkpoint.digest, "scores": scores}
+        write_atomically(out / "scores.json", json.dumps(content, indent=1).encode())
+        write_picture(prediction_rows(solver, tests, device), out / "predictions.png", trained.data.num_classes)
+    return scores
+
+
+def scores_table(scores: dict[str, Any]) -> str:
+    """A Markdown table: test sites x metrics, Dice with its 95 % interval (t)."""
+    lines = [table_row(["test site", "images", *METRICS]), table_row(["---"] * (2 + len(METRICS)))]
+    for site, row in scores.items():
+        interval = row["ci95"]["dice_per_sample"]["t"]
+        cells = [f"{row[name]:.3f}" for name in METRICS]
+        if interval is not None:
+            cells[0] += f" ({interval[0]:.3f} to {interval[1]:.3f})"
+        cells[METRICS.index("hd95")] += f" {row['hd95_unit']}"
+        lines.append(table_row([site, str(row["num_images"]), *cells]))
+    return "\n".join(lines)
+
+
+def predict_files(
+    checkpoint: Checkpoint,
+    inputs: Sequence[Path],
+    out: Path,
+    kind: str,
+    subject_pattern: str | None,
+    device: torch.device,
+) -> list[Path]:
+    """Write a mask of class ids for each image, or with `nifti` one volume for each subject.
+
+    Raises:
+        RelayError: an unknown `kind`, or a pattern that is no regular expression.
+        DataError: files that cannot be read (all are named), or slices of a subject that differ in size.
+    """
+    if kind not in ("png", "nifti"):
+        raise RelayError(f"--format {kind}: use png or nifti")
+    try:
+        pattern = re.compile(subject_pattern) if subject_pattern else None
+    except re.error as error:
+        raise RelayError(f"--subject-pattern {subject_pattern}: not a regular expression: {error}") from None
+    solver, settings = load_solver(checkpoint, device)
+    files = _image_files(inputs)
+    masks, problems = {}, []
+    for path in files:
+        try:
+            masks[path] = _predict(solver, settings, path, device)
+        except DataError as error:
+            problems += list(error.problems) or [Problem(path.name, str(error))]
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} images cannot be read; nothing was written", problems)
+    out.mkdir(parents=True, exist_ok=True)
+    if kind == "png":
+        return [_write_png(out / f"{_stem(path)}.png", mask) for path, (mask, _) in masks.items()]
+    subjects: dict[str, list[Path]] = {}
+    for path in files:
+        found = pattern.search(_stem(path)) if pattern else None
+        name = (found.group(1) if found.groups() else found.group(0)) if found else _stem(path)
+        subjects.setdefault(name, []).append(path)
+    written = []
+    for name, slices in subjects.items():
+        shapes = {masks[path][0].shape for path in slices}
+        if len(shapes) > 1:
+            sizes = ", ".join(f"{h}x{w}" for h, w in sorted(shapes))
+            raise DataError(f"subject {name}: its {len(slices)} slices differ in size ({sizes}); predict them apart")
+        target, (mask, spacing) = out / f"{name}.nii.gz", masks[slices[0]]
+        if len(slices) == 1:
+            write_mask(target, mask.numpy(), spacing, like=slices[0])
+        else:
+            write_volume(target, torch.stack([masks[path][0] for path in slices]).numpy(), spacing)
+        written.append(target)
+    return written
+
+
+def _image_files(inputs: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in inputs:
+        inside = (
+            sorted(p for p in path.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES)) if path.is_dir() else [path]
+        )
+        if not inside or not inside[0].exists():
+            raise DataError(f"{path}: no image there")
+        files += inside
+    stems: dict[str, Path] = {}
+    for path in files:
+        if _stem(path) in stems:
+            raise DataError(f"{path} and {stems[_stem(path)]} would both write {_stem(path)}; predict them apart")
+        stems[_stem(path)] = path
+    return files
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+@torch.no_grad()
+def _predict(solver: nn.Module, settings: SiteSettings, path: Path, device: torch.device) -> Any:
+    """Class ids (H, W) uint8 at the file's own size, and its pixel spacing."""
+    pixels, spacing = read_image(path, settings.data.img_channels)
+    low, high = settings.data.out_range
+    image = to_unit(resize_image(pixels, settings.resolution)) * (high - low) + low
+    logits = solver(image[None].to(device))
+    full = F.interpolate(logits, size=pixels.shape[1:], mode="bilinear", align_corners=False)
+    return full.argmax(dim=1)[0].to("cpu", torch.uint8), spacing
+
+
+def _write_png(path: Path, mask: torch.Tensor) -> Path:
+    write_mask(path, mask.numpy())
+    return path
+
+
+def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch.device) -> None:
+    """Write a grid of generated images and labels, a row for each site.
+
+    Raises:
+        CheckpointError: a checkpoint without generators.
+    """
+    settings = SiteSettings.model_validate(checkpoint.meta["settings"])
+    rows = generated_rows(settings, checkpoint, device, per_site)
+    if not rows:
+        raise CheckpointError(f"{checkpoint.path}: trained by {checkpoint.meta['strategy']}, which has no generators")
+    write_picture(rows, out, settings.data.num_classes)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """JSON-able facts of a checkpoint."""
+    meta, state = checkpoint.meta, checkpoint.meta["state"]
+    networks = {}
+    for name in checkpoint.networks:
+        tensors = checkpoint.network(name).values()
+        networks[name] = {
+            "numbers": sum(t.numel() for t in tensors),
+            "bytes": sum(t.numel() * t.element_size() for t in tensors),
+        }
+    return {
+        "path": str(checkpoint.path),
+        "digest": checkpoint.digest,
+        "run": meta["run"],
+        "site": meta["site"],
+        "task_id": meta["task_id"],
+        "strategy": meta["strategy"],
+        "step": meta["step"],
+        "images": meta["images"],
+        "stage": state.get("stage"),
+        "sites_before": state.get("previous", {}),
+        "augmentation_p": {k: state[k]["ada"]["p"] for k in ("label", "img") if k in state},
+        "networks": networks,
+        "bytes": checkpoint.path.stat().st_size,
+        "settings": meta["settings"],
+    }
+
+
+def description_text(facts: dict[str, Any]) -> str:
+    """`describe` for a person."""
+    lines = [
+        f"{facts['path']} ({facts['bytes'] / 2**20:.1f} MiB), digest verified",
+        f"digest    {facts['digest']}",
+        f"run       {facts['run']}",
+        f"site      {facts['site']} (task {facts['task_id']}), {facts['images']} images, step {facts['step']}",
+        f"strategy  {facts['strategy']}" + (f", stage {facts['stage']}" if facts["stage"] else ""),
+    ]
+    before = ", ".join(
+        f"{name} (slot {slot['id']}, {slot['frequency']} images)" for name, slot in facts["sites_before"].items()
+    )
+    lines.append(f"before    {before or 'no site'}")
+    lines += [f"network   {name:14} {n['numbers']:>12,} numbers" for name, n in facts["networks"].items()]
+    return "\n".join(lines)

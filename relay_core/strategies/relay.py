@@ -1,0 +1,252 @@
+"""Relay learning (Bo 2023, npj Digital Medicine 6:204): replay of the sites before, from generators that travel along."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from relay_core import distributed
+from relay_core.config import DoubleGanKwargs, SiteSettings
+from relay_core.data.augment import SolverAugment
+from relay_core.losses import distillation, make_loss
+from relay_core.models.factory import HALF, make_gan, make_solver
+from relay_core.models.stylegan2 import Generator
+from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank
+from relay_core.strategies.adversarial import Adversaries, lerp_
+from relay_core.strategies.base import Position, Strategy
+from relay_core.strategies.updater import Updater
+
+GAN = ("G_label", "G_img", "D_label", "D_img")
+
+
+class RelayStrategy(Strategy):
+    """Generators, discriminators and solver learn from the site's images and from replay of the sites before.
+
+    Stage 1 trains on the site's images alone, then the weights are merged with those that came (`num_stages` 2 and 3);
+    stage 2 trains with replay; stage 3 trains the solver alone. A first site stays in stage 1, a relay of
+    `num_stages` 1 begins in stage 2. `Corrections` lists where this differs from the published code.
+    """
+
+    name = "relay"
+
+    def __init__(self, settings: SiteSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        self.s = cast(DoubleGanKwargs, settings.model.kwargs)
+        train = settings.train
+        half = HALF.get(train.precision) if device.type == "cuda" or train.precision == "bf16" else None
+        self.half = half
+        self.networks = {**make_gan(self.s, half), "solver": make_solver(self.s.solver_kwargs)}
+        if self.s.generator_ema_kimg > 0:
+            for name in ("G_label", "G_img"):
+                self.networks[f"{name}_ema"] = copy.deepcopy(self.networks[name]).eval()
+        for name, network in self.networks.items():
+            network.to(device)
+            if name != "solver" or device.type == "cuda":  # a CPU filters far faster so; its U-Net is slower
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.codec = LabelCodec(self.s.label_num_classes, self.s.label_noise)
+        scaled = half is torch.float16
+        accumulate = train.accumulate_grad_batches
+        self.gan = Adversaries(self.s, self.networks, accumulate, scaled, device)
+        self.updaters = {
+            "G": self.gan.g_updater,
+            "D": self.gan.d_updater,
+            "solver": Updater(
+                "solver", self.solver.parameters(), settings.solver_optimizer, accumulate=accumulate,
+                clip=train.gradient_clip, half=scaled,
+            ),
+        }  # fmt: skip
+        self.loss = make_loss(train.loss.name, train.loss.kwargs)
+        self.augment = SolverAugment(train.augment)
+        self.replay_augment = SolverAugment(
+            "published" if self.s.replay_post_aug and train.augment == "none" else "none"
+        )
+        self.previous, self.current = SiteBank(), SiteBank()
+        self.stage = 1
+
+    @property
+    def solver(self) -> nn.Module:
+        """The segmenter."""
+        return self.networks["solver"]
+
+    def hand_over(self) -> list[str]:
+        """Everything but the frozen copies."""
+        return [name for name in self.networks if not name.startswith("old_")]
+
+    def begin_site(self, name: str, images: int) -> None:
+        """Freeze copies of what came, move the current site into the previous ones, open a slot for this one."""
+        self.previous = self.previous.joined(self.current)
+        self.current = SiteBank()
+        self.current.enter(name, images, self.previous, self.s.c_img_dim)
+        self.stage = 1
+        if self.previous.slots:
+            self._lay_out_memory(["solver", *GAN])
+            for game in (self.gan.label, self.gan.image):
+                game.ada.halve()
+
+    def _lay_out_memory(self, names: list[str]) -> None:
+        """Frozen copies `old_*`; the generators' are the averaged ones where there are any."""
+        for name in names:
+            source = self.networks.get(f"{name}_ema", self.networks[name])
+            frozen = copy.deepcopy(source).requires_grad_(False).eval()
+            if name.startswith("G_") and self.s.corrections.frozen == "train":
+                frozen.train()
+            self.networks[f"old_{name}"] = frozen
+
+    def real_count(self, position: Position) -> int:
+        """Move to the stage of this position; how much of the batch is real."""
+        wanted = self._stage_at(position.progress)
+        while self.stage < wanted:
+            self.stage += 1
+            if self.stage == 2 and self.previous.slots:
+                if self.s.num_stages > 1:
+                    self._merge()
+                for name in ("D_label", "D_img"):
+                    self.networks.pop(f"old_{name}")
+        batch = self.settings.train.batch_size
+        return batch - self._replay_count() if self.s.replay_keep_batch_size else batch
+
+    def _stage_at(self, progress: float) -> int:
+        stages = self.s.num_stages
+        if not self.previous.slots:
+            late = stages == 3 and self.s.corrections.third_stage_at_first_site and progress >= 2 / 3
+            return 3 if late else 1
+        return 2 if stages == 1 else min(stages, int(progress * stages) + 1)
+
+    def _replay_count(self) -> int:
+        """Replayed images of a batch, over all processes."""
+        if self.stage == 1 or not self.previous.slots:
+            return 0
+        batch, sites = self.settings.train.batch_size, len(self.previous.slots)
+        if self.s.replay_keep_batch_size:
+            share = 0.5 if self.s.replay_data_ratio == "half" else sites / (sites + 1)
+            world = distributed.world()
+            return min(batch - world, max(world, round(batch * share / world) * world))
+        return batch * (1 if self.s.replay_data_ratio == "half" else sites)
+
+    def _merge(self) -> None:
+        """lerp(current, old, W_old / (W_old + n)): generators, discriminators, solver."""
+        old, new = float(self.previous.images), float(self.current.images)
+        weight = old / (old + new) if self.s.weighted_merge else 0.5
+        for name in ("solver", *GAN):
+            lerp_(self.networks[name], self.networks[f"old_{name}"], weight, self.s.corrections.merge_buffers)
+        for name in ("G_label", "G_img"):
+            if f"{name}_ema" in self.networks:
+                lerp_(self.networks[f"{name}_ema"], self.networks[name], 1.0)
+
+    def _replayer(self, age: Literal["old", "new"]) -> Replayer:
+        names = ("old_G_label", "old_G_img") if age == "old" else tuple(
+            f"{n}_ema" if f"{n}_ema" in self.networks else n for n in ("G_label", "G_img")
+        )  # fmt: skip
+        return Replayer(
+            cast(Generator, self.networks[names[0]]), cast(Generator, self.networks[names[1]]), self.codec,
+            self.previous if age == "old" else self.previous.joined(self.current), (self.s.c_label_dim, self.s.c_img_dim),
+            truncation=self.s.replay_w_truncation, conditioning=self.s.corrections.conditioning,
+            select=self.s.replay_c_select_mode,
+        )  # fmt: skip
+
+    def _merged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The site's images, then replay: images, class ids, slots."""
+        slot = next(iter(self.current.slots.values())).id
+        slots = torch.full((len(images),), slot, device=self.device)
+        count = self._replay_count() // distributed.world()
+        if count == 0:
+            return images, labels, slots
+        replay = self._replayer("old").draw(count)
+        return _join((images, labels, slots), replay)
+
+    def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
+        """Generators, discriminators, then the solver."""
+        losses: dict[str, Tensor] = {}
+        batch = self._merged(images, labels)
+        share = self.s.corrections.share_replay
+        if self.s.train_gan and self.stage < 3:
+            fake_slots = batch[2]
+            if self.s.corrections.codes == "bank":
+                bank = self.current if self.stage == 1 or self.s.num_stages == 1 else self.previous.joined(self.current)
+                fake_slots = bank.draw(len(batch[2]), self.s.replay_c_select_mode, self.device)
+            losses |= self.gan.step(
+                *batch, fake_slots, position.step, position.progress, len(batch[0]) * distributed.world(),
+                None if share else self._merged(images, labels),
+            )  # fmt: skip
+        if self.s.train_solver and position.step < position.solver_steps:
+            if self.stage == 3 and self.s.task_merge_replay:
+                mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
+                batch = _join(batch, mixed)
+            elif not share:
+                batch = self._merged(images, labels)
+            losses["solver"] = self._solver_step(batch, len(images), position.progress)
+        return losses
+
+    def _solver_step(self, batch: tuple[Tensor, Tensor, Tensor], real: int, progress: float) -> Tensor:
+        images, labels, _ = batch
+        images, labels = self.augment(images, labels)
+        if len(images) > real:
+            replayed, replayed_labels = self.replay_augment(images[real:], labels[real:])
+            images, labels = torch.cat([images[:real], replayed]), torch.cat([labels[:real], replayed_labels])
+        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+            logits = self.solver(images)
+        logits = logits.float()
+        loss = self.loss(logits, labels)
+        total = loss
+        known = real if self.s.corrections.distil_on == "replay" else 0
+        if self.previous.slots and self.s.solver_distil_weight > 0 and len(images) > known:
+            own = self.s.corrections.teacher == "current"
+            teacher = self.solver if own else self.networks["old_solver"]
+            with torch.no_grad():
+                target = teacher(images[known:])
+            total = total + self.s.solver_distil_weight * distillation(
+                logits[known:], target.float(), self.s.distil_tau
+            )
+        self.updaters["solver"].update(total, progress)
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Banks, stage, augmentation, path-length means, and which networks there are."""
+        return {
+            "previous": self.previous.to_json(),
+            "current": self.current.to_json(),
+            "stage": self.stage,
+            "label": self.gan.label.state(),
+            "img": self.gan.image.state(),
+            "frozen": [name.removeprefix("old_") for name in self.networks if name.startswith("old_")],
+        }
+
+    def load_handed_over(self, state: dict[str, Any]) -> None:
+        """The banks, and how strongly the discriminators' inputs were augmented."""
+        if state:
+            self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
+            self.gan.label.load_state(state["label"])
+            self.gan.image.load_state(state["img"])
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore `state`, laying out the frozen copies that the tensors will fill."""
+        self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
+        self.stage = int(state["stage"])
+        self.gan.label.load_state(state["label"])
+        self.gan.image.load_state(state["img"])
+        self._lay_out_memory(list(state["frozen"]))
+
+    @torch.no_grad()
+    def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Pictures that the generators would hand over, for each site so far."""
+        replayer, result = self._replayer("new"), {}
+        for network in (replayer.label, replayer.image):
+            network.eval()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.settings.random_seed)
+            for name, slot in replayer.bank.slots.items():
+                drawn = replayer.draw(per_site, slots=torch.full((per_site,), slot.id, device=self.device))
+                result[name] = (drawn.images, drawn.labels)
+        for name in ("G_label", "G_img"):
+            self.networks[name].train()
+        return result
+
+
+def _join(batch: tuple[Tensor, Tensor, Tensor], replay: Replay) -> tuple[Tensor, Tensor, Tensor]:
+    """Append pseudo data to a batch."""
+    more = (replay.images, replay.labels, replay.slots)
+    images, labels, slots = (torch.cat(pair) for pair in zip(batch, more, strict=True))
+    return images, labels, slots

@@ -1,0 +1,91 @@
+"""An optimizer step that many processes share and that bad numbers cannot ruin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from relay_core import distributed
+from relay_core.config import OptimizerSettings
+from relay_core.errors import TrainingDiverged
+
+PATIENCE = 20
+"""Steps in a row with non-finite gradients after which training stops."""
+LARGEST = 1e5
+"""Infinite gradients are replaced by this value, NaN by 0."""
+
+
+class Updater:
+    """Backward pass, mean over processes, repair or clip, step.
+
+    Args:
+        what: for messages: generators, discriminators, solver.
+        parameters: to be trained.
+        settings: the optimizer.
+        accumulate: backward passes before a step.
+        clip: largest norm of the gradient, or None.
+        half: scale the loss, as float16 needs.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        parameters: Iterable[torch.nn.Parameter],
+        settings: OptimizerSettings,
+        *,
+        accumulate: int = 1,
+        clip: float | None = None,
+        half: bool = False,
+    ) -> None:
+        self.what, self.settings, self.accumulate, self.clip = what, settings, accumulate, clip
+        self.parameters = list(parameters)
+        kwargs = {"fused": True, **settings.kwargs}  # one pass over all parameters: 5 times faster on a CPU
+        self.optimizer: torch.optim.Optimizer = getattr(torch.optim, settings.name)(self.parameters, **kwargs)
+        self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(enabled=half)
+        self.pending = 0
+        self.bad_steps = 0
+
+    def update(self, loss: Tensor, progress: float) -> None:
+        """Differentiate, and step every `accumulate` calls.
+
+        Raises:
+            TrainingDiverged: the gradients were not finite for `PATIENCE` steps in a row.
+        """
+        if self.pending == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        loss = loss / self.accumulate if self.accumulate > 1 else loss
+        self.scaler.scale(loss).backward()
+        self.pending += 1
+        if self.pending == self.accumulate:
+            self._step(progress)
+            self.pending = 0
+
+    def _step(self, progress: float) -> None:
+        distributed.average_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if norm.isfinite():
+            self.bad_steps = 0
+        else:
+            self._repair(grads)
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * self.settings.lr_scheduler.factor(progress)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _repair(self, grads: list[Tensor]) -> None:
+        self.bad_steps += 1
+        if self.bad_steps >= PATIENCE:
+            raise TrainingDiverged(
+                f"the gradients of the {self.what} were not finite for {PATIENCE} steps in a row; lower its learning "
+                "rate, or check the images for extreme values, and go on from the last checkpoint with --resume"
+            )
+        if not self.scaler.is_enabled():  # the scaler skips such a step and lowers its scale
+            for grad in grads:
+                torch.nan_to_num(grad, nan=0.0, posinf=LARGEST, neginf=-LARGEST, out=grad)

@@ -1,0 +1,135 @@
+"""Events for a person: progress bars on a terminal, plain lines elsewhere; and for machines: JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from relay_core import events
+from relay_core.events import Emit, Event
+
+
+def tee(*sinks: Emit) -> Emit:
+    """An `Emit` that hands each event to all of `sinks`."""
+
+    def emit(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
+    return emit
+
+
+class JsonLines:
+    """Writes each event as one line of JSON, flushed at once."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def __call__(self, event: Event) -> None:
+        """Write a line."""
+        print(json.dumps(event.to_json()), file=self.stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`75` as `1:15`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Terminal:
+    """Bars on a terminal, a line now and then elsewhere. Use as a context manager, so that the bars end."""
+
+    def __init__(self, title: str = "", console: Console | None = None) -> None:
+        self.title = f"{title} " if title else ""
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bars: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bars = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=self.console,
+            )  # fmt: skip
+            self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, markup=False)
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, events.Started):
+            self._start(event)
+        elif isinstance(event, events.Step):
+            self._step(event)
+        elif isinstance(event, events.Scores):
+            dice = event.scores["dice_per_sample"]
+            self.say(f"{self.title}after {event.site}: Dice on {event.test_site} {dice:.3f}")
+        elif isinstance(event, events.Warned):
+            self.say(f"warning: {event.site}: {event.message}")
+        elif isinstance(event, events.Finished):
+            self.say(f"{self.title}{event.site}: {event.step} steps in {duration(event.seconds)}")
+
+    def _start(self, event: events.Started) -> None:
+        again = f", going on from step {event.step}" if event.step else ""
+        self.say(
+            f"{self.title}{event.site}: {event.strategy} on {event.images} images, {event.steps} steps, "
+            f"{event.device}{again}"
+        )
+        if self.bars is not None:
+            name = f"{self.title}{event.site}"
+            self.tasks[event.site] = self.bars.add_task(name, total=event.steps, completed=event.step, note="")
+
+    def _step(self, event: events.Step) -> None:
+        note = f"{event.images_per_second:.1f} images/s, {duration(event.eta_seconds)} left"
+        if self.bars is not None:
+            loss = f"solver {event.losses['solver']:.3f}, " if "solver" in event.losses else ""
+            self.bars.update(self.tasks[event.site], completed=event.step, note=loss + note)
+            return
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
+        self.say(f"{self.title}{event.site} {event.step}/{event.steps}: {losses} ({note})")
+
+
+class TensorBoard:
+    """Scalars and pictures for TensorBoard (`pip install relay-learning[tensorboard]`)."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        self.writers: dict[str, Any] = {}
+        self.make = SummaryWriter
+
+    def __call__(self, event: Event) -> None:
+        """Write an event's numbers or picture."""
+        writer = self.writers.setdefault(event.site, self.make(str(self.folder / event.site)))
+        if isinstance(event, events.Step):
+            for name, value in event.losses.items():
+                writer.add_scalar(f"loss/{name}", value, event.step)
+            writer.add_scalar("images_per_second", event.images_per_second, event.step)
+        elif isinstance(event, events.Scores):
+            for name, value in event.scores.items():
+                if value is not None:
+                    writer.add_scalar(f"{name}/{event.test_site}", value, event.step)
+        elif isinstance(event, events.Samples):
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(event.path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            writer.add_image(Path(event.path).stem, pixels, event.step, dataformats="HWC")
+        writer.flush()
