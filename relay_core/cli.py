@@ -65,9 +65,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     pass
 
@@ -128,17 +126,13 @@ def _play(
 @app.command()
 def train(
     run: RunArgument,
-    site: Annotated[
-        int | None, typer.Option(help="Train this site alone (its task_id); default: the whole run.")
-    ] = None,
+    site: Annotated[int | None, typer.Option(help="Train this site alone (its task_id); default: the whole run.")] = None,
     data_root: DataRootOption = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, scores and pictures.")] = Path("runs/relay"),
     device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call stopped.")] = False,
     seed: Annotated[int | None, typer.Option(help="Overrides random_seed.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files below OUT.")] = False,
     as_json: JsonOption = False,
 ) -> None:

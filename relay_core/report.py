@@ -120,9 +120,7 @@ def predict_files(
 def _image_files(inputs: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
-        inside = (
-            sorted(p for p in path.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES)) if path.is_dir() else [path]
-        )
+        inside = sorted(p for p in path.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES)) if path.is_dir() else [path]
         if not inside or not inside[0].exists():
             raise DataError(f"{path}: no image there")
         files += inside

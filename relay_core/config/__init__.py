@@ -3,12 +3,11 @@
 from relay_core.config.model import Corrections, DoubleGanKwargs, UNetKwargs
 from relay_core.config.runfile import RunFile, load_run, recipes
 from relay_core.config.site import SiteSettings
-from relay_core.config.train import LossSettings, OptimizerSettings, TrainSettings
+from relay_core.config.train import OptimizerSettings, TrainSettings
 
 __all__ = [
     "Corrections",
     "DoubleGanKwargs",
-    "LossSettings",
     "OptimizerSettings",
     "RunFile",
     "SiteSettings",

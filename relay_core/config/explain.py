@@ -120,9 +120,7 @@ def _fields(model: type[BaseModel], location: Location) -> list[str]:
     """Names that are known at a location of a model."""
     current: list[type[BaseModel]] = [model]
     for key in location:
-        tagged = [
-            m for m in current if key in get_args(m.model_fields.get("name") and m.model_fields["name"].annotation)
-        ]
+        tagged = [m for m in current if key in get_args(m.model_fields.get("name") and m.model_fields["name"].annotation)]
         if tagged:
             current = tagged
             continue

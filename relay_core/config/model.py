@@ -21,6 +21,8 @@ class UNetKwargs(Settings):
     """Classes, background included."""
     backbone: Literal["plain", "resnet18", "resnet50"] | None = None
     """Encoder; none is `plain`."""
+    base_channels: int = Field(default=64, ge=2)
+    """Feature maps of the plain encoder's first level; each further level has twice as many."""
     bilinear: bool = False
     """Interpolate on the way up instead of learning transposed convolutions."""
     norm: Literal["batch", "instance", "group", "none"] = "batch"
@@ -93,6 +95,8 @@ class Corrections(Settings):
     """The merge includes batch-norm statistics and w_avg, not parameters alone."""
     conditioning: Literal["clean", "clipped", "raw"] = "clean"
     """Label map that conditions a replayed image: quantised with the noise of training, clipped, or as generated."""
+    replay_noise: Literal["none", "random"] = "none"
+    """Noise inside the generators at replay. Random noise (published) frays the edges of label maps, more at every hop."""
     fake_label_noise: bool = True
     """Generated label maps get the noise of real ones before a discriminator sees them."""
     ada_image_only: bool = True
@@ -110,7 +114,8 @@ class Corrections(Settings):
 
 
 PUBLISHED = Corrections(
-    teacher="current", distil_on="all", frozen="train", merge_buffers=False, conditioning="raw", fake_label_noise=False,
+    teacher="current", distil_on="all", frozen="train", merge_buffers=False, conditioning="raw",
+    replay_noise="random", fake_label_noise=False,
     ada_image_only=False, codes="bank", crossover="halves", share_replay=False, r1_on_label=False,
     third_stage_at_first_site=True,
 )  # fmt: skip
@@ -176,6 +181,9 @@ class DoubleGanKwargs(Settings):
     """As many replayed images as real ones, or as many for each previous site as for the current one."""
     replay_c_select_mode: Literal["uniform", "frequency"] = "uniform"
     """Previous sites are drawn alike, or in proportion to their numbers of images."""
+    replay_labels: Literal["map", "teacher"] = "map"
+    """What the solver takes for the truth of a replayed image: the label map that it was generated from, or what the
+    previous solver sees in it (deep generative replay, Shin 2017, arXiv 1705.08690)."""
     replay_post_aug: bool = False
     """Augment the replayed half as published, where `train.augment` is `none`; otherwise all is augmented alike."""
     task_merge_replay: bool = False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from relay_core.config.base import Settings
 
-LossName = Literal["cross_entropy", "dice", "dice_ce", "explog"]
 Augmentation = Literal["none", "standard", "published"]
 
 
@@ -52,26 +51,35 @@ class DiceCeKwargs(Settings):
     """Count the background class in the Dice term too."""
 
 
-LOSS_KWARGS: dict[str, type[Settings]] = {
-    "cross_entropy": CrossEntropyKwargs,
-    "dice": DiceKwargs,
-    "dice_ce": DiceCeKwargs,
-    "explog": ExpLogKwargs,
-}
+class ExpLogLoss(Settings):
+    """The exponential logarithmic loss (the paper's)."""
+
+    name: Literal["explog"] = "explog"
+    kwargs: ExpLogKwargs = ExpLogKwargs()
 
 
-class LossSettings(Settings):
-    """The solver's loss."""
+class CrossEntropyLoss(Settings):
+    """Cross entropy."""
 
-    name: LossName = "explog"
-    """cross_entropy, dice, dice_ce or explog."""
-    kwargs: dict[str, Any] = {}
-    """Settings of the loss."""
+    name: Literal["cross_entropy"]
+    kwargs: CrossEntropyKwargs = CrossEntropyKwargs()
 
-    @model_validator(mode="after")
-    def _known_kwargs(self) -> Self:
-        LOSS_KWARGS[self.name].model_validate(self.kwargs)
-        return self
+
+class DiceLoss(Settings):
+    """Soft Dice."""
+
+    name: Literal["dice"]
+    kwargs: DiceKwargs = DiceKwargs()
+
+
+class DiceCeLoss(Settings):
+    """Soft Dice plus cross entropy."""
+
+    name: Literal["dice_ce"]
+    kwargs: DiceCeKwargs = DiceCeKwargs()
+
+
+LossSettings = Annotated[ExpLogLoss | CrossEntropyLoss | DiceLoss | DiceCeLoss, Field(discriminator="name")]
 
 
 class SchedulerSettings(Settings):
@@ -97,8 +105,12 @@ class OptimizerSettings(Settings):
     """Class name in torch.optim."""
     kwargs: dict[str, Any] = {"lr": 0.001}
     """Its arguments: lr, betas, weight_decay, momentum, ..."""
-    lr_scheduler: SchedulerSettings = SchedulerSettings()
-    """Course of the learning rate."""
+    lr_scheduler: SchedulerSettings | None = None
+    """Course of the learning rate; none: constant."""
+
+    def lr_factor(self, progress: float) -> float:
+        """Factor on the learning rate at `progress` (0..1) of the site's budget."""
+        return 1.0 if self.lr_scheduler is None else self.lr_scheduler.factor(progress)
 
 
 class TrainSettings(Settings):
@@ -114,13 +126,13 @@ class TrainSettings(Settings):
     """Images a step over all processes, replayed ones included."""
     precision: Literal["32", "16", "bf16"] = "32"
     """Bits of the training's arithmetic on a GPU; a CPU computes in 32, or bf16 where asked."""
-    loss: LossSettings = LossSettings()
+    loss: LossSettings = ExpLogLoss()
     """Loss of the solver."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimizer of the solver, unless the model has its own (`optimizer_conf.M`)."""
     augment: Augmentation = "published"
-    """What the solver sees is augmented: real and replayed images alike, whatever the strategy. `published` holds colour
-    inversion, hue, blur, noise and geometry; `standard` leaves out inversion and black corners."""
+    """What the solver sees is augmented: real and replayed images alike, whatever the strategy. `published` holds
+    colour inversion, hue, blur, noise and geometry; `standard` leaves out inversion and black corners."""
     joint_training: bool = False
     """Train on all sites' images in one place: the upper reference, possible on one machine only."""
     gradient_clip: float | None = Field(default=None, gt=0)

@@ -127,9 +127,7 @@ def modulated_conv2d(
     """
     n = x.shape[0]
     out_channels, in_channels, kh, kw = weight.shape
-    if (
-        x.dtype == torch.float16 and demodulate
-    ):  # demodulation cancels the scales; without them half precision overflows
+    if x.dtype == torch.float16 and demodulate:  # demodulation cancels the scales; without them half precision overflows
         scale = 1 / ((in_channels * kh * kw) ** 0.5 * weight.norm(float("inf"), dim=[1, 2, 3], keepdim=True))
         weight = weight * scale
         styles = styles / styles.norm(float("inf"), dim=1, keepdim=True)

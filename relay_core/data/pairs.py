@@ -101,7 +101,5 @@ def match(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> list
         if stem not in masks
     ]
     return problems + [
-        Problem(relative(path, folder), "is a mask without an image")
-        for stem, path in masks.items()
-        if stem not in images
+        Problem(relative(path, folder), "is a mask without an image") for stem, path in masks.items() if stem not in images
     ]

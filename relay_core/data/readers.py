@@ -89,9 +89,7 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
     return whole.astype(np.int64)
 
 
-def write_mask(
-    path: Path, array: npt.NDArray[Any], spacing: Spacing | None = None, *, like: Path | None = None
-) -> None:
+def write_mask(path: Path, array: npt.NDArray[Any], spacing: Spacing | None = None, *, like: Path | None = None) -> None:
     """Write class ids or mask values (H, W), at least 0, as grey PNG or NIfTI, 8 bits where they fit, else 16.
 
     Args:

@@ -208,9 +208,14 @@ def load_networks(strategy: Strategy, checkpoint: Checkpoint, names: list[str]) 
             strategy.networks[name].load_state_dict(checkpoint.network(name))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(
-                f"{checkpoint.path}: network {name!r} does not fit this run's model: {reason}"
-            ) from None
+            raise CheckpointError(f"{checkpoint.path}: network {name!r} does not fit this run's model: {reason}") from None
+
+
+def _laid_out_like(value: Tensor, like: Tensor) -> Tensor:
+    """`value` in the memory layout of its parameter (channels-last or not): fused optimizers walk over raw memory."""
+    if value.shape != like.shape:
+        return value
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def restore(strategy: Strategy, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -227,9 +232,11 @@ def restore(strategy: Strategy, checkpoint: Checkpoint, device: torch.device) ->
         for key, value in checkpoint.tensors.items():
             kind, owner, *rest = key.split("/")
             if kind == "optimizer" and owner == name:
-                entries.setdefault(int(rest[0]), {})[rest[1]] = value
+                like = updater.parameters[int(rest[0])]
+                entries.setdefault(int(rest[0]), {})[rest[1]] = _laid_out_like(value, like)
             elif kind == "gradient" and owner == name:
-                updater.parameters[int(rest[0])].grad = value.to(device)
+                like = updater.parameters[int(rest[0])]
+                like.grad = _laid_out_like(value, like)
         layout = updater.optimizer.state_dict()["param_groups"]
         groups = [{**group, "params": old["params"]} for group, old in zip(saved["groups"], layout, strict=True)]
         updater.optimizer.load_state_dict({"state": entries, "param_groups": groups})

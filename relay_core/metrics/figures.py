@@ -201,9 +201,7 @@ def _strip(row: tuple[str, Any, Any, Any | None], scale: int) -> Image.Image:
 
 
 def _caption(row: tuple[str, Any, Any, Any | None]) -> Image.Image:
-    return _line(
-        [(row[0], _INK, True), ("image, label" + (", prediction" if row[3] is not None else ""), _GREY, False)]
-    )
+    return _line([(row[0], _INK, True), ("image, label" + (", prediction" if row[3] is not None else ""), _GREY, False)])
 
 
 def _legend(num_classes: int) -> Image.Image:

@@ -175,8 +175,7 @@ class SegmentationScores:
     ) -> None:
         if pred_ids.ndim != 3 or pred_ids.shape != target_ids.shape:
             raise ValueError(
-                "predictions and targets must both be (N, H, W), "
-                f"not {tuple(pred_ids.shape)} and {tuple(target_ids.shape)}"
+                f"predictions and targets must both be (N, H, W), not {tuple(pred_ids.shape)} and {tuple(target_ids.shape)}"
             )
         if not len(subjects) == len(spacing) == len(pred_ids):
             raise ValueError(f"{len(pred_ids)} images came with {len(subjects)} subjects and {len(spacing)} spacings")

@@ -1,0 +1,1 @@
+"""The networks: StyleGAN2 with SPADE, and the solvers."""

@@ -21,9 +21,14 @@ def make_solver(settings: UNetKwargs) -> UNet:
         CheckpointError: the weights cannot be read.
     """
     network = UNet(
-        settings.in_channels, settings.num_classes, settings.backbone or "plain", settings.bilinear, settings.norm,
+        settings.in_channels,
+        settings.num_classes,
+        settings.backbone or "plain",
+        settings.bilinear,
+        settings.norm,
         settings.activation,
-    )  # fmt: skip
+        base_channels=settings.base_channels,
+    )
     if settings.pretrain and isinstance(network.encoder, ResNetEncoder):
         network.encoder.load_pretrained(Path(str(settings.pretrain_file)))
     return network

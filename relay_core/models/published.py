@@ -40,9 +40,10 @@ def _rename(state: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> dict[s
     for key, value in state.items():
         if SKIPPED.search(key):
             continue
+        name = key
         for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
     return renamed
 
 

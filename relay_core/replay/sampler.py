@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from relay_core import distributed
-from relay_core.models.stylegan2 import Generator
+from relay_core.models.stylegan2 import Generator, Noise
 from relay_core.replay.bank import SiteBank, one_hot
 
 
@@ -55,6 +55,7 @@ class Replayer:
         truncation: psi of both mapping networks.
         conditioning: what the image generator sees: "clean", the map quantised, with the noise of training; "clipped"
             to [-1, 1]; "raw" as generated.
+        noise: inside both generators.
         select: sites drawn alike or by their numbers of images.
     """
 
@@ -68,10 +69,11 @@ class Replayer:
         *,
         truncation: float = 1.0,
         conditioning: Literal["clean", "clipped", "raw"] = "clean",
+        noise: Noise = "none",
         select: Literal["uniform", "frequency"] = "uniform",
     ) -> None:
         self.label, self.image, self.codec, self.bank, self.c_dims = label, image, codec, bank, c_dims
-        self.truncation, self.conditioning, self.select = truncation, conditioning, select
+        self.truncation, self.conditioning, self.noise, self.select = truncation, conditioning, noise, select
 
     @torch.no_grad()
     def draw(self, n: int, two_styles: bool = False, slots: Tensor | None = None) -> Replay:
@@ -83,14 +85,14 @@ class Replayer:
         if slots is None:
             slots = self.bank.draw(n, self.select, device)
         others = self.bank.draw(n, self.select, device) if two_styles else None
-        raw = self.label.synthesize(self._styles(self.label, slots, others, self.c_dims[0]))
+        raw = self.label.synthesize(self._styles(self.label, slots, others, self.c_dims[0]), noise=self.noise)
         ids = self.codec.decode(raw)
         if self.conditioning == "clean":
             condition = self.codec.add_noise(self.codec.encode(ids))
         else:
             condition = raw.clamp(-1, 1) if self.conditioning == "clipped" else raw
         styles = self._styles(self.image, slots, others, self.c_dims[1])
-        image = self.image.synthesize(styles, condition).clamp(-1, 1)
+        image = self.image.synthesize(styles, condition, self.noise).clamp(-1, 1)
         return Replay(image, ids, slots)
 
     def _styles(self, generator: Generator, slots: Tensor, others: Tensor | None, c_dim: int) -> Tensor:

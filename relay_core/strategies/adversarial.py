@@ -38,9 +38,7 @@ def r1_penalty(logits: Tensor, x: Tensor, channels: int) -> Tensor:
 class Game:
     """One generator against one discriminator, with its adaptive augmentation and path-length mean."""
 
-    def __init__(
-        self, settings: DoubleGanKwargs, kind: str, networks: dict[str, nn.Module], device: torch.device
-    ) -> None:
+    def __init__(self, settings: DoubleGanKwargs, kind: str, networks: dict[str, nn.Module], device: torch.device) -> None:
         s, image = settings, kind == "img"
         self.settings, self.kind = s, kind
         self.generator = cast(Generator, networks[f"G_{kind}"])

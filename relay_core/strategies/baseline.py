@@ -29,7 +29,7 @@ class BaselineStrategy(Strategy):
                 accumulate=train.accumulate_grad_batches, clip=train.gradient_clip, half=self.half is torch.float16,
             )
         }  # fmt: skip
-        self.loss = make_loss(train.loss.name, train.loss.kwargs)
+        self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
 
     @property

@@ -58,11 +58,9 @@ class RelayStrategy(Strategy):
                 clip=train.gradient_clip, half=scaled,
             ),
         }  # fmt: skip
-        self.loss = make_loss(train.loss.name, train.loss.kwargs)
+        self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
-        self.replay_augment = SolverAugment(
-            "published" if self.s.replay_post_aug and train.augment == "none" else "none"
-        )
+        self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
         self.previous, self.current = SiteBank(), SiteBank()
         self.stage = 1
 
@@ -144,6 +142,7 @@ class RelayStrategy(Strategy):
             cast(Generator, self.networks[names[0]]), cast(Generator, self.networks[names[1]]), self.codec,
             self.previous if age == "old" else self.previous.joined(self.current), (self.s.c_label_dim, self.s.c_img_dim),
             truncation=self.s.replay_w_truncation, conditioning=self.s.corrections.conditioning,
+            noise=self.s.corrections.replay_noise,
             select=self.s.replay_c_select_mode,
         )  # fmt: skip
 
@@ -182,6 +181,10 @@ class RelayStrategy(Strategy):
 
     def _solver_step(self, batch: tuple[Tensor, Tensor, Tensor], real: int, progress: float) -> Tensor:
         images, labels, _ = batch
+        if self.s.replay_labels == "teacher" and len(images) > real:
+            with torch.no_grad():
+                seen = self.networks["old_solver"](images[real:]).argmax(dim=1)
+            labels = torch.cat([labels[:real], seen])
         images, labels = self.augment(images, labels)
         if len(images) > real:
             replayed, replayed_labels = self.replay_augment(images[real:], labels[real:])
@@ -197,9 +200,7 @@ class RelayStrategy(Strategy):
             teacher = self.solver if own else self.networks["old_solver"]
             with torch.no_grad():
                 target = teacher(images[known:])
-            total = total + self.s.solver_distil_weight * distillation(
-                logits[known:], target.float(), self.s.distil_tau
-            )
+            total = total + self.s.solver_distil_weight * distillation(logits[known:], target.float(), self.s.distil_tau)
         self.updaters["solver"].update(total, progress)
         return loss.detach()
 

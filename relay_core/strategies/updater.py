@@ -75,7 +75,7 @@ class Updater:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
-            group["lr"] = lr * self.settings.lr_scheduler.factor(progress)
+            group["lr"] = lr * self.settings.lr_factor(progress)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -55,9 +55,7 @@ def test_split_by_share_keeps_patients_together(polyps):
 
 
 def test_whole_match_is_the_patient_where_there_is_no_group(polyps):
-    site = load_site(
-        "folder", FolderKwargs(**BINARY, patient_pattern=r"^p\d"), folder=polyps, split="test", resolution=8
-    )
+    site = load_site("folder", FolderKwargs(**BINARY, patient_pattern=r"^p\d"), folder=polyps, split="test", resolution=8)
     assert len(set(site.subjects)) == 1
     assert len(site) == 2
     assert "does not match patient_pattern" in messages(polyps, patient_pattern="^p[0-3]")[0]
@@ -102,9 +100,7 @@ def test_csv_by_subject_with_sites(polyps):
 
 def test_csv_faults_are_all_named(polyps):
     (polyps / "split.csv").write_text(
-        "image,split\n"
-        + "".join(f"p{p}_{i},train\n" for p in range(4) for i in range(2))
-        + "p4_0,test\nq,test\np0_0,test\n"
+        "image,split\n" + "".join(f"p{p}_{i},train\n" for p in range(4) for i in range(2)) + "p4_0,test\nq,test\np0_0,test\n"
     )
     assert messages(polyps, split_file="split.csv") == [
         "split.csv: rows 2 and 12 give p0_0 different splits",

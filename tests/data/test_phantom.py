@@ -16,9 +16,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_layout_and_progress(tmp_path):
     steps = []
-    folders = make_phantoms(
-        tmp_path / "new" / "p", 2, 3, 1, 32, progress=lambda done, total: steps.append((done, total))
-    )
+    folders = make_phantoms(tmp_path / "new" / "p", 2, 3, 1, 32, progress=lambda done, total: steps.append((done, total)))
     assert folders == [tmp_path / "new" / "p" / f"Domain{k}" for k in (1, 2)]
     assert steps == [(n, 8) for n in range(1, 9)]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["p"]

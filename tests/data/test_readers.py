@@ -36,9 +36,7 @@ def test_colour_stays_8_bit_and_moves_channels_first(tmp_path, name):
     assert (pixels == COLOUR.transpose(2, 0, 1)).all()
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix"), [("RGBA", "png"), ("P", "png"), ("LA", "png"), ("L", "jpg"), ("CMYK", "jpg")]
-)
+@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", "png"), ("P", "png"), ("LA", "png"), ("L", "jpg"), ("CMYK", "jpg")])
 def test_every_mode_gives_the_channels_asked_for(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(COLOUR).convert(mode).save(path)

@@ -8,9 +8,7 @@ from relay_core.config.datasets import FolderKwargs, FundusKwargs
 from relay_core.data import load_site, preflight
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(
-    not REAL.is_dir(), reason="needs the shared folder of real images beside the repository"
-)
+pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="needs the shared folder of real images beside the repository")
 
 
 def test_optic_disc_and_cup():

@@ -12,9 +12,7 @@ BINARY = {"num_classes": 2, "mask_values": {0: 0, 255: 1}}
 
 
 def test_batches_have_shape_type_and_range(fundus):
-    data = load_site(
-        "fundus", FundusKwargs(out_range=(0, 1), img_channels=1), folder=fundus, split="train", resolution=8
-    )
+    data = load_site("fundus", FundusKwargs(out_range=(0, 1), img_channels=1), folder=fundus, split="train", resolution=8)
     images, labels = data.batch(torch.tensor([1, 0, 1]))
     assert (images.shape, images.dtype) == ((3, 1, 8, 8), torch.float32)
     assert (labels.shape, labels.dtype) == ((3, 8, 8), torch.int64)
@@ -45,9 +43,7 @@ def test_img_size_goes_before_the_models_resolution(fundus):
 
 
 def test_in_memory_equals_lazy(polyps, monkeypatch):
-    sitk.WriteImage(
-        sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(12, 12))), str(polyps / "image/p9.nii")
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(12, 12))), str(polyps / "image/p9.nii"))
     save(polyps / "mask" / "p9.png", np.zeros((12, 12), np.uint8))
     kwargs = FolderKwargs(**BINARY, test_share=0)
     kept = load_site("folder", kwargs, folder=polyps, split="train", resolution=8)

@@ -16,9 +16,7 @@ def test_t_interval_equals_scipy():
 
 
 def test_t_interval_of_a_textbook_pair():
-    assert t_interval([0.0, 2.0]) == pytest.approx(
-        (1 - 12.7062047, 1 + 12.7062047)
-    )  # t(0.975, 1) = 12.706, s/sqrt(n) = 1
+    assert t_interval([0.0, 2.0]) == pytest.approx((1 - 12.7062047, 1 + 12.7062047))  # t(0.975, 1) = 12.706, s/sqrt(n) = 1
 
 
 def test_bootstrap_equals_scipy_closely():

@@ -75,9 +75,7 @@ def same_seed(*calls):
 @pytest.mark.parametrize(("channels", "color_channels"), [(4, None), (2, None), (4, 3), (5, 4)])
 def test_colour_filter_and_noise_leave_the_label_channel_alone(channels, color_channels):
     x = torch.randn(8, channels, 16, 16)
-    moved, augmented = same_seed(
-        lambda: AugmentPipe("bg")(x, p=0.8), lambda: AugmentPipe("bgcfn", color_channels)(x, p=0.8)
-    )
+    moved, augmented = same_seed(lambda: AugmentPipe("bg")(x, p=0.8), lambda: AugmentPipe("bgcfn", color_channels)(x, p=0.8))
     assert torch.equal(moved[:, -1], augmented[:, -1])
     assert not torch.equal(moved[:, :-1], augmented[:, :-1])
 

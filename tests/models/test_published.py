@@ -32,9 +32,7 @@ def generator(kind, age=""):
 
 def discriminator(kind):
     image = kind == "img"
-    network = Discriminator(
-        32, 32, 4 if image else 1, channel_base=2048 if image else 1024, channel_max=64 if image else 32
-    )
+    network = Discriminator(32, 32, 4 if image else 1, channel_base=2048 if image else 1024, channel_max=64 if image else 32)
     state = published.strip_prefix(tensors("generators_discriminators"), f"D_{kind}")
     network.load_state_dict(published.discriminator_state(state))
     return network.eval()

@@ -11,11 +11,11 @@ from relay_core.models.solvers.resnet import ResNetEncoder
 
 
 class PlainEncoder(nn.Module):
-    """Five double convolutions of 64, 128, 256, 512, 1024 maps, max-pooled in between: strides 1, 2, 4, 8, 16."""
+    """Five double convolutions of `base` times 1, 2, 4, 8, 16 maps, max-pooled in between: strides 1, 2, 4, 8, 16."""
 
-    def __init__(self, in_channels: int, norm: str, activation: str) -> None:
+    def __init__(self, in_channels: int, base: int, norm: str, activation: str) -> None:
         super().__init__()
-        self.channels = [64, 128, 256, 512, 1024]
+        self.channels = [base * 2**i for i in range(5)]
         pairs = zip([in_channels, *self.channels], self.channels, strict=False)
         self.levels = nn.ModuleList(DoubleConv(a, b, norm, activation) for a, b in pairs)
 
@@ -66,6 +66,7 @@ class UNet(nn.Module):
         bilinear: interpolate on the way up; False learns transposed convolutions.
         norm: "batch", "instance", "group" or "none".
         activation: "relu", "lrelu", "elu" or "silu"; a ResNet encoder keeps its ReLUs.
+        base_channels: feature maps of the plain encoder's first level.
 
     Raises:
         ValueError: an unknown name.
@@ -79,11 +80,13 @@ class UNet(nn.Module):
         bilinear: bool = False,
         norm: str = "batch",
         activation: str = "lrelu",
+        *,
+        base_channels: int = 64,
     ) -> None:
         super().__init__()
         self.encoder: PlainEncoder | ResNetEncoder
         if backbone == "plain":
-            self.encoder = PlainEncoder(in_channels, norm, activation)
+            self.encoder = PlainEncoder(in_channels, base_channels, norm, activation)
             skips = self.encoder.channels[-2::-1]
             widths = skips
         else:  # a ResNet's finest features have stride 2: the image itself is the last skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -59,7 +60,7 @@ class Discriminator(nn.Module):
         sides = block_resolutions(resolution)[::-1]
         widths = [channels_at(side, channel_base, channel_max) for side in sides]
         self.from_image = Conv2d(img_channels, widths[0], 1, activation="lrelu")
-        self.blocks = nn.ModuleList(DiscriminatorBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(DiscriminatorBlock(a, b) for a, b in pairwise(widths))
         width = widths[-1]
         self.conv = Conv2d(width + 1, width, 3, activation="lrelu")
         self.fc = FullyConnected(width * 16, width, activation="lrelu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -104,8 +106,7 @@ class MappingNetwork(nn.Module):
         self.embed = FullyConnected(c_dim, w_dim)
         widths = [z_dim + w_dim] + [w_dim] * num_layers
         self.layers = nn.ModuleList(
-            FullyConnected(a, b, activation="lrelu", lr_multiplier=lr_multiplier)
-            for a, b in zip(widths, widths[1:], strict=False)
+            FullyConnected(a, b, activation="lrelu", lr_multiplier=lr_multiplier) for a, b in pairwise(widths)
         )
         if z_dim:
             self.register_buffer("w_avg", torch.zeros(w_dim))

@@ -1,0 +1,99 @@
+"""Seconds of a training iteration, split by phase.
+
+    python benchmarks/train.py fundus-cpu fundus
+
+Images are random: only time is measured. A phase is timed on its own, after a warm-up; `iteration` is a whole step of a
+second site with replay, without the lazy regularisations, and `with path length + R1` is one that has both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from relay_core.config import load_run
+from relay_core.data.augment import SolverAugment
+from relay_core.engine import choose_device
+from relay_core.strategies import Position, RelayStrategy
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="+")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--repeat", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+    rows = {recipe: measure(recipe, device, args.repeat) for recipe in args.recipes}
+    phases = list(next(iter(rows.values())))
+    print(f"| {device}, median seconds | " + " | ".join(rows) + " |")
+    print("|---" * (1 + len(rows)) + "|")
+    for phase in phases:
+        print(f"| {phase} | " + " | ".join(f"{row[phase]:.3f}" for row in rows.values()) + " |")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\npeak memory {peak:.1f} GiB")
+
+
+def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
+    """Median seconds of each phase."""
+    settings = load_run(recipe).site(1)
+    torch.manual_seed(0)
+    strategy = RelayStrategy(settings, device)
+    batch, side = settings.train.batch_size, settings.resolution
+    images = torch.rand(batch, settings.data.img_channels, side, side, device=device) * 2 - 1
+    labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
+    strategy.begin_site("first", 100)
+    slots = torch.zeros(batch, dtype=torch.long, device=device)
+    step = Position(1, 2, 2)
+
+    def whole(position: Position) -> None:
+        real = strategy.real_count(position)
+        strategy.step(images[:real], labels[:real], position)
+
+    def gan(number: int) -> None:
+        strategy.gan.step(images, labels, slots, slots, number, 0.5, batch)
+
+    def clock(function: Callable[[], object]) -> float:
+        return statistics.median(_seconds(function, device) for _ in range(repeat + 2))
+
+    result = {"iteration, first site": clock(lambda: whole(step))}
+    strategy.begin_site("second", 100)
+    strategy.real_count(step)
+    result["iteration, second site"] = clock(lambda: whole(step))
+    result["with path length + R1"] = clock(lambda: whole(Position(2000, 2001, 2001)))
+    condition = strategy.codec.add_noise(strategy.codec.encode(labels))
+    result["G step"] = clock(lambda: strategy.gan._generator_step(condition, slots, 1, 0.5))
+    both = clock(lambda: gan(1))
+    result["D step"] = both - result["G step"]
+    regularised = clock(lambda: gan(0))
+    result["path length + R1"] = regularised - both
+    result["solver step"] = clock(lambda: strategy._solver_step((images, labels, slots), batch // 2, 0.5))
+    result["replay"] = clock(lambda: strategy._replayer("old").draw(batch // 2))
+    augment = SolverAugment(settings.train.augment)
+    result["solver's augmentation"] = clock(lambda: augment(images, labels))
+    pair = torch.cat([images, condition], dim=1)
+    result["adaptive augmentation, p 0"] = clock(lambda: strategy.gan.image.pipe(pair, 0.0))
+    result["adaptive augmentation, p 0.2"] = clock(lambda: strategy.gan.image.pipe(pair, 0.2))
+    return result
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()

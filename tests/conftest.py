@@ -1,0 +1,71 @@
+"""A relay small enough for a test: three phantom sites of 32 pixels, networks of a few channels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from relay_core.config import RunFile, load_run
+from relay_core.data import make_phantoms
+
+MODEL = {
+    "img_resolution": 16, "z_img_dim": 8, "z_label_dim": 8, "c_img_dim": 4, "c_label_dim": 4, "w_img_dim": 8,
+    "w_label_dim": 8,
+    "G_img_kwargs": {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": {"channel_base": 128, "channel_max": 8}},
+    "G_label_kwargs": {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": {"channel_base": 128, "channel_max": 8}},
+    "D_img_kwargs": {"channel_base": 128, "channel_max": 8}, "D_label_kwargs": {"channel_base": 128, "channel_max": 8},
+    "solver_kwargs": {"backbone": "plain", "base_channels": 4},
+}  # fmt: skip
+
+
+@dataclass
+class Toy:
+    """Data of three sites, and run files for them."""
+
+    data: Path
+    folder: Path
+
+    def write(self, name: str = "run.yaml", sites: int = 2, **common: object) -> Path:
+        """Write a run file of six steps a site; `common` is laid over the defaults."""
+        from relay_core.config.runfile import merge
+
+        defaults = {
+            "dataset": {"name": "fundus", "kwargs": {}},
+            "strategy": {"name": "relay"},
+            "model": {"name": "doublegan", "kwargs": MODEL},
+            "train": {"num_mimgs": 48e-6, "batch_size": 8, "log_every_n_steps": 1, "loss": {"name": "explog"}},
+        }
+        ids = list(range(1, sites + 1))
+        entries = [{"kwargs": {"task_id": i, "task_name": f"Domain{i}", "img_folder": f"Domain{i}"}} for i in ids]
+        raw = {
+            "common": merge(defaults, common),
+            "all_tasks_datasets": entries,
+            "current_tasks": {"task_ids": ids},
+        }
+        path = self.folder / name
+        path.write_text(yaml.safe_dump(raw))
+        return path
+
+    def run(self, sites: int = 2, **common: object) -> RunFile:
+        """The same, loaded."""
+        return load_run(str(self.write(sites=sites, **common)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Toy networks are faster so, and tests that run beside each other do not wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    make_phantoms(folder, 3, train=8, test=4, size=32)
+    return folder
+
+
+@pytest.fixture
+def toy(phantom_data: Path, tmp_path: Path) -> Toy:
+    return Toy(phantom_data, tmp_path)

@@ -1,0 +1,201 @@
+"""A run from start to end: what it writes, what it does when stopped, killed, damaged or asked for nonsense."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from relay_core import events
+from relay_core.engine import Play
+from relay_core.engine.checkpoint import newest, read
+from relay_core.errors import CheckpointError, DataError, NotAvailableYet, Stopped, TrainingDiverged
+
+CPU = torch.device("cpu")
+
+
+def play(toy, run, out="out", **options):
+    return Play(run, toy.folder / out, toy.data, CPU, **options)
+
+
+def digest(folder):
+    found = newest(folder, print)
+    assert found is not None
+    return found.digest
+
+
+def same_tensors(one, other):
+    a, b = newest(one, print).tensors, newest(other, print).tensors
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_a_relay_writes_matrices_checkpoints_and_pictures(toy):
+    seen = []
+    matrices = play(toy, toy.run(), emit=seen.append)()
+    matrix = matrices["dice_per_sample"]
+    assert matrix.rows == ["Domain1", "Domain2"]
+    assert matrix.columns == ["Domain1", "Domain2"]
+    out = toy.folder / "out"
+    for metric in ("dice_per_sample", "dice", "hd95", "accuracy"):
+        for suffix in ("json", "csv", "md", "png"):
+            assert (out / "evaluation" / f"{metric}.{suffix}").stat().st_size > 0
+    for site in ("task_1", "task_2"):
+        assert (out / site / "samples.png").is_file()
+        assert (out / site / "predictions.png").is_file()
+    steps = [e for e in seen if isinstance(e, events.Step) and e.site == "Domain2"]
+    assert [e.step for e in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(e.images_per_second > 0 for e in steps)
+    assert json.loads(json.dumps([e.to_json() for e in seen]))[0]["event"] == "started"
+
+
+@pytest.mark.parametrize("mode", ["local", "sequential", "joint"])
+def test_baselines_differ_in_what_they_start_from(toy, mode):
+    matrices = play(toy, toy.run(strategy={"name": "baseline", "kwargs": {"mode": mode}}))()
+    assert matrices["dice"].rows == (["joint"] if mode == "joint" else ["Domain1", "Domain2"])
+    if mode == "joint":
+        assert read(toy.folder / "out/joint/step-00000012.safetensors").meta["images"] == 16
+    else:
+        alone = play(toy, toy.run(strategy={"name": "baseline"}), "alone", only=2)
+        alone()
+        assert same_tensors(toy.folder / "alone/task_2", toy.folder / "out/task_2") == (mode == "local")
+
+
+def test_one_site_alone_goes_on_as_in_the_whole_relay(toy):
+    """A hospital that gets the checkpoint by hand reaches the weights that one machine reaches with the whole run."""
+    play(toy, toy.run())()
+    (toy.folder / "hospital").mkdir()
+    (toy.folder / "out/task_1").rename(toy.folder / "hospital/task_1")
+    run = toy.run(checkpoint={"load": "task_1/last.ckpt"})
+    Play(run, toy.folder / "hospital", toy.data, CPU, only=2)()
+    assert same_tensors(toy.folder / "hospital/task_2", toy.folder / "out/task_2")
+
+
+@pytest.mark.parametrize("strategy", ["relay", "baseline"])
+def test_stopped_and_resumed_is_bit_equal_to_uninterrupted(toy, strategy):
+    run = toy.run(strategy={"name": strategy}, train={"accumulate_grad_batches": 2})
+    play(toy, run, "whole")()
+    for stop_at in (3, 8):
+        count = 0
+
+        def stop(stop_at=stop_at):
+            nonlocal count
+            count += 1
+            return count == stop_at
+
+        with pytest.raises(Stopped, match="--resume"):
+            play(toy, run, "parts", resume=True, stop=stop)()
+    torch.manual_seed(99)
+    play(toy, run, "parts", resume=True)()
+    for site in ("task_1", "task_2"):
+        assert digest(toy.folder / "parts" / site) == digest(toy.folder / "whole" / site)
+    assert (toy.folder / "parts/evaluation/dice.json").read_text() == (toy.folder / "whole/evaluation/dice.json").read_text()
+
+
+def test_killed_at_any_moment_and_resumed_is_bit_equal(toy):
+    path = toy.write(train={"checkpoint_seconds": 0, "num_mimgs": 160e-6})
+    command = [sys.executable, "-m", "relay_core", "train", str(path), "--data-root", str(toy.data), "--json", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(toy.folder / "whole")], check=True, env=environment, stdout=subprocess.DEVNULL)
+    chance = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [*command, str(toy.folder / "killed"), "--resume"], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            if '"checkpoint"' in line:
+                break
+        time.sleep(chance.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    subprocess.run(
+        [*command, str(toy.folder / "killed"), "--resume"], check=True, env=environment, stdout=subprocess.DEVNULL
+    )
+    for site in ("task_1", "task_2"):
+        assert digest(toy.folder / "killed" / site) == digest(toy.folder / "whole" / site)
+        assert len(list((toy.folder / "killed" / site).glob("step-*"))) == 2
+        assert not list((toy.folder / "killed" / site).glob(".writing-*"))
+
+
+def test_a_damaged_checkpoint_is_skipped_and_all_damaged_is_an_error(toy):
+    run = toy.run(sites=1, train={"checkpoint_seconds": 0})
+    play(toy, run)()
+    files = sorted((toy.folder / "out/task_1").glob("step-*"))
+    assert [f.name for f in files] == ["step-00000005.safetensors", "step-00000006.safetensors"]
+    whole = digest(files[1].parent)
+    data = bytearray(files[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[1].write_bytes(data)
+    with pytest.raises(CheckpointError, match="does not match its digest"):
+        read(files[1])
+    seen = []
+    play(toy, run, resume=True, emit=seen.append)()
+    assert any(isinstance(e, events.Warned) and "damaged" in e.message for e in seen)
+    assert digest(files[1].parent) == whole
+    for file in files:
+        file.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="all 2 checkpoints are damaged"):
+        play(toy, run, resume=True)()
+
+
+def test_an_existing_training_is_not_overwritten(toy):
+    run = toy.run(sites=1)
+    play(toy, run)()
+    before = digest(toy.folder / "out/task_1")
+    with pytest.raises(CheckpointError, match="--resume"):
+        play(toy, run)()
+    assert digest(toy.folder / "out/task_1") == before
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(toy, monkeypatch):
+    from relay_core.engine import checkpoint
+
+    run = toy.run(sites=1, train={"checkpoint_seconds": 0})
+
+    def full(tensors, path, metadata):
+        if json.loads(metadata["relay"])["step"] == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata)
+
+    save = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        play(toy, run)()
+    left = sorted(p.name for p in (toy.folder / "out/task_1").iterdir())
+    assert left == ["step-00000001.safetensors", "step-00000002.safetensors"]
+
+
+def test_numbers_that_stay_non_finite_end_training_with_a_reason(toy, monkeypatch):
+    monkeypatch.setattr("relay_core.strategies.updater.PATIENCE", 3)
+    run = toy.run(sites=1, model={"kwargs": {"optimizer_conf": {"M": {"name": "SGD", "kwargs": {"lr": 1e30}}}}})
+    with pytest.raises(TrainingDiverged, match="gradients of the solver"):
+        play(toy, run)()
+
+
+def test_all_faults_of_all_sites_are_reported_before_anything_is_written(toy):
+    run = toy.run()
+    with pytest.raises(DataError) as error:
+        Play(run, toy.folder / "out", toy.folder / "elsewhere", CPU)()
+    assert "Domain1" in str(error.value)
+    assert "Domain2" in str(error.value)
+    assert not (toy.folder / "out").exists()
+
+
+def test_what_a_later_version_brings_is_named(toy):
+    run = toy.run(strategy={"name": "owm", "kwargs": {"alpha": 1}})
+    with pytest.raises(NotAvailableYet, match="'owm'"):
+        play(toy, run)()
+
+
+def test_a_checkpoint_for_other_networks_is_refused(toy):
+    play(toy, toy.run())()
+    run = toy.run(checkpoint={"load": "task_1"}, model={"kwargs": {"w_img_dim": 16}})
+    (toy.folder / "out/task_2").rename(toy.folder / "moved")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Play(run, toy.folder / "out", toy.data, CPU, only=2)()
