@@ -240,7 +240,7 @@ def test_what_is_no_run_file(tmp_path, text, message):
 
 
 def test_an_unknown_recipe_names_the_known_ones():
-    with pytest.raises(RunFileError, match="recipes: .*fundus-cpu"):
+    with pytest.raises(RunFileError, match=r"recipes: .*fundus-cpu"):
         load_run("fundus-cp")
 
 

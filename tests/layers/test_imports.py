@@ -1,0 +1,40 @@
+"""Import directions that no contract in pyproject.toml can express: what a fresh interpreter loads."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module", ["relay_core", "relay_core.errors", "relay_core.events", "relay_core.config", "relay_core.cli",
+               "relay_core.metrics.matrix", "relay_core.metrics.compare"],
+)  # fmt: skip
+def test_loads_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["relay_core.engine", "relay_core.data", "relay_core.strategies", "relay_core.report"])
+def test_the_core_imports_without_image_readers_and_services(module):
+    code = f"""
+import sys
+for name in ("SimpleITK", "fastapi", "celery", "sqlalchemy"):
+    sys.modules[name] = None
+import {module}
+assert not any(m == "services" or m.startswith("services.") for m in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["relay_core.config", "relay_core.cuda", "relay_core.data", "relay_core.engine", "relay_core.losses",
+     "relay_core.metrics", "relay_core.models.solvers", "relay_core.models.stylegan2", "relay_core.replay",
+     "relay_core.strategies"],
+)  # fmt: skip
+def test_a_package_names_what_it_offers(package):
+    module = __import__(package, fromlist=["__all__"])
+    assert len(module.__all__) == len(set(module.__all__))
+    for name in module.__all__:
+        assert getattr(module, name) is not None

