@@ -54,6 +54,12 @@ def mean_(value: Tensor) -> Tensor:
     return value
 
 
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes: one flat all-reduce.
 

@@ -35,7 +35,7 @@ def evaluate_checkpoint(
     solver, trained = load_solver(checkpoint, device)
     tests: dict[str, SiteData] = {}
     for settings in (run.site(i) for i in run.all_ids):
-        folder = settings.data_folder(data_root, run.path.parent)
+        folder = settings.data_folder(data_root, run.base)
         if folder.is_dir():
             tests[settings.name] = load_site(
                 settings.dataset.name, settings.data, folder=folder, split="test", resolution=trained.resolution

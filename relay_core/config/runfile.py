@@ -44,6 +44,11 @@ class RunFile:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def base(self) -> Path:
+        """The folder that relative paths start from: the file's, or the current one for a recipe."""
+        return Path() if self.path in recipes().values() else self.path.parent
+
+    @property
     def task_ids(self) -> list[int]:
         """The sites to train, in order."""
         return list(self.raw["current_tasks"]["task_ids"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 import yaml
 
 from relay_core import distributed, events
@@ -23,7 +22,10 @@ from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.metrics import ScoreMatrix
 from relay_core.metrics.matrix import write_atomically
-from relay_core.strategies import make_strategy
+from relay_core.strategies import Strategy, make_strategy
+
+SAMPLES = 8
+"""Generated pictures a site in a grid."""
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Play:
         faults: list[DataError] = []
         wanted = {s.task_id for s in sites}
         for settings in (self.run.site(i) for i in self.run.all_ids):
-            folder = settings.data_folder(self.data_root, self.run.path.parent if self.run.path.is_file() else Path())
+            folder = settings.data_folder(self.data_root, self.run.base)
             if settings.task_id not in wanted and not folder.is_dir():
                 continue
             for split in ("train", "test"):
@@ -119,15 +121,30 @@ class Play:
     def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:
         """Train one site, score its solver on every test set, draw pictures; return the scores by test site."""
         folder = self.out / settings.folder_name
-        site = Site(settings, images, folder, self.device, self.run.digest, self.emit, self.stop)
+        site = Site(settings, images, folder, self.device, self.run.digest, self.emit, self.stop, self._observe)
         resume = self.resume or bool(settings.checkpoint.resume)
         last = train_site(site, base, resume)
         row: dict[str, Any] = {}
         if distributed.rank() == 0:
             row = self._scores(settings, last, folder)
-        if distributed.world() > 1:
-            dist.barrier()
+        distributed.barrier()
         return row
+
+    def _observe(self, site: Site, strategy: Strategy, step: int) -> None:
+        """Between start and end: scores on the site's own test set and grids of samples, as often as its settings say."""
+        train, name = site.settings.train, site.name
+        epochs = train.check_val_every_n_epoch
+        interval = max(1, round(epochs * len(site.images) / train.batch_size)) if epochs else 0
+        if interval and step % interval == 0 and name in self.tests:
+            scores = evaluate(strategy.solver, self.tests[name], self.device)
+            site.say(events.Scores(name, name, step, {metric: scores[metric] for metric in METRICS}))
+        if train.sample_every_n_steps and step % train.sample_every_n_steps == 0:
+            drawn = strategy.samples(SAMPLES)
+            if drawn:
+                rows = [(origin, images.cpu(), labels.cpu(), None) for origin, (images, labels) in drawn.items()]
+                path = site.folder / f"samples-{step:08d}.png"
+                write_picture(rows, path, site.settings.data.num_classes)
+                site.say(events.Samples(name, step, str(path)))
 
     def _scores(self, settings: SiteSettings, last: Checkpoint, folder: Path) -> dict[str, Any]:
         path = folder / "scores.json"
@@ -142,19 +159,14 @@ class Play:
             brief = {metric: row[name][metric] for metric in METRICS}
             self.emit(events.Scores(settings.name, name, int(last.meta["step"]), brief))
         classes = settings.data.num_classes
-        self._picture(settings, folder / "predictions.png", prediction_rows(solver, self.tests, self.device), classes)
-        self._draw_samples(settings, last, folder / "samples.png")
+        step = int(last.meta["step"])
+        rows = prediction_rows(solver, self.tests, self.device)
+        for name, picture in (("predictions", rows), ("samples", generated_rows(settings, last, self.device))):
+            if picture:
+                write_picture(picture, folder / f"{name}.png", classes)
+                self.emit(events.Samples(settings.name, step, str(folder / f"{name}.png")))
         write_atomically(path, json.dumps({"checkpoint": last.digest, "scores": row}, indent=1).encode())
         return row
-
-    def _draw_samples(self, settings: SiteSettings, last: Checkpoint, path: Path) -> None:
-        rows = generated_rows(settings, last, self.device)
-        if rows:
-            self._picture(settings, path, rows, settings.data.num_classes)
-
-    def _picture(self, settings: SiteSettings, path: Path, rows: list[Any], classes: int) -> None:
-        write_picture(rows, path, classes)
-        self.emit(events.Samples(settings.name, 0, str(path)))
 
     def _score_untrained(self, settings: SiteSettings) -> None:
         """The scores before any training, which forward transfer is measured against."""
@@ -214,7 +226,7 @@ def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> S
     )
 
 
-def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.device, per_site: int = 8) -> list[Any]:
+def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.device, per_site: int = SAMPLES) -> list[Any]:
     """Generated images and labels for each site that a checkpoint knows; empty where it has no generators."""
     if last.meta["strategy"] != "relay":
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Site:
     run_digest: str
     emit: Emit = events.ignore
     stop: Stop = events.never
+    observe: Callable[[Site, Strategy, int], None] = lambda site, strategy, step: None
+    """Called after every step of the first process; must leave the random state alone."""
 
     @property
     def name(self) -> str:
@@ -66,6 +69,7 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
         raise CheckpointError(
             f"{site.folder} already holds a training of {found.meta['site']}; add --resume, or choose another --out"
         )
+    distributed.barrier()  # no process may write before all have looked
     steps, solver_steps = settings.train.steps(len(site.images)), settings.train.solver_steps(len(site.images))
     if found is not None and found.meta["step"] >= steps:
         return found
@@ -80,6 +84,8 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
         images, labels = site.images.batch(stream.take(strategy.real_count(position)))
         losses = strategy.step(images.to(site.device), labels.to(site.device), position)
         progress.add(step + 1, losses)
+        if distributed.rank() == 0:
+            site.observe(site, strategy, step + 1)
         if _stop_wanted(site):
             saver.save(step + 1)
             raise Stopped(f"stopped at step {step + 1} of {steps}; --resume goes on from there")

@@ -86,7 +86,7 @@ class SegmentationScores:
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"num_classes counts the background too and is at least 2, not {self.num_classes}")
-        self._accuracy = MulticlassAccuracy(self.num_classes, average="macro", validate_args=False)
+        self._accuracy = MulticlassAccuracy(self.num_classes, average="macro", validate_args=False, sync_on_compute=False)
 
     def update(
         self,

@@ -199,3 +199,14 @@ def test_a_checkpoint_for_other_networks_is_refused(toy):
     (toy.folder / "out/task_2").rename(toy.folder / "moved")
     with pytest.raises(CheckpointError, match="does not fit"):
         Play(run, toy.folder / "out", toy.data, CPU, only=2)()
+
+
+def test_scores_and_samples_on_the_way_change_nothing(toy):
+    seen = []
+    watched = {"check_val_every_n_epoch": 2, "sample_every_n_steps": 3}
+    play(toy, toy.run(sites=1, train=watched), "watched", emit=seen.append)()
+    assert [e.step for e in seen if isinstance(e, events.Scores)] == [2, 4, 6, 6]
+    assert [e.step for e in seen if isinstance(e, events.Samples)] == [3, 6, 6, 6]
+    assert (toy.folder / "watched/task_1/samples-00000003.png").is_file()
+    play(toy, toy.run(sites=1), "alone")()
+    assert same_tensors(toy.folder / "watched/task_1", toy.folder / "alone/task_1")

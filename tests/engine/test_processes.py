@@ -7,9 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-
-from relay_core.engine.checkpoint import newest
 
 
 def train(toy, run, out, processes):
@@ -41,9 +38,6 @@ def test_a_solver_without_batch_statistics_learns_the_same(toy):
     )  # fmt: skip
     one, two = (train(toy, run, f"out{n}", n) for n in (1, 2))
     compare(one, two, rel=2e-4, abs=1e-5)
-    a, b = (newest(toy.folder / f"out{n}/task_2", print) for n in (1, 2))
-    for name, value in a.network("solver").items():
-        torch.testing.assert_close(b.network("solver")[name], value, rtol=1e-2, atol=2e-4)
 
 
 def test_a_relay_draws_the_same_numbers_and_stays_close(toy):
