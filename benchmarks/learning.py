@@ -34,7 +34,9 @@ ABLATIONS: dict[str, list[str]] = {
     "fake_label_noise: false": ["model.kwargs.corrections.fake_label_noise=false"],
     "codes: bank": ["model.kwargs.corrections.codes=bank"],
     "share_replay: false": ["model.kwargs.corrections.share_replay=false"],
-    "replay_labels: map": ["model.kwargs.replay_labels=map"],
+    "replay_targets: map": ["model.kwargs.corrections.replay_targets=map"],
+    "replay_targets: teacher": ["model.kwargs.corrections.replay_targets=teacher"],
+    "replay_noise: random": ["model.kwargs.corrections.replay_noise=random"],
     "replay_data_ratio: half": ["model.kwargs.replay_data_ratio=half"],
     "num_stages: 2": ["model.kwargs.num_stages=2"],
     "num_stages: 2, parameters merged alone": [

@@ -75,7 +75,7 @@ def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
     result["D step"] = both - result["G step"]
     regularised = clock(lambda: gan(0))
     result["path length + R1"] = regularised - both
-    result["solver step"] = clock(lambda: strategy._solver_step((images, labels, slots), batch // 2, 0.5))
+    result["solver step"] = clock(lambda: strategy._solver_step((images, labels, slots), batch // 2, batch // 2, 0.5))
     result["replay"] = clock(lambda: strategy._replayer("old").draw(batch // 2))
     augment = SolverAugment(settings.train.augment)
     result["solver's augmentation"] = clock(lambda: augment(images, labels))

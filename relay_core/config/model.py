@@ -89,6 +89,10 @@ class Corrections(Settings):
     """Teacher of the distillation. `current` (published) is the student itself: no gradient at all."""
     distil_on: Literal["replay", "all"] = "replay"
     """Distil on replayed images, which the teacher knows, or on the site's own ones too."""
+    replay_targets: Literal["soft", "teacher", "map"] = "soft"
+    """What the solver learns from a replayed image. `soft`: the distillation alone, the previous solver's answer. `teacher`:
+    its hard answer too (Shin 2017, arXiv 1705.08690). `map` (published): the label map that the image was generated from,
+    whose frayed edges the solver then learns."""
     frozen: Literal["eval", "train"] = "eval"
     """Mode of the frozen generators. `train` (published) moves their statistics with every replay."""
     merge_buffers: bool = True
@@ -114,7 +118,7 @@ class Corrections(Settings):
 
 
 PUBLISHED = Corrections(
-    teacher="current", distil_on="all", frozen="train", merge_buffers=False, conditioning="raw",
+    teacher="current", distil_on="all", replay_targets="map", frozen="train", merge_buffers=False, conditioning="raw",
     replay_noise="random", fake_label_noise=False,
     ada_image_only=False, codes="bank", crossover="halves", share_replay=False, r1_on_label=False,
     third_stage_at_first_site=True,
@@ -181,9 +185,6 @@ class DoubleGanKwargs(Settings):
     """As many replayed images as real ones, or as many for each previous site as for the current one."""
     replay_c_select_mode: Literal["uniform", "frequency"] = "uniform"
     """Previous sites are drawn alike, or in proportion to their numbers of images."""
-    replay_labels: Literal["map", "teacher"] = "map"
-    """What the solver takes for the truth of a replayed image: the label map that it was generated from, or what the
-    previous solver sees in it (deep generative replay, Shin 2017, arXiv 1705.08690)."""
     replay_post_aug: bool = False
     """Augment the replayed half as published, where `train.augment` is `none`; otherwise all is augmented alike."""
     task_merge_replay: bool = False
@@ -198,8 +199,8 @@ class DoubleGanKwargs(Settings):
     """Weight of the path-length regularisation; 0 leaves it out."""
     r1_gamma: float = Field(default=0.1, ge=0)
     """Weight of R1; 0 leaves it out."""
-    solver_distil_weight: float = Field(default=0.5, ge=0)
-    """Weight of the distillation from the second site on."""
+    solver_distil_weight: float = Field(default=1.0, ge=0)
+    """Weight of the distillation from the second site on. (Published: 0.5, beside the loss on generated labels.)"""
     distil_tau: float = Field(default=2.0, gt=0)
     """Temperature of the distillation."""
     aug_conf_img: Pipe = "bgcfn"

@@ -171,38 +171,53 @@ class RelayStrategy(Strategy):
                 None if share else self._merged(images, labels),
             )  # fmt: skip
         if self.s.train_solver and position.step < position.solver_steps:
+            if not share:
+                batch = self._merged(images, labels)
+            replayed = len(batch[0]) - len(images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
                 batch = _join(batch, mixed)
-            elif not share:
-                batch = self._merged(images, labels)
-            losses["solver"] = self._solver_step(batch, len(images), position.progress)
+            losses["solver"] = self._solver_step(batch, len(images), replayed, position.progress)
         return losses
 
-    def _solver_step(self, batch: tuple[Tensor, Tensor, Tensor], real: int, progress: float) -> Tensor:
+    def _solver_step(self, batch: tuple[Tensor, Tensor, Tensor], real: int, replayed: int, progress: float) -> Tensor:
+        """One step on `real` images of the site, then `replayed` ones of the sites before, then any mixed ones."""
         images, labels, _ = batch
-        if self.s.replay_labels == "teacher" and len(images) > real:
+        memory = slice(real, real + replayed)
+        targets = self.s.corrections.replay_targets
+        if targets == "teacher" and replayed:
+            labels = labels.clone()
             with torch.no_grad():
-                seen = self.networks["old_solver"](images[real:]).argmax(dim=1)
-            labels = torch.cat([labels[:real], seen])
+                labels[memory] = self.networks["old_solver"](images[memory]).argmax(dim=1)
+        images, labels = self._augmented(images, labels, real)
+        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+            logits = self.solver(images)
+        logits = logits.float()
+        hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
+        if targets == "soft":
+            hard[memory] = False
+        loss = self.loss(logits[hard], labels[hard])
+        total = loss + self._distillation(images, logits, memory)
+        self.updaters["solver"].update(total, progress)
+        return loss.detach()
+
+    def _augmented(self, images: Tensor, labels: Tensor, real: int) -> tuple[Tensor, Tensor]:
         images, labels = self.augment(images, labels)
         if len(images) > real:
             replayed, replayed_labels = self.replay_augment(images[real:], labels[real:])
             images, labels = torch.cat([images[:real], replayed]), torch.cat([labels[:real], replayed_labels])
-        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
-            logits = self.solver(images)
-        logits = logits.float()
-        loss = self.loss(logits, labels)
-        total = loss
-        known = real if self.s.corrections.distil_on == "replay" else 0
-        if self.previous.slots and self.s.solver_distil_weight > 0 and len(images) > known:
-            own = self.s.corrections.teacher == "current"
-            teacher = self.solver if own else self.networks["old_solver"]
-            with torch.no_grad():
-                target = teacher(images[known:])
-            total = total + self.s.solver_distil_weight * distillation(logits[known:], target.float(), self.s.distil_tau)
-        self.updaters["solver"].update(total, progress)
-        return loss.detach()
+        return images, labels
+
+    def _distillation(self, images: Tensor, logits: Tensor, memory: slice) -> Tensor:
+        """What the previous solver says about the replayed images, or about all."""
+        part = memory if self.s.corrections.distil_on == "replay" else slice(None)
+        if not self.previous.slots or self.s.solver_distil_weight == 0 or not len(images[part]):
+            return logits.new_zeros([])
+        own = self.s.corrections.teacher == "current"
+        teacher = self.solver if own else self.networks["old_solver"]
+        with torch.no_grad():
+            target = teacher(images[part])
+        return self.s.solver_distil_weight * distillation(logits[part], target.float(), self.s.distil_tau)
 
     def state(self) -> dict[str, Any]:
         """Banks, stage, augmentation, path-length means, and which networks there are."""

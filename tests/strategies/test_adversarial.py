@@ -49,7 +49,7 @@ def test_label_coding():
 
 
 def test_label_coding_there_and_back_for_any_number_of_classes():
-    for classes in (2, 3, 7, 20):
+    for classes in (2, 3, 7, 16):
         ids = torch.randint(0, classes, (2, 4, 4))
         codec = LabelCodec(classes, noise=0.02)
         coded = codec.encode(ids)

@@ -157,8 +157,11 @@ def test_the_teacher_is_the_previous_solver(toy):
     results = {}
     for teacher in ("previous", "current"):
         for weight in (0.0, 5.0):
-            switches = {"teacher": teacher}
-            strategy = make(toy, num_stages=1, solver_distil_weight=weight, corrections=switches, train_gan=False)
+            switches = {"teacher": teacher, "distil_on": "all"}
+            plain = {"M": {"name": "SGD", "kwargs": {"lr": 0.1}}}
+            strategy = make(
+                toy, num_stages=1, solver_distil_weight=weight, corrections=switches, train_gan=False, optimizer_conf=plain
+            )
             strategy.begin_site("A", 8)
             run(strategy, 0, 2)
             strategy.begin_site("B", 8)
