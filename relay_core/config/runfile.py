@@ -28,8 +28,11 @@ def recipes() -> dict[str, Path]:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """`base` overridden by `over`, key by key; anything but two mappings is replaced."""
-    if isinstance(base, Mapping) and isinstance(over, Mapping):
+    """`base` overridden by `over`, key by key; anything but two mappings is replaced.
+
+    A mapping that names another thing (data set, model, loss) takes nothing over from the one it replaces.
+    """
+    if isinstance(base, Mapping) and isinstance(over, Mapping) and base.get("name") == over.get("name", base.get("name")):
         return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
     return over
 

@@ -248,6 +248,12 @@ def test_merge_replaces_lists_and_keeps_what_is_not_named():
     assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
 
 
+def test_another_name_takes_nothing_over():
+    base = {"loss": {"name": "explog", "kwargs": {"gamma": 0.3}}}
+    assert merge(base, {"loss": {"name": "dice"}}) == {"loss": {"name": "dice"}}
+    assert merge(base, {"loss": {"kwargs": {"weight": [1]}}})["loss"]["kwargs"] == {"gamma": 0.3, "weight": [1]}
+
+
 def test_no_torch_at_start():
     import subprocess
     import sys
