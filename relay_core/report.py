@@ -19,7 +19,8 @@ from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_picture
 from relay_core.engine.play import generated_rows
 from relay_core.errors import CheckpointError, DataError, Problem, RelayError
-from relay_core.metrics.matrix import table_row, write_atomically
+from relay_core.files import write_atomically
+from relay_core.metrics.matrix import table_row
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 

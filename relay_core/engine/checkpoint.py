@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from relay_core.errors import CheckpointError
+from relay_core.files import replace_with
 from relay_core.strategies import Strategy
 
 FORMAT = 1
@@ -76,34 +75,16 @@ def write(folder: Path, step: int, meta: dict[str, Any], tensors: Mapping[str, T
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = content_digest(meta, plain)
     path = folder / f"step-{step:08d}.safetensors"
-    temporary: Path | None = None
+    header = {"relay": json.dumps(meta, sort_keys=True), "digest": digest}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-")
-        os.close(handle)
-        temporary = Path(name)
-        save_file(plain, temporary, {"relay": json.dumps(meta, sort_keys=True), "digest": digest})
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(folder)
+        replace_with(path, lambda temporary: save_file(plain, temporary, header))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     for old in sorted(_files(folder), key=_step)[:-KEEP]:
         old.unlink()
     for stale in folder.glob(".writing-*"):
         stale.unlink()
     return Checkpoint(path, digest, meta, plain)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -20,8 +20,8 @@ from relay_core.engine.stream import Images, Joined
 from relay_core.engine.train import Site, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
-from relay_core.metrics import ScoreMatrix
-from relay_core.metrics.matrix import write_atomically
+from relay_core.files import write_atomically
+from relay_core.metrics import ScoreMatrix, write_matrix
 from relay_core.strategies import Strategy, make_strategy
 
 SAMPLES = 8
@@ -201,7 +201,7 @@ class Play:
                 start=[start[name][metric] for name in names] if start and all(n in start for n in names) else None,
                 sequential=sequential, unit=unit,
             )  # fmt: skip
-            matrix.write(self.out / "evaluation", metric)
+            write_matrix(matrix, self.out / "evaluation", metric)
             matrices[metric] = matrix
         return matrices
 

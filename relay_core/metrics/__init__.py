@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relay_core.metrics.compare import compare_markdown
-    from relay_core.metrics.figures import heat_map, overlay, palette, sample_grid
+    from relay_core.metrics.figures import heat_map, overlay, palette, sample_grid, write_matrix
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
     from relay_core.metrics.matrix import ScoreMatrix
     from relay_core.metrics.segmentation import SegmentationScores
@@ -25,6 +25,7 @@ __all__ = [
     "palette",
     "sample_grid",
     "t_interval",
+    "write_matrix",
 ]
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "palette": "figures",
     "sample_grid": "figures",
     "t_interval": "intervals",
+    "write_matrix": "figures",
 }
 
 

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
-from relay_core.metrics.matrix import ScoreMatrix, write_atomically
+from relay_core.files import write_atomically
+from relay_core.metrics.matrix import ScoreMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,23 @@ def heat_map(matrix: ScoreMatrix, path: str | Path) -> None:
     Raises OSError.
     """
     write_atomically(Path(path), render_heat_map(matrix))
+
+
+def write_matrix(matrix: ScoreMatrix, folder: str | Path, stem: str) -> list[Path]:
+    """Write `<stem>.json`, `.csv`, `.md` and the heat map `.png`; each file is whole or not there.
+
+    Creates the folder. Everything is rendered before the first file is replaced. Raises OSError.
+    """
+    contents = {
+        "json": matrix.to_json().encode(),
+        "csv": matrix.to_csv().encode(),
+        "md": matrix.to_markdown().encode(),
+        "png": render_heat_map(matrix),
+    }
+    paths = [Path(folder) / f"{stem}.{suffix}" for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_atomically(path, content)
+    return paths
 
 
 def render_heat_map(matrix: ScoreMatrix) -> bytes:

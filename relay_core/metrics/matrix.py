@@ -6,11 +6,8 @@ import csv
 import io
 import json
 import math
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 _TITLES = {
@@ -192,24 +189,6 @@ class ScoreMatrix:
             return "\N{EN DASH}"
         return f"{value:{'+' if signed else ''}.{2 if self.lower_is_better else 3}f}".replace("-", "\N{MINUS SIGN}")
 
-    def write(self, folder: str | Path, stem: str) -> list[Path]:
-        """Write `<stem>.json`, `.csv`, `.md` and the heat map `.png`; each file is whole or not there.
-
-        Creates the folder. Everything is rendered before the first file is replaced. Raises OSError.
-        """
-        from relay_core.metrics.figures import render_heat_map
-
-        contents = {
-            "json": self.to_json().encode(),
-            "csv": self.to_csv().encode(),
-            "md": self.to_markdown().encode(),
-            "png": render_heat_map(self),
-        }
-        paths = [Path(folder) / f"{stem}.{suffix}" for suffix in contents]
-        for path, content in zip(paths, contents.values(), strict=True):
-            write_atomically(path, content)
-        return paths
-
     def _order(self) -> list[int]:
         """Column of each row's site; empty where the rows are no sequence of different test sites."""
         known = self.sequential and set(self.rows) <= set(self.columns) and len(set(self.rows)) == len(self.rows)
@@ -219,20 +198,6 @@ class ScoreMatrix:
 def table_row(cells: Sequence[str]) -> str:
     """One line of a Markdown table; a bar or a line break in a cell cannot break the table."""
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename; the folder is created. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _known(value: Any) -> float | None:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import relay_core.metrics
-from relay_core.metrics import ScoreMatrix, compare_markdown, figures
-from relay_core.metrics.matrix import write_atomically
+from relay_core.files import write_atomically
+from relay_core.metrics import ScoreMatrix, compare_markdown, figures, write_matrix
 
 SITES = ["A", "B", "C"]
 VALUES = [[0.9, 0.5, 0.3], [0.7, 0.8, 0.4], [0.6, 0.85, 0.9]]
@@ -168,7 +168,7 @@ def test_compare_refuses_none_and_mixed_metrics():
 
 def test_write_gives_four_whole_files(tmp_path):
     folder = tmp_path / "new" / "folder"
-    paths = relay().write(folder, "dice")
+    paths = write_matrix(relay(), folder, "dice")
     assert sorted(path.name for path in folder.iterdir()) == ["dice.csv", "dice.json", "dice.md", "dice.png"]
     assert set(paths) == set(folder.iterdir())
     assert ScoreMatrix.from_json((folder / "dice.json").read_text(encoding="utf-8")) == relay()
@@ -185,7 +185,7 @@ def test_a_failed_drawing_writes_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(figures, "render_heat_map", fail)
     with pytest.raises(MemoryError):
-        relay().write(tmp_path, "dice")
+        write_matrix(relay(), tmp_path, "dice")
     assert list(tmp_path.iterdir()) == []
 
 
