@@ -242,3 +242,16 @@ def test_a_bank_draws_by_frequency_or_alike():
     torch.manual_seed(0)
     assert bank.draw(2000, "frequency").float().mean() == pytest.approx(0.1, abs=0.03)
     assert bank.draw(2000, "uniform").float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_bfloat16_learns_on_a_cpu_too(toy, name):
+    settings = toy.run(strategy={"name": name}, train={"precision": "bf16"}).site(1)
+    torch.manual_seed(0)
+    strategy = make_strategy(settings, CPU)
+    strategy.begin_site("A", 8)
+    run(strategy, 0, 2)
+    strategy.begin_site("B", 8)
+    losses = run(strategy, 0, 6)
+    assert all(value.isfinite() for value in losses.values())
+    assert all(p.dtype == torch.float32 for p in strategy.solver.parameters())
