@@ -93,11 +93,10 @@ def _stop_on_signal() -> Iterator[Stop]:
 @contextmanager
 def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool) -> Iterator[Emit]:
     """Where a training's events go: the terminal or standard output, `events.jsonl`, TensorBoard."""
-    from relay_core.terminal import JsonLines, TensorBoard, Terminal, tee
+    from relay_core.terminal import EventLog, JsonLines, TensorBoard, Terminal, tee
 
     with ExitStack() as stack:
-        out.mkdir(parents=True, exist_ok=True)
-        sinks: list[Emit] = [JsonLines(stack.enter_context((out / "events.jsonl").open("a")))]
+        sinks: list[Emit] = [EventLog(out / "events.jsonl")]
         sinks.append(JsonLines(sys.stdout) if as_json else stack.enter_context(Terminal(title)))
         if tensorboard:
             sinks.append(TensorBoard(out / "tensorboard"))

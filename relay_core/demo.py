@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay_core.data import make_phantoms
+from relay_core.errors import RelayError
+from relay_core.files import write_atomically
 from relay_core.metrics import compare_markdown
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ def run_demo(out: Path, sites: int, seed: int, play: Callable[..., dict[str, Sco
         seed: of phantoms and training.
         play: trains a recipe: (recipe, overrides, out, data root, title=...) -> matrices.
     """
+    _check_same(out, {"sites": sites, "seed": seed})
     data = out / "phantoms"
     if not data.is_dir():
         print(f"phantom images of {sites} hospitals: {data}", flush=True)
@@ -42,6 +46,14 @@ def run_demo(out: Path, sites: int, seed: int, play: Callable[..., dict[str, Sco
     print(f"\n{compare_markdown(matrices)}")
     print(f"\nrelay - sequential: {gain:+.3f} mean Dice over all {sites} hospitals after the last one")
     print("pictures: " + ", ".join(map(str, [*pictures, last / "samples.png", last / "predictions.png"])))
+
+
+def _check_same(out: Path, facts: dict[str, int]) -> None:
+    """A folder holds one demo; another number of hospitals or another seed needs another folder."""
+    path = out / "demo.json"
+    if path.is_file() and json.loads(path.read_text()) != facts:
+        raise RelayError(f"{out} holds a demo of other hospitals or another seed; choose another --out, or remove it")
+    write_atomically(path, json.dumps(facts).encode())
 
 
 def _recipe_for(recipe: str, ids: list[int], out: Path) -> Path:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from relay_core.config import RunFile, SiteSettings
-from relay_core.data import SiteData, load_site, read_image, write_mask, write_volume
+from relay_core.data import SiteData, has_test, load_site, read_image, write_mask, write_volume
 from relay_core.data.site import resize_image, to_unit
 from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_picture
+from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, settings_of, write_picture
 from relay_core.engine.play import generated_rows
-from relay_core.errors import CheckpointError, DataError, Problem, RelayError
+from relay_core.errors import CheckpointError, DataError, Problem, RelayError, RunFileError
 from relay_core.files import write_atomically
 from relay_core.metrics.matrix import table_row
 
@@ -37,7 +37,16 @@ def evaluate_checkpoint(
     tests: dict[str, SiteData] = {}
     for settings in (run.site(i) for i in run.all_ids):
         folder = settings.data_folder(data_root, run.base)
-        if folder.is_dir():
+        wanted, found = (
+            (trained.data.img_channels, trained.data.num_classes),
+            (settings.data.img_channels, settings.data.num_classes),
+        )
+        if wanted != found:
+            raise RunFileError(
+                f"{checkpoint.path} was trained on {wanted[0]} channels and {wanted[1]} classes, "
+                f"site {settings.name} of {run.path} has {found[0]} and {found[1]}"
+            )
+        if folder.is_dir() and has_test(settings.dataset.name, settings.data, folder):
             tests[settings.name] = load_site(
                 settings.dataset.name, settings.data, folder=folder, split="test", resolution=trained.resolution
             )
@@ -57,7 +66,7 @@ def scores_table(scores: dict[str, Any]) -> str:
     lines = [table_row(["test site", "images", *METRICS]), table_row(["---"] * (2 + len(METRICS)))]
     for site, row in scores.items():
         interval = row["ci95"]["dice_per_sample"]["t"]
-        cells = [f"{row[name]:.3f}" for name in METRICS]
+        cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in METRICS]
         if interval is not None:
             cells[0] += f" ({interval[0]:.3f} to {interval[1]:.3f})"
         cells[METRICS.index("hd95")] += f" {row['hd95_unit']}"
@@ -95,27 +104,39 @@ def predict_files(
             problems += list(error.problems) or [Problem(path.name, str(error))]
     if problems:
         raise DataError(f"{len(problems)} of {len(files)} images cannot be read; nothing was written", problems)
-    out.mkdir(parents=True, exist_ok=True)
     if kind == "png":
+        _keep_inputs(files, out)
+        out.mkdir(parents=True, exist_ok=True)
         return [_write_png(out / f"{_stem(path)}.png", mask) for path, (mask, _) in masks.items()]
     subjects: dict[str, list[Path]] = {}
     for path in files:
         found = pattern.search(_stem(path)) if pattern else None
         name = (found.group(1) if found.groups() else found.group(0)) if found else _stem(path)
         subjects.setdefault(name, []).append(path)
-    written = []
     for name, slices in subjects.items():
         shapes = {masks[path][0].shape for path in slices}
         if len(shapes) > 1:
             sizes = ", ".join(f"{h}x{w}" for h, w in sorted(shapes))
             raise DataError(f"subject {name}: its {len(slices)} slices differ in size ({sizes}); predict them apart")
-        target, (mask, spacing) = out / f"{name}.nii.gz", masks[slices[0]]
-        if len(slices) == 1:
-            write_mask(target, mask.numpy(), spacing, like=slices[0])
-        else:
-            write_volume(target, torch.stack([masks[path][0] for path in slices]).numpy(), spacing)
-        written.append(target)
-    return written
+    out.mkdir(parents=True, exist_ok=True)
+    return [_write_nifti(out / f"{name}.nii.gz", slices, masks) for name, slices in subjects.items()]
+
+
+def _keep_inputs(files: Sequence[Path], out: Path) -> None:
+    """A mask must not replace the image that it was made from."""
+    for path in files:
+        target = out / f"{_stem(path)}.png"
+        if target.exists() and target.samefile(path):
+            raise RelayError(f"--out {out}: the masks would replace the images; choose another folder")
+
+
+def _write_nifti(target: Path, slices: list[Path], masks: dict[Path, Any]) -> Path:
+    mask, spacing = masks[slices[0]]
+    if len(slices) == 1:
+        write_mask(target, mask.numpy(), spacing, like=slices[0])
+    else:
+        write_volume(target, torch.stack([masks[path][0] for path in slices]).numpy(), spacing)
+    return target
 
 
 def _image_files(inputs: Sequence[Path]) -> list[Path]:
@@ -159,7 +180,7 @@ def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch
     Raises:
         CheckpointError: a checkpoint without generators.
     """
-    settings = SiteSettings.model_validate(checkpoint.meta["settings"])
+    settings = settings_of(checkpoint)
     rows = generated_rows(settings, checkpoint, device, per_site)
     if not rows:
         raise CheckpointError(f"{checkpoint.path}: trained by {checkpoint.meta['strategy']}, which has no generators")

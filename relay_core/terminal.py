@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from relay_core import events
+from relay_core.errors import RelayError
 from relay_core.events import Emit, Event
 
 
@@ -33,6 +34,19 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         """Write a line."""
         print(json.dumps(event.to_json()), file=self.stream, flush=True)
+
+
+class EventLog:
+    """Appends each event to a file of JSON lines; the file appears with the first event."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        """Append a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            JsonLines(file)(event)
 
 
 def duration(seconds: float) -> str:
@@ -106,15 +120,19 @@ class TensorBoard:
     """Scalars and pictures for TensorBoard (`pip install relay-learning[tensorboard]`)."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise RelayError("--tensorboard needs TensorBoard: pip install 'relay-learning[tensorboard]'") from None
         self.folder = folder
         self.writers: dict[str, Any] = {}
         self.make = SummaryWriter
 
     def __call__(self, event: Event) -> None:
         """Write an event's numbers or picture."""
-        writer = self.writers.setdefault(event.site, self.make(str(self.folder / event.site)))
+        if event.site not in self.writers:
+            self.writers[event.site] = self.make(str(self.folder / event.site))
+        writer = self.writers[event.site]
         if isinstance(event, events.Step):
             for name, value in event.losses.items():
                 writer.add_scalar(f"loss/{name}", value, event.step)

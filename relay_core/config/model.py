@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from relay_core.config.base import Settings
 from relay_core.config.train import OptimizerSettings
@@ -190,7 +190,7 @@ class DoubleGanKwargs(Settings):
     task_merge_replay: bool = False
     """Add samples that mix the styles of two sites to the replay of the last stage."""
     single_cid: bool = True
-    """The two styles of a mixed sample share a site."""
+    """The two styles of a mixed sample share a site. (`false` is not available yet.)"""
     G_reg_interval: int = Field(default=4, ge=1)
     """Generator steps between two path-length regularisations."""
     D_reg_interval: int = Field(default=8, ge=1)
@@ -236,6 +236,13 @@ class DoubleGanKwargs(Settings):
             data = {"generator_ema_kimg": 0.0, **data, "corrections": switches}
         return data
 
+    @field_validator("aug_p_range_img", "aug_p_range_label")
+    @classmethod
+    def _range_rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError(f"must be two rising numbers from 0 to 1, not {list(value)}")
+        return value
+
     @model_validator(mode="after")
     def _networks_fit_together(self) -> Self:
         if self.img_resolution & (self.img_resolution - 1):
@@ -254,6 +261,12 @@ class DoubleGanKwargs(Settings):
             interval = published_interval
         ratio = interval / (interval + 1) if weight > 0 else 1.0
         return OptimizerSettings(name="Adam", kwargs={"lr": 0.0025 * ratio, "betas": [0.0, 0.99**ratio]})
+
+    @property
+    def replay_targets(self) -> Literal["soft", "teacher", "map"]:
+        """`corrections.replay_targets`, or `map` where no previous solver answers that the solver could learn from."""
+        silent = self.solver_distil_weight == 0 or self.corrections.teacher == "current"
+        return "map" if silent and self.corrections.replay_targets == "soft" else self.corrections.replay_targets
 
     @property
     def generator_optimizer(self) -> OptimizerSettings:

@@ -124,9 +124,23 @@ def load_run(name: str | Path, overrides: Sequence[str] = ()) -> RunFile:
     raw, sources = _read(path, ())
     run = RunFile(path, raw, sources, _parse_overrides(overrides))
     _check_structure(run)
-    for task_id in run.task_ids:
-        run.site(task_id)
+    _check_names(run)
     return run
+
+
+def _check_names(run: RunFile) -> None:
+    """Sites are told apart by their names, and write into folders of their own."""
+    names: dict[str, int] = {}
+    folders: dict[str, int] = {}
+    for task_id in dict.fromkeys([*run.all_ids, *run.task_ids]):
+        site = run.site(task_id)
+        entry = run.raw["all_tasks_datasets"][run.all_ids.index(task_id)]["kwargs"]
+        name = str(entry.get("task_name", f"site_{task_id}"))
+        if names.setdefault(name, task_id) != task_id:
+            raise RunFileError(f"{run.path}: sites {names[name]} and {task_id} have the same task_name {name!r}")
+        folder = site.checkpoint.save.dir or f"task_{task_id}"
+        if task_id in run.task_ids and folders.setdefault(folder, task_id) != task_id:
+            raise RunFileError(f"{run.path}: sites {folders[folder]} and {task_id} would both write to {folder!r}")
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list[Source]]:
@@ -168,7 +182,10 @@ def _parse_overrides(lines: Sequence[str]) -> dict[str, Any]:
         key, sign, value = line.partition("=")
         if not sign or not key:
             raise RunFileError(f"--set {line}: write key.path=value, e.g. train.batch_size=8")
-        nested: Any = yaml.safe_load(value)
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise RunFileError(f"--set {line}: the value is not valid YAML") from None
         for part in reversed(key.split(".")):
             nested = {part: nested}
         result = merge(result, nested)

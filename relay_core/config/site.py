@@ -144,6 +144,14 @@ class SiteSettings(Settings):
                 raise NotAvailableYet(f"{what} {part.name!r} is known but not available yet in this version")
         if self.strategy.name == "relay" and self.model.name != "doublegan":
             raise RunFileError(f"strategy relay needs model doublegan, not {self.model.name!r}")
+        self._check_sizes()
+        if self.data.out_range != (-1.0, 1.0):
+            raise NotAvailableYet("dataset.kwargs.out_range other than [-1, 1] is not available yet in this version")
+        if isinstance(self.model.kwargs, DoubleGanKwargs) and not self.model.kwargs.single_cid:
+            raise NotAvailableYet("model.kwargs.single_cid: false is not available yet in this version")
+
+    def _check_sizes(self) -> None:
+        """Channels, classes and sizes that data set, networks and loss must agree on."""
         wanted = (self.solver.in_channels, self.solver.num_classes)
         found = (self.data.img_channels, self.data.num_classes)
         if wanted != found:
@@ -151,11 +159,30 @@ class SiteSettings(Settings):
                 f"the model expects {wanted[0]} channels and {wanted[1]} classes, "
                 f"dataset.kwargs say img_channels {found[0]} and num_classes {found[1]}"
             )
+        weight = getattr(self.train.loss.kwargs, "weight", None)
+        if weight is not None and len(weight) != found[1]:
+            raise RunFileError(
+                f"train.loss.kwargs.weight has {len(weight)} numbers, one for each of {found[1]} classes is needed"
+            )
+        side = self.model.kwargs.img_resolution if isinstance(self.model.kwargs, DoubleGanKwargs) else self.resolution
+        if self.strategy.name == "relay" and self.resolution != side:
+            raise RunFileError(f"dataset.kwargs.img_size is {self.resolution}, the generators draw {side} (img_resolution)")
+
+    def without_pretraining(self) -> SiteSettings:
+        """The same for networks whose weights come from a checkpoint: no file of pretrained weights is needed."""
+        plain = {"pretrain": False, "pretrain_file": None}
+        kwargs = self.model.kwargs
+        if isinstance(kwargs, DoubleGanKwargs):
+            kwargs = kwargs.model_copy(update={"solver_kwargs": kwargs.solver_kwargs.model_copy(update=plain)})
+        elif isinstance(kwargs, UNetKwargs):
+            kwargs = kwargs.model_copy(update=plain)
+        return self.model_copy(update={"model": self.model.model_copy(update={"kwargs": kwargs})})
 
     @property
     def data(self) -> CommonDatasetKwargs:
         """Settings of the data set."""
-        assert isinstance(self.dataset.kwargs, CommonDatasetKwargs)
+        if isinstance(self.dataset, UnavailableDataset):
+            raise NotAvailableYet(f"dataset {self.dataset.name!r} is known but not available yet in this version")
         return self.dataset.kwargs
 
     @property

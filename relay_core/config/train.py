@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from relay_core.config.base import Settings
+from relay_core.config.explain import suggestion
 
 Augmentation = Literal["none", "standard", "published"]
 
@@ -107,6 +108,15 @@ class OptimizerSettings(Settings):
     """Its arguments: lr, betas, weight_decay, momentum, ..."""
     lr_scheduler: SchedulerSettings | None = None
     """Course of the learning rate; none: constant."""
+
+    @model_validator(mode="after")
+    def _known_arguments(self) -> Self:
+        known = {"lr", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable"}
+        known |= {"momentum", "dampening", "nesterov"} if self.name == "SGD" else {"betas", "eps", "amsgrad"}
+        for key in self.kwargs:
+            if key not in known:
+                raise ValueError(f"torch.optim.{self.name} has no argument {key!r}{suggestion(key, known)}")
+        return self
 
     def lr_factor(self, progress: float) -> float:
         """Factor on the learning rate at `progress` (0..1) of the site's budget."""

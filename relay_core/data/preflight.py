@@ -16,7 +16,7 @@ from relay_core.data import site
 from relay_core.data.folder import FolderLayout
 from relay_core.data.fundus import FundusLayout
 from relay_core.data.pairs import SPLITS, Layout, Listing, Split, data_error, relative
-from relay_core.data.site import Decoder, Sample, SiteData, to_unit
+from relay_core.data.site import THREADS, Decoder, Sample, SiteData, to_unit
 from relay_core.errors import DataError, Problem
 
 _LAYOUTS: dict[str, Layout] = {"fundus": FundusLayout(), "folder": FolderLayout()}
@@ -81,7 +81,14 @@ def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> Preflight
     return report
 
 
-def load_site(name: str, kwargs: CommonDatasetKwargs, *, folder: Path, split: Split, resolution: int) -> SiteData:
+def has_test(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> bool:
+    """Whether a site has test images; with `test_share: 0` it has none, on purpose."""
+    return _has_test(_layout(name, kwargs), kwargs, folder)
+
+
+def load_site(
+    name: str, kwargs: CommonDatasetKwargs, *, folder: Path, split: Split, resolution: int, workers: int = 0
+) -> SiteData:
     """Check and load one split of a site, decoding each file once.
 
     Args:
@@ -90,6 +97,7 @@ def load_site(name: str, kwargs: CommonDatasetKwargs, *, folder: Path, split: Sp
         folder: the site's folder.
         split: `train` or `test`.
         resolution: the model's side in pixels.
+        workers: threads that decode; 0: as many as the machine has cores, 8 at most.
 
     Raises:
         DataError: something is missing or wrong; `problems` names every bad file.
@@ -98,7 +106,7 @@ def load_site(name: str, kwargs: CommonDatasetKwargs, *, folder: Path, split: Sp
     """
     layout = _layout(name, kwargs)
     listing = _list(layout, kwargs, folder, split)
-    decoder = Decoder(layout, kwargs, folder, kwargs.img_size or resolution)
+    decoder = Decoder(layout, kwargs, folder, kwargs.img_size or resolution, workers or THREADS)
     problems, kept, originals = list(listing.problems), _Store(len(listing.pairs)), []
     for sample in decoder.each(listing.pairs):
         if isinstance(sample, DataError):

@@ -27,7 +27,8 @@ from relay_core.errors import DataError, Problem
 IN_MEMORY_BYTES = 2 * 1024**3
 """A split up to this size after resizing is kept in memory; a larger one is decoded batch by batch."""
 
-_THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, os.cpu_count() or 1)
+"""Threads that decode where the settings name no number."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Decoder:
     folder: Path
     size: int | None
     """Side R in pixels; None only checks: the samples' images and labels are empty."""
+    workers: int = THREADS
+    """Threads."""
 
     def __call__(self, pair: Pair) -> Sample:
         """Decode a pair.
@@ -98,7 +101,7 @@ class Decoder:
             except DataError as error:
                 return error
 
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(self.workers) as pool:
             for start in range(0, len(pairs), 64):  # a window, so that few results wait in memory
                 yield from pool.map(attempt, pairs[start : start + 64])
 

@@ -43,18 +43,26 @@ def evaluate(solver: nn.Module, data: SiteData, device: torch.device) -> dict[st
     return scores.compute()
 
 
+def settings_of(checkpoint: Checkpoint) -> SiteSettings:
+    """The settings that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: they are not valid in this version.
+    """
+    try:
+        return SiteSettings.model_validate(checkpoint.meta["settings"]).without_pretraining()
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: its settings are not valid in this version: {error}") from None
+
+
 def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module, SiteSettings]:
     """The solver in a checkpoint, in eval mode, and the settings it was trained with.
 
     Raises:
         CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
     """
-    try:
-        settings = SiteSettings.model_validate(checkpoint.meta["settings"])
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: its settings are not valid in this version: {error}") from None
-    unpretrained = settings.solver.model_copy(update={"pretrain": False})
-    solver = make_solver(unpretrained)
+    settings = settings_of(checkpoint)
+    solver = make_solver(settings.solver)
     try:
         solver.load_state_dict(checkpoint.network("solver"))
     except RuntimeError as error:

@@ -12,7 +12,7 @@ import yaml
 
 from relay_core import distributed, events
 from relay_core.config import RunFile, SiteSettings
-from relay_core.data import SiteData, load_site
+from relay_core.data import SiteData, has_test, load_site
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_picture
@@ -64,17 +64,18 @@ class Play:
             settings.require_available()
         if len({s.mode for s in sites}) > 1:
             raise RunFileError("the sites of one run on one machine need the same strategy")
+        _check_processes(sites)
         images = self._load_images(sites)
         if distributed.rank() == 0:
             self._write_run_file()
-        rows: dict[str, dict[str, Any]] = {}
+        rows = self._earlier_rows() if self.only else {}
         if sites[0].mode == "joint":
             rows["joint"] = self._train(_joint_settings(sites, images), Joined([images[s.name] for s in sites]), None)
         else:
             previous: Checkpoint | None = None
             for settings in sites:
                 base = self._base(settings, previous)
-                if base is None and settings.mode != "local" and not rows:
+                if base is None and settings.mode != "local" and not rows and self.tests:
                     self._score_untrained(settings)
                 rows[settings.name] = self._train(settings, images[settings.name], base)
                 previous = checkpoint.find(self.out / settings.folder_name, lambda _: None)
@@ -91,12 +92,16 @@ class Play:
             if settings.task_id not in wanted and not folder.is_dir():
                 continue
             for split in ("train", "test"):
+                name, kwargs = settings.dataset.name, settings.data
                 if split == "train" and settings.task_id not in wanted:
+                    continue
+                if split == "test" and not has_test(name, kwargs, folder):
                     continue
                 try:
                     data = load_site(
-                        settings.dataset.name, settings.data, folder=folder, split=split, resolution=settings.resolution
-                    )
+                        name, kwargs, folder=folder, split=split, resolution=settings.resolution,
+                        workers=settings.num_workers,
+                    )  # fmt: skip
                     (train if split == "train" else self.tests)[settings.name] = data
                 except DataError as error:
                     faults.append(error)
@@ -113,10 +118,29 @@ class Play:
         if settings.mode == "local":
             return None
         if "load" not in settings.checkpoint.model_fields_set:
-            return previous
+            before = self._site_before(settings) if self.only else None
+            return previous if before is None else checkpoint.find(self.out / before.folder_name, self._warn(before))
         if settings.checkpoint.load is None:
             return None
         return checkpoint.find(self.out / settings.checkpoint.load, self._warn(settings))
+
+    def _order(self) -> list[int]:
+        return self.run.task_ids if self.only in self.run.task_ids else self.run.all_ids
+
+    def _site_before(self, settings: SiteSettings) -> SiteSettings | None:
+        """The site before in the run's order."""
+        place = self._order().index(settings.task_id)
+        return self.run.site(self._order()[place - 1]) if place else None
+
+    def _earlier_rows(self) -> dict[str, dict[str, Any]]:
+        """The scores of the sites before that this folder holds, on the same test sets."""
+        rows = {}
+        for settings in (self.run.site(i) for i in self._order()[: self._order().index(int(self.only or 0))]):
+            path = self.out / settings.folder_name / "scores.json"
+            saved = json.loads(path.read_text())["scores"] if path.is_file() else {}
+            if list(saved) == list(self.tests):
+                rows[settings.name] = saved
+        return rows
 
     def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:
         """Train one site, score its solver on every test set, draw pictures; return the scores by test site."""
@@ -133,8 +157,8 @@ class Play:
     def _observe(self, site: Site, strategy: Strategy, step: int) -> None:
         """Between start and end: scores on the site's own test set and grids of samples, as often as its settings say."""
         train, name = site.settings.train, site.name
-        epochs = train.check_val_every_n_epoch
-        interval = max(1, round(epochs * len(site.images) / train.batch_size)) if epochs else 0
+        epochs, shown = train.check_val_every_n_epoch, len(site.images) * site.settings.data.num_replica
+        interval = max(1, round(epochs * shown / train.batch_size)) if epochs else 0
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
             site.say(events.Scores(name, name, step, {metric: scores[metric] for metric in METRICS}))
@@ -186,7 +210,7 @@ class Play:
         write_atomically(self.out / "run.yaml", yaml.safe_dump(raw, sort_keys=False).encode())
 
     def _write_matrices(self, rows: dict[str, dict[str, Any]], sequential: bool) -> dict[str, ScoreMatrix]:
-        if distributed.rank() != 0:
+        if distributed.rank() != 0 or not self.tests:
             return {}
         names = list(self.tests)
         start_file = self.out / "untrained.json"
@@ -209,10 +233,21 @@ class Play:
         return lambda message: self.emit(events.Warned(settings.name, message))
 
 
+def _check_processes(sites: list[SiteSettings]) -> None:
+    """Each process takes the same number of images of a batch, of each kind at least one."""
+    world = distributed.world()
+    for settings in sites:
+        batch = settings.train.batch_size
+        if world > 1 and (batch % world or batch < 2 * world):
+            raise RunFileError(
+                f"train.batch_size {batch} must be a multiple of the {world} processes, and at least {2 * world}"
+            )
+
+
 def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> SiteSettings:
     """The first site's settings with the budget of all sites together."""
     first = sites[0]
-    steps = sum(s.train.steps(len(images[s.name])) for s in sites)
+    steps = sum(s.train.steps(len(images[s.name]) * s.data.num_replica) for s in sites)
     budget = {"num_mimgs": steps * first.train.batch_size / 1e6, "num_epochs": None, "solver_num_mimgs": None}
     kwargs = first.data.model_copy(update={"task_name": "joint"})
     return first.model_copy(
@@ -230,7 +265,7 @@ def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.devic
     """Generated images and labels for each site that a checkpoint knows; empty where it has no generators."""
     if last.meta["strategy"] != "relay":
         return []
-    strategy = make_strategy(settings, device)
+    strategy = make_strategy(settings.without_pretraining(), device)
     strategy.load_state(last.meta["state"])
     checkpoint.load_networks(strategy, last, list(strategy.networks))
     drawn = strategy.samples(per_site)

@@ -65,17 +65,16 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
     """
     settings = site.settings
     found = checkpoint.newest(site.folder, site.warn) if site.folder.is_dir() else None
-    if found is not None and not resume:
-        raise CheckpointError(
-            f"{site.folder} already holds a training of {found.meta['site']}; add --resume, or choose another --out"
-        )
+    if found is not None:
+        _check_own(site, found, resume)
     distributed.barrier()  # no process may write before all have looked
-    steps, solver_steps = settings.train.steps(len(site.images)), settings.train.solver_steps(len(site.images))
+    shown = len(site.images) * settings.data.num_replica
+    steps, solver_steps = settings.train.steps(shown), settings.train.solver_steps(shown)
     if found is not None and found.meta["step"] >= steps:
         return found
     strategy, stream = _begin(site, base, found)
     first = int(found.meta["step"]) if found else 0
-    saver = _Saver(site, strategy, stream)
+    saver = _Saver(site, strategy, stream, steps)
     site.say(events.Started(site.name, first, steps, len(site.images), str(site.device), strategy.name))
     progress = _Progress(site, first, steps)
 
@@ -97,29 +96,58 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
     return last
 
 
+def _check_own(site: Site, found: Checkpoint, resume: bool) -> None:
+    """Whether the checkpoint in a site's folder is one of this training, to go on from."""
+    if not resume:
+        raise CheckpointError(
+            f"{site.folder} already holds a training of {found.meta['site']}; add --resume, or choose another --out"
+        )
+    for what, ours in (("site", site.name), ("strategy", site.settings.strategy.name)):
+        if found.meta[what] != ours:
+            raise CheckpointError(f"{found.path} is of {what} {found.meta[what]}, not {ours}; choose another --out")
+    if found.meta["run"] != site.run_digest:
+        site.warn("the run file has changed since this training began; what is trained already is kept")
+
+
 def _begin(site: Site, base: Checkpoint | None, found: Checkpoint | None) -> tuple[Strategy, Stream]:
     """The strategy and its images, where the last checkpoint left them or at the start of the site."""
-    settings = site.settings
+    settings = site.settings if base is None and found is None else site.settings.without_pretraining()
     torch.manual_seed(settings.random_seed)
     strategy = make_strategy(settings, site.device)
-    if settings.train.sync_batchnorm and distributed.world() > 1 and site.device.type == "cuda":
-        for network in strategy.networks.values():
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if settings.train.sync_batchnorm and distributed.world() > 1:
+        if site.device.type == "cuda":  # the solver alone: torch cannot differentiate a synced norm twice
+            nn.SyncBatchNorm.convert_sync_batchnorm(strategy.solver)
+        else:
+            site.warn("sync_batchnorm needs GPUs; every process uses its own batch statistics")
     stream = Stream(len(site.images), settings.random_seed + settings.task_id, settings.data.num_replica)
     if found is not None:
-        if found.meta["strategy"] != strategy.name:
-            raise CheckpointError(f"{found.path} was made by strategy {found.meta['strategy']}, not {strategy.name}")
-        if found.meta["run"] != site.run_digest:
-            site.warn("the run file has changed since this training began; going on with the new settings")
         checkpoint.restore(strategy, found, site.device)
         stream.consumed = int(found.meta["consumed"])
         return strategy, stream
     if base is not None:
-        strategy.load_handed_over(base.meta["state"] if base.meta["strategy"] == strategy.name else {})
-        checkpoint.load_networks(strategy, base, [name for name in strategy.hand_over() if name in base.networks])
+        _take_over(site, strategy, base)
     torch.manual_seed(settings.random_seed * 1_000_003 + settings.task_id)
     strategy.begin_site(site.name, len(site.images))
     return strategy, stream
+
+
+def _take_over(site: Site, strategy: Strategy, base: Checkpoint) -> None:
+    """Start from what the site before handed over."""
+    done, budget = int(base.meta["step"]), int(base.meta["steps"])
+    if done < budget:
+        raise CheckpointError(
+            f"{base.path}: the training of {base.meta['site']} is not finished (step {done} of {budget}); "
+            "finish it with --resume before the next site begins"
+        )
+    same = base.meta["strategy"] == strategy.name
+    strategy.load_handed_over(base.meta["state"] if same else {})
+    missing = strategy.missing_from(base.networks) if same else []
+    names = [name for name in strategy.hand_over() if name not in missing] if same else ["solver"]
+    checkpoint.load_networks(strategy, base, names)
+    if not same:
+        site.warn(f"{base.path} is of strategy {base.meta['strategy']}: only its solver is taken over")
+    for name in missing:
+        strategy.networks[name].load_state_dict(base.network(name.removesuffix("_ema")))
 
 
 def _stop_wanted(site: Site) -> bool:
@@ -137,11 +165,12 @@ class _Saver:
     site: Site
     strategy: Strategy
     stream: Stream
+    steps: int
     last: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
-        """Whether it is time; only the first process's clock counts, and only it writes."""
-        return time.monotonic() - self.last >= self.site.settings.train.checkpoint_seconds
+        """Whether it is time; only the first process writes."""
+        return distributed.rank() == 0 and time.monotonic() - self.last >= self.site.settings.train.checkpoint_seconds
 
     def save(self, step: int) -> Checkpoint:
         """Write a checkpoint at `step`."""
@@ -154,6 +183,7 @@ class _Saver:
             "strategy": self.strategy.name,
             "consumed": self.stream.consumed,
             "images": len(site.images),
+            "steps": self.steps,
             "settings": settings.model_dump(mode="json", exclude={"root_path", "checkpoint", "num_workers"}),
             **state,
         }

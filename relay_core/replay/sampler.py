@@ -103,4 +103,4 @@ class Replayer:
             return generator.styles(z, c, self.truncation)
         other_z = distributed.randn(n, generator.z_dim, device=device)
         crossover = distributed.randint(1, generator.num_ws, n, device=device)
-        return generator.mixed_styles(z, c, other_z, one_hot(others, c_dim), crossover)
+        return generator.mixed_styles(z, c, other_z, one_hot(others, c_dim), crossover, self.truncation)

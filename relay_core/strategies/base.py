@@ -72,6 +72,10 @@ class Strategy(ABC):
         """Names of the networks that the next site needs."""
         return list(self.networks)
 
+    def missing_from(self, networks: list[str]) -> list[str]:
+        """Averages that a checkpoint with these `networks` lacks: they start from what they are averages of."""
+        return [name for name in self.hand_over() if name.endswith("_ema") and name not in networks]
+
     def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Generated images and class ids by site, where the strategy generates any."""
         return {}

@@ -77,7 +77,7 @@ class RelayStrategy(Strategy):
         """Freeze copies of what came, move the current site into the previous ones, open a slot for this one."""
         self.previous = self.previous.joined(self.current)
         self.current = SiteBank()
-        self.current.enter(name, images, self.previous, self.s.c_img_dim)
+        self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim))
         self.stage = 1
         if self.previous.slots:
             self._lay_out_memory(["solver", *GAN])
@@ -184,7 +184,7 @@ class RelayStrategy(Strategy):
         """One step on `real` images of the site, then `replayed` ones of the sites before, then any mixed ones."""
         images, labels, _ = batch
         memory = slice(real, real + replayed)
-        targets = self.s.corrections.replay_targets
+        targets = self.s.replay_targets
         if targets == "teacher" and replayed:
             labels = labels.clone()
             with torch.no_grad():

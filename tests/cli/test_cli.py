@@ -124,6 +124,22 @@ def test_evaluate_predict_samples_inspect(trained):
     assert "digest verified" in relay("inspect", out / "task_2").stdout
 
 
+def test_predictions_do_not_replace_their_images(trained, tmp_path):
+    image = next((trained.data / "Domain1/test/ROIs/image").iterdir())
+    (tmp_path / "a.png").write_bytes(image.read_bytes())
+    done = relay("predict", trained.folder / "out/task_1", tmp_path, "--out", tmp_path, check=False)
+    assert refused(done, 1, "would replace the images")
+    assert (tmp_path / "a.png").read_bytes() == image.read_bytes()
+
+
+def test_a_run_of_other_classes_is_not_scored(trained):
+    text = (trained.folder / "run.yaml").read_text().replace("kwargs: {}", "kwargs: {num_classes: 2}", 1)
+    (trained.folder / "two.yaml").write_text(text)
+    options = ["--run", trained.folder / "two.yaml", "--data-root", trained.data]
+    done = relay("evaluate", trained.folder / "out/task_1", *options, check=False)
+    assert refused(done, 3, "3 classes")
+
+
 def test_a_flipped_byte_is_refused(trained):
     path = trained.folder / "flipped.safetensors"
     data = bytearray((trained.folder / "out/task_1/step-00000006.safetensors").read_bytes())
@@ -156,7 +172,7 @@ def copied(toy):
 
 def train_on_copy(toy):
     done = relay("train", toy.write(sites=1), "--data-root", toy.folder / "data", "--out", toy.folder / "out", check=False)
-    assert not (toy.folder / "out/task_1").exists()
+    assert not (toy.folder / "out").exists()
     return done
 
 

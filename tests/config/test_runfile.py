@@ -33,7 +33,10 @@ def change(toy, old, new):
         ("img_resolution: 16", "img_resolution: 24", r"power of two, not 24"),
         ("backbone: plain", "backbone: plain\n        pretrain: true", r"pretrain_file"),
         ("task_ids:\n  - 1", "task_ids:\n  - 7", r"there is no site 7"),
-        ("name: explog", "name: explog\n      kwargs: {gama: 1}", r"gama"),
+        ("name: explog", "name: explog\n      kwargs: {gama: 1}", r"kwargs.gama'; did you mean 'gamma'"),
+        ("batch_size: 8", "batch_size: 8\n    optimizer: {kwargs: {lrr: 1}}", r"no argument 'lrr'; did you mean 'lr'"),
+        ("task_name: Domain2", "task_name: Domain1", r"same task_name 'Domain1'"),
+        ("img_resolution: 16", "img_resolution: 16\n      aug_p_range_img: [1, 0]", r"rising numbers"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_place(toy, old, new, message):
@@ -75,6 +78,8 @@ def test_overrides_win_everywhere(toy):
     assert [s.train.batch_size for s in run.sites()] == [2, 2]
     with pytest.raises(RunFileError, match="bach"):
         load_run(str(toy.write()), ["train.bach=2"])
+    with pytest.raises(RunFileError, match="not valid YAML"):
+        load_run(str(toy.write()), ["train.batch_size=[1"])
     with pytest.raises(RunFileError, match=r"key\.path=value"):
         load_run(str(toy.write()), ["train.batch_size"])
 
@@ -246,6 +251,30 @@ def test_an_unknown_recipe_names_the_known_ones():
 
 def test_merge_replaces_lists_and_keeps_what_is_not_named():
     assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+
+
+@pytest.mark.parametrize(
+    ("common", "message"),
+    [
+        ({"train": {"loss": {"kwargs": {"weight": [1, 2]}}}}, "weight has 2 numbers"),
+        ({"dataset": {"kwargs": {"img_size": 48}}}, "img_size is 48"),
+        ({"dataset": {"kwargs": {"num_classes": 2}}}, "3 classes"),
+        ({"dataset": {"kwargs": {"out_range": [0, 1]}}}, "out_range"),
+        ({"model": {"kwargs": {"single_cid": False}}}, "single_cid"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_when_used(toy, common, message):
+    with pytest.raises((RunFileError, NotAvailableYet), match=message):
+        toy.run(**common).site(1).require_available()
+
+
+def test_replay_needs_a_target_that_teaches(toy):
+    def targets(**kwargs):
+        return toy.run(model={"kwargs": kwargs}).site(1).model.kwargs.replay_targets
+
+    assert targets() == "soft"
+    assert targets(solver_distil_weight=0) == "map"
+    assert targets(corrections={"teacher": "current"}) == "map"
 
 
 def test_another_name_takes_nothing_over():

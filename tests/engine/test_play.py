@@ -60,19 +60,68 @@ def test_baselines_differ_in_what_they_start_from(toy, mode):
     if mode == "joint":
         assert read(toy.folder / "out/joint/step-00000012.safetensors").meta["images"] == 16
     else:
-        alone = play(toy, toy.run(strategy={"name": "baseline"}), "alone", only=2)
-        alone()
+        alone = toy.run(strategy={"name": "baseline"}, checkpoint={"load": None})
+        play(toy, alone, "alone", only=2)()
         assert same_tensors(toy.folder / "alone/task_2", toy.folder / "out/task_2") == (mode == "local")
 
 
-def test_one_site_alone_goes_on_as_in_the_whole_relay(toy):
+@pytest.mark.parametrize("load", [{}, {"load": "task_1/last.ckpt"}])
+def test_one_site_alone_goes_on_as_in_the_whole_relay(toy, load):
     """A hospital that gets the checkpoint by hand reaches the weights that one machine reaches with the whole run."""
-    play(toy, toy.run())()
+    whole = play(toy, toy.run())()
     (toy.folder / "hospital").mkdir()
     (toy.folder / "out/task_1").rename(toy.folder / "hospital/task_1")
-    run = toy.run(checkpoint={"load": "task_1/last.ckpt"})
-    Play(run, toy.folder / "hospital", toy.data, CPU, only=2)()
+    run = toy.run(checkpoint=load)
+    matrices = play(toy, run, "hospital", only=2)()
     assert same_tensors(toy.folder / "hospital/task_2", toy.folder / "out/task_2")
+    assert matrices["dice"].values == whole["dice"].values
+
+
+def test_a_later_site_does_not_begin_without_the_one_before(toy):
+    with pytest.raises(CheckpointError, match="task_1"):
+        play(toy, toy.run(), only=2)()
+    assert not (toy.folder / "out/task_2").exists()
+
+
+def test_a_later_site_does_not_begin_from_an_unfinished_one(toy):
+    run = toy.run()
+    with pytest.raises(Stopped):
+        play(toy, run, only=1, stop=lambda: True)()
+    with pytest.raises(CheckpointError, match=r"not finished \(step 1 of 6\)"):
+        play(toy, run, only=2)()
+
+
+def test_a_folder_of_another_strategy_is_not_gone_on_with(toy):
+    play(toy, toy.run())()
+    with pytest.raises(CheckpointError, match="of strategy relay, not baseline"):
+        play(toy, toy.run(strategy={"name": "baseline"}), resume=True)()
+
+
+def test_averages_that_were_not_handed_over_start_from_the_generators(toy):
+    play(toy, toy.run(model={"kwargs": {"generator_ema_kimg": 0}}), only=1)()
+    play(toy, toy.run(model={"kwargs": {"num_stages": 1}}), only=2)()
+    first, second = (newest(toy.folder / f"out/task_{i}", print) for i in (1, 2))
+    handed = first.network("G_img")
+    assert all(torch.equal(value, handed[name]) for name, value in second.network("old_G_img").items())
+
+
+def test_a_site_without_test_images_trains(toy):
+    import shutil
+
+    folder = toy.folder / "data/Domain1"
+    shutil.copytree(toy.data / "Domain1/train/ROIs", folder)
+    kwargs = {"test_share": 0, "mask_values": {255: 0, 128: 1, 0: 2}}
+    run = toy.run(sites=1, dataset={"name": "folder", "kwargs": kwargs})
+    assert Play(run, toy.folder / "out", toy.folder / "data", CPU)() == {}
+    assert (toy.folder / "out/task_1/samples.png").is_file()
+
+
+def test_replicas_lengthen_an_epoch(toy):
+    epochs = {"num_mimgs": None, "num_epochs": 1}
+    for replicas, steps in ((1, 1), (3, 3)):
+        run = toy.run(sites=1, train=epochs, dataset={"kwargs": {"num_replica": replicas}})
+        play(toy, run, f"out{replicas}")()
+        assert newest(toy.folder / f"out{replicas}/task_1", print).meta["step"] == steps
 
 
 @pytest.mark.parametrize("strategy", ["relay", "baseline"])

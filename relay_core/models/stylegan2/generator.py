@@ -166,9 +166,11 @@ class Generator(nn.Module):
         """One style for all layers: (N, num_ws, w_dim)."""
         return self.mapping(z, c, truncation)[:, None].expand(-1, self.num_ws, -1)
 
-    def mixed_styles(self, z: Tensor, c: Tensor, other_z: Tensor, other_c: Tensor, crossover: Tensor) -> Tensor:
+    def mixed_styles(
+        self, z: Tensor, c: Tensor, other_z: Tensor, other_c: Tensor, crossover: Tensor, truncation: float = 1.0
+    ) -> Tensor:
         """Styles of (z, c) before layer `crossover` (N,) and of (other_z, other_c) from there on: (N, num_ws, w_dim)."""
-        both = self.mapping(torch.cat([z, other_z]), torch.cat([c, other_c]))
+        both = self.mapping(torch.cat([z, other_z]), torch.cat([c, other_c]), truncation)
         first, second = both.chunk(2)
         layer = torch.arange(self.num_ws, device=z.device)
         return torch.where((layer[None] < crossover[:, None])[:, :, None], first[:, None], second[:, None])
