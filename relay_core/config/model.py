@@ -277,10 +277,3 @@ class DoubleGanKwargs(Settings):
     def discriminator_optimizer(self) -> OptimizerSettings:
         """Optimizer of both discriminators; the published constants are those of an interval of 16."""
         return self.optimizer_conf.D or self.adam(self.D_reg_interval, self.r1_gamma, 16)
-
-
-NOT_AVAILABLE_MODELS = (
-    "OWM-Net", *(f"resnet{n}" for n in (18, 34, 50, 101, 152, 20, 32, 44, 56, 110, 1202)),
-)  # fmt: skip
-"""Names of the published solver zoo that this version does not have."""
-MODEL_KWARGS: dict[str, type[Settings]] = {"doublegan": DoubleGanKwargs, "U-Net": UNetKwargs}
