@@ -62,7 +62,7 @@ def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
         strategy.gan.step(images, labels, slots, slots, number, 0.5, batch)
 
     def clock(function: Callable[[], object]) -> float:
-        return statistics.median(_seconds(function, device) for _ in range(repeat + 2))
+        return statistics.median([_seconds(function, device) for _ in range(repeat + 2)][2:])
 
     result = {"iteration, first site": clock(lambda: whole(step))}
     strategy.begin_site("second", 100)

@@ -27,9 +27,14 @@ def replace_with(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """`replace_with` for bytes at hand. Raises OSError."""
-    replace_with(path, lambda temporary: temporary.write_bytes(content))
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """`replace_with` for bytes at hand; `mode` as in `os.open`. Raises OSError."""
+
+    def write(temporary: Path) -> None:
+        temporary.touch(mode, exist_ok=False)
+        temporary.write_bytes(content)
+
+    replace_with(path, write)
 
 
 def _sync(path: Path) -> None:

@@ -89,6 +89,15 @@ class RunFile:
             shared.append(plain)
         return hashlib.sha256(json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def resolved(self) -> dict[str, Any]:
+        """The file's mapping with the overrides where they win: read again, it gives the same settings."""
+        if not self.overrides:
+            return self.raw
+        tasks = self.raw["current_tasks"]
+        confs = tasks.get("task_confs") or {}
+        confs = {i: merge(confs.get(i) or {}, self.overrides) for i in self.all_ids}
+        return {**self.raw, "current_tasks": {**tasks, "task_confs": confs}}
+
     def _merged(self, task_id: int) -> dict[str, Any]:
         entry = next((e for e in self.raw["all_tasks_datasets"] if e["kwargs"]["task_id"] == task_id), None)
         if entry is None:

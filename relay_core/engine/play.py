@@ -203,11 +203,8 @@ class Play:
         write_atomically(path, json.dumps({n: {m: r[m] for m in METRICS} for n, r in row.items()}).encode())
 
     def _write_run_file(self) -> None:
-        from relay_core.config.runfile import merge
-
         self.out.mkdir(parents=True, exist_ok=True)
-        raw = {**self.run.raw, "common": merge(self.run.raw["common"], self.run.overrides)}
-        write_atomically(self.out / "run.yaml", yaml.safe_dump(raw, sort_keys=False).encode())
+        write_atomically(self.out / "run.yaml", yaml.safe_dump(self.run.resolved(), sort_keys=False).encode())
 
     def _write_matrices(self, rows: dict[str, dict[str, Any]], sequential: bool) -> dict[str, ScoreMatrix]:
         if distributed.rank() != 0 or not self.tests:
