@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import relay_core
-from relay_core.errors import RelayError, RunFileError, Stopped
-from relay_core.events import Emit, Stop
+from relay_core.errors import DataError, RelayError, Stopped
+from relay_core.session import play
 
 if TYPE_CHECKING:
     from relay_core.engine import Checkpoint
-    from relay_core.metrics import ScoreMatrix
 
 app = typer.Typer(
     name="relay",
@@ -45,6 +41,7 @@ def main() -> None:
     """Run the command; a known error is one message and an exit code of its own, never a traceback."""
     as_json = "--json" in sys.argv
     try:
+        _add_plugins()
         app()
     except RelayError as error:
         if as_json:
@@ -55,6 +52,18 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _add_plugins() -> None:
+    """Add the commands of installed packages: entry points `relay_core.commands`, each a function of this app.
+
+    One whose optional dependencies are not installed is left out.
+    """
+    for entry in metadata.entry_points(group="relay_core.commands"):
+        try:
+            entry.load()(app)
+        except ImportError:
+            continue
 
 
 def _version(value: bool) -> None:
@@ -68,58 +77,6 @@ def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     pass
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Stop]:
-    """A stop request on SIGTERM or SIGINT; the second SIGINT ends at once."""
-    asked = False
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-        print("stopping: writing a checkpoint", file=sys.stderr, flush=True)
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextmanager
-def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool) -> Iterator[Emit]:
-    """Where a training's events go: the terminal or standard output, `events.jsonl`, TensorBoard."""
-    from relay_core.terminal import EventLog, JsonLines, TensorBoard, Terminal, tee
-
-    with ExitStack() as stack:
-        sinks: list[Emit] = [EventLog(out / "events.jsonl")]
-        sinks.append(JsonLines(sys.stdout) if as_json else stack.enter_context(Terminal(title)))
-        if tensorboard:
-            sinks.append(TensorBoard(out / "tensorboard"))
-        yield tee(*sinks)
-
-
-def _play(
-    run: str, overrides: list[str], out: Path, data_root: Path | None, *, device: str, title: str = "",
-    site: int | None = None, resume: bool = False, as_json: bool = False, tensorboard: bool = False,
-) -> dict[str, ScoreMatrix]:  # fmt: skip
-    from relay_core.config import load_run
-    from relay_core.engine import Play, choose_device, processes
-
-    loaded = load_run(run, overrides)
-    if site is not None and site not in loaded.all_ids:
-        raise RunFileError(f"--site {site}: the run file has the sites {', '.join(map(str, loaded.all_ids))}")
-    chosen = choose_device(device)
-    quiet = int(os.environ.get("RANK", "0")) > 0
-    with processes(chosen), _stop_on_signal() as stop:
-        if quiet:
-            return Play(loaded, out, data_root, chosen, site, resume, stop=stop)()
-        with _sinks(out, title, as_json, tensorboard) as emit:
-            return Play(loaded, out, data_root, chosen, site, resume, emit, stop)()
 
 
 @app.command()
@@ -137,7 +94,7 @@ def train(
 ) -> None:
     """Train a run: all its sites in order on one machine, or one site of a real relay."""
     overrides = [*(set_ or []), *([f"random_seed={seed}"] if seed is not None else [])]
-    matrices = _play(
+    matrices = play(
         run,
         overrides,
         out,
@@ -166,7 +123,7 @@ def demo(
     """Play a relay over phantom hospitals, and plain fine-tuning beside it; show what each forgets."""
     from relay_core.demo import run_demo
 
-    run_demo(out, sites, seed, partial(_play, device=device, resume=True))
+    run_demo(out, sites, seed, partial(play, device=device, resume=True))
 
 
 @app.command()
@@ -183,6 +140,30 @@ def phantom(
 
     folders = make_phantoms(out, sites, train_images, test_images, size, seed=seed)
     print(f"wrote {len(folders)} sites of {train_images} + {test_images} images to {out}")
+
+
+@app.command()
+def preflight(
+    layout: Annotated[str, typer.Argument(metavar="NAME", help="How the data set lies on disk: fundus or folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The site's folder.")],
+    options: Annotated[str, typer.Option(metavar="JSON", help="The data set's kwargs, as in a run file.")] = "{}",
+    previews: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw training images with their masks.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=999, help="Number of previews.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every file of a site's data set, and say what it holds."""
+    from relay_core.config.datasets import dataset_options
+    from relay_core.data import survey
+    from relay_core.survey import Progress, survey_json, survey_text, write_previews
+
+    kwargs = dataset_options(layout, options)
+    found = survey(layout, kwargs, folder, Progress(sys.stdout)) if as_json else survey(layout, kwargs, folder)
+    names = write_previews(found, previews, count) if previews else []
+    if as_json:
+        print(json.dumps(survey_json(found, names)), flush=True)
+        raise typer.Exit(DataError.exit_code if found.problems else 0)
+    found.require_usable()
+    print(survey_text(found) + (f"\nwrote {len(names)} previews to {previews}" if previews else ""))
 
 
 def _checkpoint(path: Path) -> Checkpoint:
@@ -206,7 +187,9 @@ def evaluate(
     from relay_core.report import evaluate_checkpoint, scores_table
 
     chosen = choose_device(device)
-    scores = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen, out)
+    scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen, out)
+    for path in written if as_json else ():
+        print(json.dumps({"event": "written", "path": str(path)}))
     print(json.dumps(scores) if as_json else scores_table(scores))
 
 
@@ -239,13 +222,14 @@ def samples(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
     per_site: Annotated[int, typer.Option(min=1, max=64, help="Pictures a site.")] = 8,
     device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Draw generated images and labels for every site that a relay checkpoint remembers."""
     from relay_core.engine import choose_device
     from relay_core.report import draw_samples
 
     draw_samples(_checkpoint(checkpoint), out, per_site, choose_device(device))
-    print(f"wrote {out}")
+    print(json.dumps({"path": str(out)}) if as_json else f"wrote {out}")
 
 
 @app.command()

@@ -5,8 +5,8 @@ The engine calls an `Emit` with each; a terminal, a log file, a service or a tes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 
@@ -90,6 +90,15 @@ class Finished(Event):
     kind: ClassVar[str] = "finished"
     step: int
     seconds: float
+
+
+def from_json(data: Mapping[str, Any]) -> Event | None:
+    """The event that `to_json` made; None for what is none, or lacks a field."""
+    kind = next((c for c in Event.__subclasses__() if c.kind == data.get("event")), None)
+    if kind is None:
+        return None
+    names = [field.name for field in fields(kind)]
+    return kind(**{name: data[name] for name in names}) if all(name in data for name in names) else None
 
 
 Emit = Callable[[Event], None]

@@ -27,8 +27,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint, run: RunFile, data_root: Path | None, device: torch.device, out: Path | None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Path]]:
     """Scores of a checkpoint's solver by test site, for every test set of the run that is on this machine.
+
+    With `out`, `scores.json` and `predictions.png` are written there; returns the scores and the files written.
 
     Raises:
         DataError: none of them is.
@@ -53,12 +55,12 @@ def evaluate_checkpoint(
     if not tests:
         raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")
     scores = {name: evaluate(solver, data, device) for name, data in tests.items()}
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        content = {"checkpoint": checkpoint.digest, "scores": scores}
-        write_atomically(out / "scores.json", json.dumps(content, indent=1).encode())
-        write_picture(prediction_rows(solver, tests, device), out / "predictions.png", trained.data.num_classes)
-    return scores
+    if out is None:
+        return scores, []
+    written = [out / "scores.json", out / "predictions.png"]
+    write_atomically(written[0], json.dumps({"checkpoint": checkpoint.digest, "scores": scores}, indent=1).encode())
+    write_picture(prediction_rows(solver, tests, device), written[1], trained.data.num_classes)
+    return scores, written
 
 
 def scores_table(scores: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The run file as typed settings (no torch here)."""
 
 from relay_core.config.model import Corrections, DoubleGanKwargs, UNetKwargs
-from relay_core.config.runfile import RunFile, load_run, recipes
+from relay_core.config.runfile import RunFile, load_run, parse_run, recipes
 from relay_core.config.site import SiteSettings
 from relay_core.config.train import OptimizerSettings, TrainSettings
 
@@ -14,5 +14,6 @@ __all__ = [
     "TrainSettings",
     "UNetKwargs",
     "load_run",
+    "parse_run",
     "recipes",
 ]

@@ -1,11 +1,14 @@
 """Settings of the data sets that a run file may name."""
 
+import json
 import re
-from typing import Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from relay_core.config.base import Settings
+from relay_core.config.explain import Source, explain
 from relay_core.errors import NotAvailableYet, RunFileError
 
 PLATFORMS = ("Windows", "Darwin", "Linux")
@@ -113,3 +116,23 @@ def dataset_class(name: str) -> type[CommonDatasetKwargs]:
     if name in NOT_AVAILABLE_DATASETS:
         raise NotAvailableYet(f"data set {name!r} is not available in this version; available: {', '.join(DATASETS)}")
     raise RunFileError(f"there is no data set {name!r}; available: {', '.join(DATASETS)}")
+
+
+def dataset_options(name: str, options: str) -> CommonDatasetKwargs:
+    """Settings of data set `name` from a JSON object, as a run file has them below `dataset.kwargs`.
+
+    Raises:
+        NotAvailableYet: a data set of the method that this version cannot read.
+        RunFileError: no such data set, not a JSON object, an unknown key, a wrong value; the message names the key.
+    """
+    wanted, label = dataset_class(name), "--options"
+    try:
+        raw: Any = json.loads(options)
+    except (ValueError, RecursionError) as error:
+        raise RunFileError(f"{label}: not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise RunFileError(f'{label}: give a JSON object, for example {{"num_classes": 2}}')
+    try:
+        return wanted.model_validate(raw)
+    except ValidationError as error:
+        raise RunFileError(explain(error, raw, wanted, [Source(Path(label), None)], [((), 0)])) from None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,10 @@ import yaml
 from pydantic import ValidationError
 
 from relay_core.config.explain import Source, explain, suggestion
+from relay_core.config.outside import outside_paths
+from relay_core.config.reading import merge, read_file, read_text, recipes
 from relay_core.config.site import SiteSettings
 from relay_core.errors import RunFileError
-
-TOP_KEYS = ("extends", "common", "all_tasks_datasets", "current_tasks")
-MAX_BYTES = 1 << 20
-
-
-def recipes() -> dict[str, Path]:
-    """The run files that come with the package, by name."""
-    folder = Path(str(resources.files("relay_core.config") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def merge(base: Any, over: Any) -> Any:
-    """`base` overridden by `over`, key by key; anything but two mappings is replaced.
-
-    A mapping that names another thing (data set, model, loss) takes nothing over from the one it replaces.
-    """
-    if isinstance(base, Mapping) and isinstance(over, Mapping) and base.get("name") == over.get("name", base.get("name")):
-        return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
-    return over
 
 
 @dataclass
@@ -98,6 +80,15 @@ class RunFile:
         confs = {i: merge(confs.get(i) or {}, self.overrides) for i in self.all_ids}
         return {**self.raw, "current_tasks": {**tasks, "task_confs": confs}}
 
+    def canonical(self) -> str:
+        """`resolved` as YAML that extends nothing: parsed again, it gives the same settings and the same `digest`."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False)
+
+    def outside_paths(self) -> list[str]:
+        """`key.path: value` of every site's files and folders that are absolute or have a `..` part, each once."""
+        found = (outside_paths(self.site(i)) for i in self.all_ids)
+        return list(dict.fromkeys(f"{key}: {value}" for site in found for key, value in site))
+
     def _merged(self, task_id: int) -> dict[str, Any]:
         entry = next((e for e in self.raw["all_tasks_datasets"] if e["kwargs"]["task_id"] == task_id), None)
         if entry is None:
@@ -130,8 +121,26 @@ def load_run(name: str | Path, overrides: Sequence[str] = ()) -> RunFile:
     path = Path(name)
     if not path.is_file() and str(name) in recipes():
         path = recipes()[str(name)]
-    raw, sources = _read(path, ())
-    run = RunFile(path, raw, sources, _parse_overrides(overrides))
+    raw, sources = read_file(path)
+    return _checked(RunFile(path, raw, sources, _parse_overrides(overrides)))
+
+
+def parse_run(text: str, name: str = "run.yaml") -> RunFile:
+    """Read a run file from text that came from outside, an upload; no file is opened but a recipe's.
+
+    Args:
+        text: YAML; `extends` names a recipe.
+        name: a bare file name for messages; relative paths start from the current folder.
+
+    Raises:
+        RunFileError: as `load_run`, or it extends another thing than a recipe.
+    """
+    path = Path(name)
+    raw, sources = read_text(text, path)
+    return _checked(RunFile(path, raw, sources))
+
+
+def _checked(run: RunFile) -> RunFile:
     _check_structure(run)
     _check_names(run)
     return run
@@ -150,39 +159,6 @@ def _check_names(run: RunFile) -> None:
         folder = site.checkpoint.save.dir or f"task_{task_id}"
         if task_id in run.task_ids and folders.setdefault(folder, task_id) != task_id:
             raise RunFileError(f"{run.path}: sites {folders[folder]} and {task_id} would both write to {folder!r}")
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list[Source]]:
-    """The mapping in a file, laid over the one that it extends; and the sources, most specific first."""
-    if path in seen:
-        raise RunFileError(f"{path}: extends itself")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RunFileError(f"{path}: a run file of more than {MAX_BYTES} bytes is not read")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RunFileError(
-            f"{path}: no such run file{suggestion(str(path), recipes())}; recipes: {', '.join(recipes())}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunFileError(f"{path}: cannot be read: {error}") from None
-    try:
-        raw = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RunFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise RunFileError(f"{path}: a run file is a mapping with the keys {', '.join(TOP_KEYS)}")
-    source = Source(path, node)
-    for key in raw:
-        if key not in TOP_KEYS:
-            raise RunFileError(f"{source.where((key,))}: unknown key {key!r}{suggestion(str(key), TOP_KEYS)}")
-    base = raw.pop("extends", None)
-    if base is None:
-        return raw, [source]
-    base_path = recipes().get(str(base), path.parent / str(base))
-    base_raw, base_sources = _read(base_path, (*seen, path))
-    return merge(base_raw, raw), [source, *base_sources]
 
 
 def _parse_overrides(lines: Sequence[str]) -> dict[str, Any]:

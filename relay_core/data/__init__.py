@@ -1,7 +1,7 @@
 """Labelled images of a site: readers, layouts, checks, phantoms."""
 
 from relay_core.data.phantom import make_phantoms
-from relay_core.data.preflight import PreflightReport, has_test, load_site, preflight
+from relay_core.data.preflight import PreflightReport, Survey, has_test, load_site, preflight, survey
 from relay_core.data.readers import read_image, read_mask, write_mask, write_volume
 from relay_core.data.site import Original, SiteData
 
@@ -9,12 +9,14 @@ __all__ = [
     "Original",
     "PreflightReport",
     "SiteData",
+    "Survey",
     "has_test",
     "load_site",
     "make_phantoms",
     "preflight",
     "read_image",
     "read_mask",
+    "survey",
     "write_mask",
     "write_volume",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from relay_core.config.datasets import CommonDatasetKwargs, FolderKwargs, datase
 from relay_core.data import site
 from relay_core.data.folder import FolderLayout
 from relay_core.data.fundus import FundusLayout
-from relay_core.data.pairs import SPLITS, Layout, Listing, Split, data_error, relative
+from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error, relative
 from relay_core.data.site import THREADS, Decoder, Sample, SiteData, to_unit
 from relay_core.errors import DataError, Problem
 
@@ -39,6 +39,73 @@ class PreflightReport:
     """(height, width) in pixels -> images of that size, both splits."""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     """Pairs of a train file and a test file with the same pixels; tested on these, a model looks better than it is."""
+    repeats: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    """Split -> groups of its files with the same pixels."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known about a site after a look at every file, with the bad ones left out."""
+
+    report: PreflightReport
+    problems: tuple[Problem, ...]
+    """Of every bad file, each once. Without one the data can be used."""
+    usable: dict[str, list[Pair]]
+    """Split -> the pairs that can be read."""
+    decoder: Decoder
+    """Reads them again."""
+
+    def require_usable(self) -> None:
+        """Raise a DataError that names every bad file, if there is one."""
+        _raise_if_bad(self.report.folder, self.problems)
+
+
+def survey(
+    name: str, kwargs: CommonDatasetKwargs, folder: Path, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Survey:
+    """Look at all files of both splits of a site.
+
+    Args:
+        name: the data set's name, a key of `DATASETS`.
+        kwargs: its settings, of that name's class.
+        folder: the site's folder.
+        progress: called after each image with the numbers of those done and of all.
+
+    Raises:
+        DataError: the folder as a whole cannot be read as this data set.
+        NotAvailableYet: a data set that this version cannot read.
+        RunFileError: no such data set.
+    """
+    layout = _layout(name, kwargs)
+    splits = [s for s in SPLITS if s == "train" or _has_test(layout, kwargs, folder)]
+    listings = {split: _list(layout, kwargs, folder, split) for split in splits}
+    report, decoder = PreflightReport(name, folder), Decoder(layout, kwargs, folder, None)
+    problems = [problem for listing in listings.values() for problem in listing.problems]
+    total, done = sum(len(listing.pairs) for listing in listings.values()), 0
+    usable: dict[str, list[Pair]] = {}
+    same: dict[str, dict[str, list[str]]] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    for split, listing in listings.items():
+        pixels = np.zeros(kwargs.num_classes, dtype=np.int64)
+        usable[split], same[split] = [], {}
+        for pair, sample in zip(listing.pairs, decoder.each(listing.pairs), strict=True):
+            done += 1
+            progress(done, total)
+            if isinstance(sample, DataError):
+                problems += sample.problems
+                continue
+            pixels += sample.class_pixels
+            sizes[sample.original.height, sample.original.width] += 1
+            usable[split].append(pair)
+            same[split].setdefault(sample.digest, []).append(relative(pair.image, folder))
+        report.counts[split] = len(listing.pairs)
+        report.subjects[split] = len({pair.subject for pair in listing.pairs})
+        report.class_shares[split] = (pixels / max(int(pixels.sum()), 1)).tolist()
+        report.repeats[split] = [tuple(files) for files in same[split].values() if len(files) > 1]
+    report.sizes.update(sorted(sizes.items()))
+    test = same.get("test", {})
+    report.duplicates.extend((files[0], test[digest][0]) for digest, files in same["train"].items() if digest in test)
+    return Survey(report, tuple(dict.fromkeys(problems)), usable, decoder)
 
 
 def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> PreflightReport:
@@ -54,31 +121,9 @@ def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> Preflight
         NotAvailableYet: a data set that this version cannot read.
         RunFileError: no such data set.
     """
-    layout = _layout(name, kwargs)
-    splits = [s for s in SPLITS if s == "train" or _has_test(layout, kwargs, folder)]
-    listings = {split: _list(layout, kwargs, folder, split) for split in splits}
-    report = PreflightReport(name, folder)
-    problems = [problem for listing in listings.values() for problem in listing.problems]
-    digests: dict[str, dict[str, str]] = {}
-    sizes: Counter[tuple[int, int]] = Counter()
-    for split, listing in listings.items():
-        pixels = np.zeros(kwargs.num_classes, dtype=np.int64)
-        digests[split] = {}
-        for pair, sample in zip(listing.pairs, Decoder(layout, kwargs, folder, None).each(listing.pairs), strict=True):
-            if isinstance(sample, DataError):
-                problems += sample.problems
-                continue
-            pixels += sample.class_pixels
-            sizes[sample.original.height, sample.original.width] += 1
-            digests[split].setdefault(sample.digest, relative(pair.image, folder))
-        report.counts[split] = len(listing.pairs)
-        report.subjects[split] = len({pair.subject for pair in listing.pairs})
-        report.class_shares[split] = (pixels / max(int(pixels.sum()), 1)).tolist()
-    _raise_if_bad(folder, problems)
-    report.sizes.update(sorted(sizes.items()))
-    test = digests.get("test", {})
-    report.duplicates.extend((file, test[digest]) for digest, file in digests["train"].items() if digest in test)
-    return report
+    found = survey(name, kwargs, folder)
+    found.require_usable()
+    return found.report
 
 
 def has_test(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> bool:

@@ -71,7 +71,22 @@ class Decoder:
     """Threads."""
 
     def __call__(self, pair: Pair) -> Sample:
-        """Decode a pair.
+        """Decode, check and resize a pair.
+
+        Raises:
+            DataError: with one problem for each thing that is wrong with either file.
+        """
+        pixels, ids, spacing = self.read(pair)
+        original = Original(pair.image, pair.mask, ids.shape[0], ids.shape[1], spacing)
+        counts = np.bincount(ids.ravel(), minlength=self.kwargs.num_classes)
+        digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
+        return Sample(resize_image(pixels, self.size), resize_mask(ids, self.size), original, counts, digest)
+
+    def read(self, pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], Spacing | None]:
+        """Decode and check a pair, at the files' own size.
+
+        Shape:
+            image (C, H, W), uint8 0..255 or float32 0..1; class ids (H, W); and the spacing in mm.
 
         Raises:
             DataError: with one problem for each thing that is wrong with either file.
@@ -86,11 +101,7 @@ class Decoder:
             problems.append(Problem(relative(pair.mask, self.folder), message))
         if problems or image is None or ids is None:
             raise DataError("a pair cannot be used", problems)
-        pixels, spacing = image
-        original = Original(pair.image, pair.mask, ids.shape[0], ids.shape[1], spacing)
-        counts = np.bincount(ids.ravel(), minlength=self.kwargs.num_classes)
-        digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
-        return Sample(resize_image(pixels, self.size), resize_mask(ids, self.size), original, counts, digest)
+        return image[0], ids, image[1]
 
     def each(self, pairs: Sequence[Pair]) -> Iterator[Sample | DataError]:
         """Decode pairs on a few threads, in order; a pair that cannot be used gives its error."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,8 @@ def test_train_as_json_ends_with_the_matrices(toy):
     assert lines[0]["event"] == "started"
     assert {"step", "checkpoint", "scores", "samples", "finished"} <= {line.get("event") for line in lines[:-1]}
     assert lines[-1]["dice_per_sample"]["rows"] == ["Domain1"]
+    assert all("event" in line for line in lines[:-1])
+    assert set(lines[-1]) == {"dice_per_sample", "dice", "hd95", "accuracy"}, "the matrices and nothing else"
     assert len((toy.folder / "o/events.jsonl").read_text().splitlines()) == len(lines) - 1
     assert list((toy.folder / "o/tensorboard/Domain1").iterdir())
 
@@ -99,6 +102,13 @@ def test_evaluate_predict_samples_inspect(trained):
     assert "| Domain2 | 4 |" in table.stdout
     assert (folder / "e/scores.json").is_file()
 
+    options = ["--run", folder / "run.yaml", "--data-root", trained.data, "--out", folder / "f", "--json"]
+    *written, last = relay("evaluate", out / "task_2", *options).stdout.splitlines()
+    assert json.loads(last) == scores
+    files = [str(folder / "f" / name) for name in ("scores.json", "predictions.png")]
+    assert [json.loads(line) for line in written] == [{"event": "written", "path": path} for path in files]
+    assert all(Path(path).stat().st_size for path in files)
+
     images = trained.data / "Domain1/test/ROIs/image"
     relay("predict", out / "task_2", images, "--out", folder / "p")
     masks = sorted((folder / "p").iterdir())
@@ -118,6 +128,9 @@ def test_evaluate_predict_samples_inspect(trained):
 
     relay("samples", out / "task_2", "--out", folder / "s.png", "--per-site", 3)
     assert pixels(folder / "s.png").shape[1] > 100
+    said = relay("samples", out / "task_2", "--out", folder / "t.png", "--per-site", 1, "--json").stdout
+    assert json.loads(said) == {"path": str(folder / "t.png")}
+    assert pixels(folder / "t.png").size
     facts = json.loads(relay("inspect", out / "task_2", "--json").stdout)
     assert facts["site"] == "Domain2"
     assert facts["sites_before"] == {"Domain1": {"id": 0, "frequency": 8}}

@@ -1,0 +1,134 @@
+"""YAML text to one mapping: checked as far as a mapping can be, and laid over the file that it extends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relay_core.config.explain import Source, suggestion
+from relay_core.errors import RunFileError
+
+TOP_KEYS = ("extends", "common", "all_tasks_datasets", "current_tasks")
+MAX_BYTES = 1 << 20
+MAX_VALUES = 20_000
+"""Keys, values and list entries of a file with its aliases written out; a few aliases can stand for billions."""
+MAX_DIGITS = 64
+_FOREIGN_TAGS = ("binary", "set", "omap", "pairs")
+
+
+def recipes() -> dict[str, Path]:
+    """The run files that come with the package, by name."""
+    folder = Path(str(resources.files("relay_core.config") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`base` overridden by `over`, key by key; anything but two mappings is replaced.
+
+    A mapping that names another thing (data set, model, loss) takes nothing over from the one it replaces.
+    """
+    if isinstance(base, Mapping) and isinstance(over, Mapping) and base.get("name") == over.get("name", base.get("name")):
+        return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
+    return over
+
+
+def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Source]]:
+    """The mapping in a file, laid over the one that it extends; and the sources, most specific first.
+
+    Args:
+        path: the file.
+        seen: files that extend it.
+
+    Raises:
+        RunFileError: not readable, too large, not YAML, not a mapping, an unknown key, or it extends itself.
+    """
+    if path in seen:
+        raise RunFileError(f"{path}: extends itself")
+    try:
+        _check_size(path, path.stat().st_size)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunFileError(
+            f"{path}: no such run file{suggestion(str(path), recipes())}; recipes: {', '.join(recipes())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(f"{path}: cannot be read: {error}") from None
+    raw, source, base = _parse(text, path)
+    if base is None:
+        return raw, [source]
+    return _over(raw, source, read_file(recipes().get(base, path.parent / base), (*seen, path)))
+
+
+def read_text(text: str, path: Path) -> tuple[dict[str, Any], list[Source]]:
+    """`read_file` for text that came from outside: it opens no file but a recipe's.
+
+    Args:
+        text: YAML.
+        path: what messages call it.
+
+    Raises:
+        RunFileError: as `read_file`, or it extends another thing than a recipe.
+    """
+    _check_size(path, len(text.encode("utf-8", "surrogatepass")))
+    raw, source, base = _parse(text, path)
+    if base is None:
+        return raw, [source]
+    if base not in recipes():
+        raise RunFileError(
+            f"{source.where(('extends',))}: only a recipe can be extended here, not {base!r}"
+            f"{suggestion(base, recipes())}; recipes: {', '.join(recipes())}"
+        )
+    return _over(raw, source, read_file(recipes()[base]))
+
+
+def _over(
+    raw: dict[str, Any], source: Source, base: tuple[dict[str, Any], list[Source]]
+) -> tuple[dict[str, Any], list[Source]]:
+    return merge(base[0], raw), [source, *base[1]]
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MAX_BYTES:
+        raise RunFileError(f"{path}: a run file of more than {MAX_BYTES} bytes is not read")
+
+
+def _parse(text: str, path: Path) -> tuple[dict[str, Any], Source, str | None]:
+    """The mapping without `extends`, the syntax tree, and what it extends."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if _values(node, {}) > MAX_VALUES:
+            raise RunFileError(f"{path}: a run file of more than {MAX_VALUES} values, aliases written out, is not read")
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RunFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RunFileError(f"{path}: a run file is a mapping with the keys {', '.join(TOP_KEYS)}")
+    source = Source(path, node)
+    for key in raw:
+        if key not in TOP_KEYS:
+            raise RunFileError(f"{source.where((key,))}: unknown key {key!r}{suggestion(str(key), TOP_KEYS)}")
+    base = raw.pop("extends", None)
+    return raw, source, None if base is None else str(base)
+
+
+def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Values in a tree with its aliases written out; a node within itself has too many.
+
+    Raises:
+        ValueError: a value that JSON, and so a digest, cannot hold.
+    """
+    if node is not None and node.tag.rpartition(":")[2] in _FOREIGN_TAGS:
+        raise ValueError(f"line {node.start_mark.line + 1}: {node.tag} is no kind of value of a run file")
+    if not isinstance(node, yaml.CollectionNode):
+        if node is not None and node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+            raise ValueError(f"line {node.start_mark.line + 1}: a number of more than {MAX_DIGITS} digits")
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1
+        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]

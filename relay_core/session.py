@@ -1,0 +1,74 @@
+"""A training as the command line runs it: signals, sinks, processes. Heavy imports are late."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relay_core.errors import RunFileError
+from relay_core.events import Emit, Stop
+
+if TYPE_CHECKING:
+    from relay_core.metrics import ScoreMatrix
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Stop]:
+    """A stop request on SIGTERM or SIGINT; the second SIGINT ends at once."""
+    asked = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+        print("stopping: writing a checkpoint", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool) -> Iterator[Emit]:
+    """Where a training's events go: the terminal or standard output, `events.jsonl`, TensorBoard."""
+    from relay_core.terminal import EventLog, JsonLines, TensorBoard, Terminal, tee
+
+    with ExitStack() as stack:
+        sinks: list[Emit] = [EventLog(out / "events.jsonl")]
+        sinks.append(JsonLines(sys.stdout) if as_json else stack.enter_context(Terminal(title)))
+        if tensorboard:
+            sinks.append(TensorBoard(out / "tensorboard"))
+        yield tee(*sinks)
+
+
+def play(
+    run: str, overrides: list[str], out: Path, data_root: Path | None, *, device: str, title: str = "",
+    site: int | None = None, resume: bool = False, as_json: bool = False, tensorboard: bool = False,
+) -> dict[str, ScoreMatrix]:  # fmt: skip
+    """Train a run file or one of its sites; return the site x test-set matrices.
+
+    Raises:
+        RelayError: one of its kinds, see `relay_core.errors`.
+    """
+    from relay_core.config import load_run
+    from relay_core.engine import Play, choose_device, processes
+
+    loaded = load_run(run, overrides)
+    if site is not None and site not in loaded.all_ids:
+        raise RunFileError(f"--site {site}: the run file has the sites {', '.join(map(str, loaded.all_ids))}")
+    chosen = choose_device(device)
+    quiet = int(os.environ.get("RANK", "0")) > 0
+    with processes(chosen), _stop_on_signal() as stop:
+        if quiet:
+            return Play(loaded, out, data_root, chosen, site, resume, stop=stop)()
+        with _sinks(out, title, as_json, tensorboard) as emit:
+            return Play(loaded, out, data_root, chosen, site, resume, emit, stop)()
