@@ -1,0 +1,250 @@
+"""The service's part of the command `relay`. Heavy imports are late."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relay_core.errors import RelayError
+
+if TYPE_CHECKING:
+    from services.client import Client
+    from services.site.db.engine import Database
+    from services.site.settings import Settings
+
+UrlOption = Annotated[str, typer.Option("--url", envvar="RELAY_URL", help="Address of the site's service.")]
+TokenOption = Annotated[str | None, typer.Option("--token", envvar="RELAY_TOKEN", help="Bearer token.", show_envvar=True)]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Folder of an embedded site; default: what RELAY_* variables say.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
+URL = "http://127.0.0.1:8000"
+
+jobs_app = typer.Typer(help="The jobs of a running site.", no_args_is_help=False, invoke_without_command=True)
+token_app = typer.Typer(help="Who may use this site's service.", no_args_is_help=True)
+audit_app = typer.Typer(help="The site's audit log.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the service's commands (entry point `relay_core.commands`)."""
+    app.command()(up)
+    app.command()(status)
+    app.command()(submit)
+    app.command()(reconcile)
+    app.add_typer(jobs_app, name="jobs")
+    app.add_typer(token_app, name="token")
+    app.add_typer(audit_app, name="audit")
+
+
+def up(
+    home: Annotated[Path, typer.Option(envvar="RELAY_HOME", help="Everything that the site keeps.")] = Path("relay-site"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Serve a whole site from this machine: database, API and worker, nothing else to install."""
+    from services.up import run_up
+
+    home.mkdir(parents=True, exist_ok=True)
+    run_up(home, host=host, port=port, device=device)
+
+
+@contextmanager
+def _client(url: str, token: str | None) -> Iterator[Client]:
+    from services.client import Client
+
+    if not token:
+        raise RelayError("a token is needed: set RELAY_TOKEN, or make one with: relay token create NAME")
+    with Client(url, token) as client:
+        yield client
+
+
+def status(url: UrlOption = URL, token: TokenOption = None, as_json: JsonOption = False) -> None:
+    """Whether the site is ready, and what it is doing."""
+    from services.client import Client
+    from services.terminal import show_status
+
+    with Client(url, token) as client:
+        ready = client.ready()
+        active: list[dict[str, Any]] = []
+        if token:
+            active = [
+                job for state in ("running", "cancelling", "queued") for job in client.pages("/api/v1/jobs", state=state)
+            ]
+    print(json.dumps({"ready": ready, "jobs": active})) if as_json else show_status(ready, active)
+    if ready.get("status") == "not_ready":
+        raise typer.Exit(1)
+
+
+@jobs_app.callback()
+def jobs(
+    context: typer.Context,
+    url: UrlOption = URL,
+    token: TokenOption = None,
+    state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Newest jobs to show.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the newest jobs; see the commands below for one of them."""
+    from itertools import islice
+
+    from services.terminal import jobs_table
+
+    context.obj = (url, token)
+    if context.invoked_subcommand is not None:
+        return
+    with _client(url, token) as client:
+        found = list(islice(client.pages("/api/v1/jobs", **({"state": state} if state else {})), limit))
+    print(json.dumps(found)) if as_json else jobs_table(found)
+
+
+def _one(context: typer.Context, method: str, path: str) -> None:
+    with _client(*context.obj) as client:
+        print(json.dumps(client.call(method, path), indent=1))
+
+
+@jobs_app.command()
+def show(context: typer.Context, job_id: str) -> None:
+    """Everything about one job, as JSON."""
+    _one(context, "GET", f"/api/v1/jobs/{job_id}")
+
+
+@jobs_app.command()
+def cancel(context: typer.Context, job_id: str) -> None:
+    """Ask a job to write a checkpoint and end."""
+    _one(context, "POST", f"/api/v1/jobs/{job_id}/cancel")
+
+
+@jobs_app.command()
+def retry(context: typer.Context, job_id: str) -> None:
+    """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
+    _one(context, "POST", f"/api/v1/jobs/{job_id}/retry")
+
+
+@jobs_app.command()
+def watch(context: typer.Context, job_id: str) -> None:
+    """Follow a job to its end."""
+    from services.terminal import watch_job
+
+    with _client(*context.obj) as client:
+        watch_job(client, job_id)
+
+
+def submit(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run file (YAML), or the name of a recipe.")],
+    site: Annotated[int | None, typer.Option(help="Train this site alone (its task_id).")] = None,
+    data: Annotated[str, typer.Option(help="Folder below the site's data root that the run's image folders lie in.")] = "",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and return.")] = False,
+    url: UrlOption = URL,
+    token: TokenOption = None,
+) -> None:
+    """Train a run on a site's service: upload it, register its images by name, queue the job, follow it."""
+    from relay_core.config import load_run
+    from services.submit import submit_run
+    from services.terminal import watch_job
+
+    loaded = load_run(run, set_ or [])
+    with _client(url, token) as client:
+        job = submit_run(client, loaded, site, data)
+        print(job["id"], flush=True)
+        if not detach:
+            watch_job(client, job["id"])
+
+
+@contextmanager
+def _site(home: Path | None) -> Iterator[tuple[Settings, Database]]:
+    """The site's own database, for commands that an administrator runs on its machine."""
+    from services.site.db.engine import Database
+    from services.site.settings import load_settings
+
+    settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings()
+    database = Database(settings.database)
+    try:
+        yield settings, database
+    finally:
+        database.close()
+
+
+def reconcile(home: HomeOption = None) -> None:
+    """Run the reconciler alone: for sites whose API runs with RELAY_RECONCILE=false."""
+    import signal
+    import threading
+
+    from services.site.dispatch import doorbell
+    from services.site.reconcile import run
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: stop.set())
+    with _site(home) as (settings, database):
+        bell = doorbell(settings.broker)
+        run(database, bell, settings, stop)
+        bell.close()
+
+
+@token_app.command("create")
+def token_create(
+    name: Annotated[str, typer.Argument(help="Who or what will use it.")],
+    role: Annotated[str, typer.Option(help="viewer, operator or admin.")] = "viewer",
+    days: Annotated[float | None, typer.Option(min=0.01, help="Days until it expires; default: never.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Make a token and print it, this once."""
+    from services.site import audit, auth
+
+    chosen = next((known for known in auth.ROLES if known == role), None)
+    if chosen is None:
+        raise RelayError(f"--role {role}: use {', '.join(auth.ROLES)}")
+    with _site(home) as (settings, database), database.write() as session:
+        row, text = auth.create_token(session, settings.key, name, chosen, days)
+        audit.record(session, "relay token", "token.create", row.id, name=name, role=role)
+    print(text)
+
+
+@token_app.command("list")
+def token_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the tokens; the texts themselves are kept nowhere."""
+    from sqlalchemy import select
+
+    from services.site.db.models import Token
+    from services.terminal import tokens_table
+
+    with _site(home) as (_, database), database.read() as session:
+        rows = [
+            {"id": row.id, "name": row.name, "role": row.role, "expires": row.expires_at, "revoked": row.revoked_at}
+            for row in session.scalars(select(Token).order_by(Token.created_at))
+        ]
+    print(json.dumps(rows)) if as_json else tokens_table(rows, time.time())
+
+
+@token_app.command("revoke")
+def token_revoke(token_id: str, home: HomeOption = None) -> None:
+    """Make a token useless from now on."""
+    from services.site import audit, auth
+
+    with _site(home) as (_, database), database.write() as session:
+        row = auth.revoke_token(session, token_id)
+        audit.record(session, "relay token", "token.revoke", row.id, name=row.name)
+    print(f"revoked {token_id}")
+
+
+@audit_app.command("verify")
+def audit_verify(
+    head: Annotated[str | None, typer.Option(help="A hash noted down earlier that must still be in the chain.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that no row of the audit log was changed or removed."""
+    from services.site.audit import verify
+
+    with _site(home) as (_, database), database.read() as session:
+        rows, last = verify(session, head)
+    data: dict[str, Any] = {"rows": rows, "head": last}
+    print(json.dumps(data) if as_json else f"{rows} rows, chain whole, head {last}")

@@ -1,0 +1,164 @@
+"""The content-addressed store: `<folder>/sha256/ab/cdef...`, named by what is in it.
+
+Bytes come in as a stream to a temporary file, are synced, renamed; reading checks the digest again. The database says
+who needs what (`Attachment`); what nobody needs is swept away, but never before it is `GRACE` seconds old, so that
+bytes just written by a job whose row is not committed yet stay.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from services.site.db.models import Artifact, Attachment, Checkpoint
+from services.site.errors import Refusal
+
+CHUNK = 1 << 20
+GRACE = 3600.0
+
+
+class ArtifactStore:
+    """Files by their SHA-256."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, digest: str) -> Path:
+        """Where the bytes of a digest lie."""
+        return self.folder / "sha256" / digest[:2] / digest[2:]
+
+    def put(self, chunks: Iterable[bytes], limit: int | None = None) -> tuple[str, int]:
+        """Store a stream; return its digest and size in bytes.
+
+        Raises:
+            Refusal: `storage_full`, or `too_large` beyond `limit` bytes; nothing stays of it.
+        """
+        staging = self.folder / "staging"
+        digest, size = hashlib.sha256(), 0
+        temporary = staging / secrets.token_hex(8)
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                for chunk in chunks:
+                    size += len(chunk)
+                    if limit is not None and size > limit:
+                        raise Refusal("too_large", f"more than {limit} bytes")
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            target = self.path(digest.hexdigest())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Refusal("storage_full", "the artifact volume is full; make room and retry the job") from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        return digest.hexdigest(), size
+
+    def put_file(self, path: Path) -> tuple[str, int]:
+        """`put` for a file."""
+        with path.open("rb") as file:
+            return self.put(iter(lambda: file.read(CHUNK), b""))
+
+    def read(self, digest: str) -> Iterator[bytes]:
+        """The bytes, chunk by chunk; the last chunk comes only if the whole has the right digest.
+
+        Raises:
+            Refusal: `artifact_damaged`.
+        """
+        try:
+            file = self.path(digest).open("rb")
+        except FileNotFoundError:
+            raise Refusal("artifact_damaged", f"the bytes of {digest} are not in the store; restore a backup") from None
+        check, held = hashlib.sha256(), b""
+        with file:
+            while chunk := file.read(CHUNK):
+                check.update(chunk)
+                if held:
+                    yield held
+                held = chunk
+        if check.hexdigest() != digest:
+            raise Refusal("artifact_damaged", f"the bytes of {digest} were changed on disk; restore a backup")
+        if held:
+            yield held
+
+    def fetch(self, digest: str, target: Path) -> None:
+        """Copy verified bytes to `target`. Raises Refusal `artifact_damaged`."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with target.open("wb") as file:
+                for chunk in self.read(digest):
+                    file.write(chunk)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    def free_mib(self) -> int:
+        """Free space of the volume."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self.folder).free >> 20
+
+
+def keep(session: Session, digest: str, size: int, media_type: str) -> None:
+    """Say that bytes are in the store."""
+    if session.get(Artifact, digest) is None:
+        session.add(Artifact(digest=digest, size=size, media_type=media_type))
+        session.flush()
+
+
+def attach(session: Session, owner: str, name: str, digest: str, size: int, media_type: str) -> None:
+    """Say that `owner` needs stored bytes under `name`; an earlier attachment of that name is replaced."""
+    keep(session, digest, size, media_type)
+    session.merge(Attachment(owner=owner, name=name, digest=digest))
+    session.flush()
+
+
+def detach(session: Session, owner: str) -> None:
+    """`owner` needs nothing any more."""
+    session.execute(delete(Attachment).where(Attachment.owner == owner))
+
+
+def attached(session: Session, owner: str) -> dict[str, Artifact]:
+    """Name -> artifact of everything that `owner` has."""
+    rows = session.execute(
+        select(Attachment.name, Artifact).join(Artifact).where(Attachment.owner == owner).order_by(Attachment.name)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def sweep(session: Session, store: ArtifactStore, grace: float = GRACE) -> int:
+    """Delete bytes that no row needs; return how many files went. Call it in a write transaction."""
+    session.execute(
+        delete(Artifact).where(
+            Artifact.digest.not_in(select(Attachment.digest)), Artifact.digest.not_in(select(Checkpoint.digest))
+        )
+    )
+    needed = set(session.scalars(select(Artifact.digest)))
+    removed, oldest = 0, time.time() - grace
+    for path in [*store.folder.glob("sha256/??/*"), *store.folder.glob("staging/*")]:
+        if path.parent.name + path.name not in needed and path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

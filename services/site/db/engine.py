@@ -1,0 +1,107 @@
+"""Connections and transactions, on SQLite and PostgreSQL alike.
+
+SQLite: a transaction that reads and then writes fails at once with "database is locked" when another one wrote in
+between, whatever the timeout. So writers begin with BEGIN IMMEDIATE, and within a process they stand in a line.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, event, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from relay_core.errors import RelayError
+from services.site.db.models import clock
+
+BUSY_SECONDS = 15
+"""How long SQLite waits for another process's transaction; it is asked again for up to `PATIENCE`."""
+PATIENCE = 60.0
+
+
+class DatabaseError(RelayError):
+    """The database cannot be reached, or refuses its settings."""
+
+    code = "database_unavailable"
+
+
+class Database:
+    """A pool of connections.
+
+    `read()` and `write()` give a session in a transaction; `write()` commits at the end of its block, and rolls back
+    where the block raises.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.sqlite = url.get_backend_name() == "sqlite"
+        if self.sqlite:
+            options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}, "pool_size": 16, "max_overflow": 32}
+        else:
+            options = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 20, "connect_args": {"connect_timeout": 5}}
+        self.engine: Engine = create_engine(url, **options)
+        self._line = threading.Lock() if self.sqlite else nullcontext()
+        if self.sqlite:
+            event.listen(self.engine, "connect", _sqlite_connection)
+            event.listen(self.engine, "begin", _sqlite_begin)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that only reads."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that writes; everything in the block happens, or nothing.
+
+        Raises:
+            DatabaseError: the database stayed locked or away.
+        """
+        with self._line, Session(self.engine, expire_on_commit=False) as session:
+            self._begin(session)
+            with session.begin() if not session.in_transaction() else nullcontext():
+                yield session
+            session.commit()
+
+    def _begin(self, session: Session) -> None:
+        """Take the write lock. Nothing has been done yet, so asking again is safe."""
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            try:
+                session.connection(execution_options={"writes": True})
+                return
+            except OperationalError as error:
+                session.rollback()
+                if "locked" not in str(error) or time.monotonic() > give_up:
+                    raise DatabaseError(f"the database is not available: {error.orig}") from error
+
+    def now(self, session: Session) -> float:
+        """The database's time, in seconds since 1970."""
+        return float(session.scalar(select(clock())) or 0.0)
+
+    def close(self) -> None:
+        """Close the pool."""
+        self.engine.dispose()
+
+
+def _sqlite_connection(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's begin event starts transactions, not the driver
+    cursor = connection.cursor()
+    mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    if mode != "wal":
+        raise DatabaseError(f"SQLite answers journal mode {mode!r}; the database must lie on a local disk")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Any) -> None:
+    immediate = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

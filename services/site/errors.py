@@ -1,0 +1,97 @@
+"""The catalogue of everything that the service refuses: code -> HTTP status and a public title (RFC 9457).
+
+A `detail` says which file, key or id and the way out; it never holds a path outside the data root or a patient's id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relay_core.errors import RelayError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a code means to a client."""
+
+    status: int
+    title: str
+
+
+CATALOGUE: dict[str, Entry] = {
+    # who asks
+    "unauthenticated": Entry(401, "A valid token is needed"),
+    "forbidden": Entry(403, "This token's role does not allow that"),
+    "locked_out": Entry(429, "Too many failed logins from this address"),
+    # what is asked
+    "bad_request": Entry(400, "The request cannot be understood"),
+    "invalid_request": Entry(422, "The request is not valid"),
+    "not_found": Entry(404, "There is no such thing"),
+    "method_not_allowed": Entry(405, "This address does not answer that method"),
+    "unsupported_media_type": Entry(415, "The body is of a type that is not read here"),
+    "too_large": Entry(413, "The body is too large"),
+    "cursor_invalid": Entry(400, "The page cursor is not from this list"),
+    "idempotency_key_missing": Entry(400, "An Idempotency-Key is needed"),
+    "idempotency_key_reused": Entry(422, "The Idempotency-Key was used with another body"),
+    "precondition_required": Entry(428, "An If-Match header is needed"),
+    "precondition_failed": Entry(412, "Somebody changed it in between"),
+    "conflict": Entry(409, "Its present state does not allow that"),
+    "name_taken": Entry(409, "The name is taken"),
+    "in_use": Entry(409, "Something still needs it"),
+    # data sets
+    "path_escape": Entry(422, "The path leaves the site's data root"),
+    "dataset_missing": Entry(422, "A data set is not registered"),
+    "preview_missing": Entry(409, "The data set has no preview yet"),
+    # the state of the site
+    "queue_full": Entry(429, "The queue is full"),
+    "storage_full": Entry(507, "The site's storage is full"),
+    "artifact_damaged": Entry(500, "Stored bytes are damaged"),
+    "not_ready": Entry(503, "The site is not ready"),
+    "database_unavailable": Entry(503, "The database is not available"),
+    "settings_invalid": Entry(500, "The site's settings are not valid"),
+    "audit_broken": Entry(500, "The audit log's chain is broken"),
+    "lease_lost": Entry(409, "The job belongs to another attempt"),
+    "internal": Entry(500, "Something went wrong inside"),
+    # what a client of this API meets
+    "service_unreachable": Entry(503, "The service cannot be reached"),
+    # how a job fails
+    "worker_lost": Entry(500, "The worker was lost"),
+    "process_crashed": Entry(500, "The training process ended unexpectedly"),
+    "out_of_memory": Entry(500, "Memory ran out"),
+    "hung": Entry(500, "The training made no progress"),
+    # the core's
+    "relay_error": Entry(422, "The relay core refused"),
+    "run_file_invalid": Entry(422, "The run file is not valid"),
+    "not_available_yet": Entry(422, "This version cannot do that yet"),
+    "data_invalid": Entry(422, "The data set cannot be used"),
+    "checkpoint_invalid": Entry(422, "The checkpoint cannot be used"),
+    "training_diverged": Entry(500, "The training diverged"),
+    "device_unavailable": Entry(422, "The device is not available"),
+    "stopped": Entry(409, "The training was stopped"),
+}
+
+
+class Refusal(RelayError):
+    """A request, or a job's step, that the service does not carry out.
+
+    Args:
+        code: a key of `CATALOGUE`.
+        message: what was wrong, where, and what to do.
+        headers: of the HTTP answer, such as Retry-After.
+        extra: further members of the problem document.
+    """
+
+    def __init__(
+        self, code: str, message: str, headers: Mapping[str, str] | None = None, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.headers = dict(headers or {})
+        self.extra = dict(extra or {})
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        return CATALOGUE[self.code].status

@@ -1,0 +1,54 @@
+"""Folders of images below the site's data root, and nothing outside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from services.site.errors import Refusal
+
+MAX_ENTRIES = 1_000_000
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The folder `relative` below `root`.
+
+    Raises:
+        Refusal: `path_escape` for an absolute path, `..`, or a symbolic link on the way or anywhere inside;
+            `not_found` for no folder; `data_invalid` for one that cannot be read.
+    """
+    parts = PurePosixPath(relative).parts
+    if not parts or relative.startswith("/") or ".." in parts or "\\" in relative or "\0" in relative:
+        raise Refusal("path_escape", "path is relative to the data root, with / between folders and without ..")
+    try:
+        folder = _descend(root, parts, relative)
+        _refuse_links(folder, relative)
+    except OSError as error:  # a name longer than the file system has, a folder that may not be read
+        raise Refusal("data_invalid", f"{relative}: cannot be read: {error.strerror}") from None
+    return folder
+
+
+def _descend(root: Path, parts: tuple[str, ...], relative: str) -> Path:
+    folder = root
+    for part in parts:
+        folder = folder / part
+        if folder.is_symlink():
+            raise Refusal("path_escape", f"{relative}: {part} is a symbolic link; mount or copy the folder instead")
+    if not folder.is_dir():
+        raise Refusal("not_found", f"{relative}: no such folder below the site's data root")
+    return folder
+
+
+def _refuse_links(folder: Path, relative: str) -> None:
+    seen, waiting = 0, [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                seen += 1
+                if entry.is_symlink():
+                    where = f"{relative}/{os.path.relpath(entry.path, folder)}"
+                    raise Refusal("path_escape", f"{where} is a symbolic link; copy the file instead")
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+        if seen > MAX_ENTRIES:
+            raise Refusal("too_large", f"{relative} holds more than {MAX_ENTRIES} files; register its parts")

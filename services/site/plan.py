@@ -1,0 +1,144 @@
+"""From what a person asks for to a job that can run: everything it needs is looked up, or refused, before it is queued.
+
+What it finds it holds until the transaction ends (PostgreSQL; SQLite has one writer): nobody deletes a checkpoint between
+the look and the job that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.selectable import ForUpdateArg
+
+from services.site.db.models import Base, Checkpoint, Dataset, Run
+from services.site.errors import Refusal
+
+Row = TypeVar("Row", bound=Base)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `jobs.submit` needs to know."""
+
+    params: dict[str, Any]
+    gpus: int = 0
+    run_id: str | None = None
+    checkpoint_id: str | None = None
+
+
+_HOLD = ForUpdateArg(read=True, key_share=True)
+
+
+def train(
+    session: Session, run_id: str, *, site: int | None = None, datasets: Mapping[int, str] | None = None,
+    checkpoint_id: str | None = None, gpus: int = 1,
+) -> Plan:  # fmt: skip
+    """Train one site of a run, or with no site given and none set for the run, all of them on this machine.
+
+    Args:
+        session: to read with.
+        run_id: the run.
+        site: task_id of the site; default: the one that the run says this site is.
+        datasets: task_id -> data set id; a site that is not in it takes the data set of its own name, where there is one.
+        checkpoint_id: what a later site starts from; default: the newest one that the site before left here.
+        gpus: devices to train on together.
+
+    Raises:
+        Refusal: `not_found`, `dataset_missing`, `checkpoint_invalid`, `invalid_request`.
+    """
+    run = need(session, Run, run_id)
+    site = run.site if site is None else site
+    order = [entry["task_id"] for entry in run.sites if entry["trained"]]
+    if site is not None and site not in order:
+        raise Refusal("invalid_request", f"run {run.name} has no site {site}; it has {', '.join(map(str, order))}")
+    found = _datasets(session, run, datasets or {})
+    for task_id in [site] if site is not None else order:
+        if task_id not in found:
+            raise _missing(run, task_id)
+    base = None
+    if site is not None and run.strategy in ("relay", "sequential"):
+        place = order.index(site)
+        base = _base(session, run, order[place - 1] if place else None, checkpoint_id)
+    elif checkpoint_id is not None:
+        raise Refusal("invalid_request", "checkpoint_id goes with one site of a relay that starts from another")
+    params = {"site": site, "datasets": {str(task_id): row.id for task_id, row in found.items()}}
+    return Plan(params, gpus, run.id, base.id if base else None)
+
+
+def _base(session: Session, run: Run, before: int | None, checkpoint_id: str | None) -> Checkpoint | None:
+    if before is None:
+        if checkpoint_id is not None:
+            raise Refusal("invalid_request", "the first site of a run starts from nothing: leave checkpoint_id out")
+        return None
+    if checkpoint_id is None:
+        newest = select(Checkpoint).where(Checkpoint.run_id == run.id, Checkpoint.task_id == before)
+        newest = newest.order_by(Checkpoint.id.desc()).limit(1)
+        base = session.scalars(newest.with_for_update(read=True, key_share=True)).first()
+        if base is None:
+            raise Refusal("checkpoint_invalid", f"site {before} of run {run.name} has left no checkpoint here yet")
+        return base
+    base = need(session, Checkpoint, checkpoint_id, hold=True)
+    if base.run_id != run.id or base.task_id != before:
+        raise Refusal("checkpoint_invalid", f"{base.id} is not of site {before} of run {run.name}")
+    return base
+
+
+def evaluate(session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None) -> Plan:
+    """Score a checkpoint's solver on every test set of its run that is registered here.
+
+    Raises:
+        Refusal: `not_found`, `dataset_missing`.
+    """
+    checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    run = need(session, Run, checkpoint.run_id)
+    found = _datasets(session, run, datasets or {})
+    if not found:
+        raise _missing(run, checkpoint.task_id)
+    params = {"datasets": {str(task_id): row.id for task_id, row in found.items()}}
+    return Plan(params, 1, run.id, checkpoint.id)
+
+
+def samples(session: Session, checkpoint_id: str, *, per_site: int = 8) -> Plan:
+    """Draw what a checkpoint's generators remember. Raises Refusal `not_found`."""
+    checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    return Plan({"per_site": per_site}, 1, checkpoint.run_id, checkpoint.id)
+
+
+def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> Plan:
+    """Check every file of a data set. Raises Refusal `not_found`."""
+    return Plan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})
+
+
+def need(session: Session, table: type[Row], row_id: str, *, hold: bool = False) -> Row:
+    """The row with this id; with `hold` nobody deletes it before the transaction ends. Raises Refusal `not_found`."""
+    row = session.get(table, row_id, with_for_update=_HOLD if hold else None)
+    if row is None:
+        raise Refusal("not_found", f"there is no {table.__name__.lower()} {row_id}")
+    return row
+
+
+def _datasets(session: Session, run: Run, given: Mapping[int, str]) -> dict[int, Dataset]:
+    names = {entry["task_id"]: entry["name"] for entry in run.sites}
+    for task_id in given:
+        if task_id not in names:
+            raise Refusal("invalid_request", f"datasets: run {run.name} has no site {task_id}")
+    found = {task_id: need(session, Dataset, dataset_id, hold=True) for task_id, dataset_id in given.items()}
+    named = select(Dataset).where(Dataset.name.in_(names.values())).order_by(Dataset.id)
+    by_name = {row.name: row for row in session.scalars(named.with_for_update(read=True, key_share=True))}
+    for task_id, name in names.items():
+        if name in by_name:
+            found.setdefault(task_id, by_name[name])
+    return found
+
+
+def _missing(run: Run, task_id: int) -> Refusal:
+    name = next(entry["name"] for entry in run.sites if entry["task_id"] == task_id)
+    return Refusal(
+        "dataset_missing",
+        f"site {task_id} of run {run.name} has no images here: register a data set of the name {name!r}, "
+        f"or name one under datasets: {{{task_id}: id}}",
+    )

@@ -1,0 +1,61 @@
+"""Run files at a site: what all sites of a relay share, known by its digest."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from relay_core.config import RunFile, parse_run
+from relay_core.errors import RunFileError
+from services.site import audit
+from services.site.db.models import Run
+from services.site.errors import Refusal
+
+
+def register(session: Session, text: str, name: str, actor: str) -> tuple[Run, bool]:
+    """`read`, then `keep`: for a short file, as it holds the transaction while it reads."""
+    return keep(session, read(text, name), actor)
+
+
+def read(text: str, name: str) -> Run:
+    """A run file as the row to keep. A long one takes seconds: read it outside of a transaction.
+
+    Raises:
+        RunFileError: not valid; the message names line and key.
+        NotAvailableYet: it asks for what this version cannot do.
+        Refusal: `path_escape` where a setting names a file of this machine's.
+    """
+    run = parse_run(text, name)
+    if outside := run.outside_paths():
+        raise Refusal("path_escape", f"{name}: paths must be relative and without ..: {', '.join(outside)}")
+    sites = run.sites()
+    for site in sites:
+        site.require_available()
+    if len({site.mode for site in sites}) > 1:
+        raise RunFileError(f"{name}: the sites of one run need the same strategy")
+    return Run(
+        id=run.digest,
+        name=name,
+        content=run.canonical(),
+        strategy=sites[0].mode,
+        sites=[{"task_id": i, "name": run.site(i).name, "trained": i in run.task_ids} for i in run.all_ids],
+    )
+
+
+def keep(session: Session, row: Run, actor: str) -> tuple[Run, bool]:
+    """Keep what `read` made; return the kept row and whether it is new."""
+    found = session.get(Run, row.id)
+    if found is not None:
+        return found, False
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # PostgreSQL: another process committed the same run meanwhile
+        return session.get_one(Run, row.id), False
+    audit.record(session, actor, "run.register", row.id, name=row.name)
+    return row, True
+
+
+def run_file(row: Run) -> RunFile:
+    """The settings of a kept run."""
+    return parse_run(row.content, row.name)

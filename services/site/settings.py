@@ -1,0 +1,214 @@
+"""A site's settings, from `RELAY_*` environment variables; secrets also from files."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+from sqlalchemy import URL, make_url
+
+from relay_core.errors import RelayError
+from relay_core.files import write_atomically
+
+MIN_SECRET = 16
+"""Characters of a secret that is accepted outside the embedded mode."""
+_WEAK = {"change-me", "changeme", "password", "secret", "relay", "postgres", "redis", "default", "example"}
+
+
+class SettingsError(RelayError):
+    """The site's settings do not allow a start."""
+
+    code = "settings_invalid"
+    exit_code = 3
+
+
+class _FileSecrets(EnvSettingsSource):
+    """`RELAY_X_FILE=/run/secrets/x` gives the secret setting X the content of that file, its last newline removed."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        if field.annotation not in (SecretStr, SecretStr | None):
+            return None, field_name, False
+        path = os.environ.get(f"RELAY_{field_name.upper()}_FILE")
+        if not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"RELAY_{field_name.upper()}_FILE: {path} cannot be read: {error}") from None
+
+
+class Settings(BaseSettings):
+    """Everything that a site's processes can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="RELAY_", extra="ignore")
+
+    embedded: bool = False
+    """`relay up`: one machine, one person; secrets are made by the site itself."""
+    site_name: str = Field(default="site", min_length=1, max_length=100)
+    """Shown to people and written into what leaves the site."""
+    home: Path = Path("relay-site")
+    """Folder of everything that the site keeps, unless the next ones say otherwise."""
+    data_root: Path | None = None
+    """Folder that every registered data set lies in; default: `home/data`."""
+    artifacts: Path | None = None
+    """Content-addressed store of checkpoints and pictures; default: `home/artifacts`."""
+    work: Path | None = None
+    """Where running jobs write; default: `home/work`. Shared by the workers of a site, so that another can resume."""
+
+    database_url: str | None = None
+    """SQLAlchemy URL without a password; default: SQLite at `home/relay.db`."""
+    database_password: SecretStr | None = None
+    broker_url: str | None = None
+    """Redis URL of the Celery broker, without a password; None: workers poll the database."""
+    broker_password: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    """Keys the hashes of tokens and the signatures of page cursors."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    device: str = "auto"
+    """What a worker trains on: auto, cpu, cuda or cuda:N."""
+    gpus: int = Field(default=1, ge=1)
+    """GPUs that one worker may use for a job that asks for several."""
+
+    beat: float = Field(default=5.0, gt=0)
+    """Seconds between two renewals of a lease."""
+    lease: float = Field(default=25.0, gt=0)
+    """Seconds after the last renewal until another worker may take a job."""
+    ring_after: float = Field(default=15.0, gt=0)
+    """Seconds in the queue after which the doorbell rings again."""
+    max_tries: int = Field(default=3, ge=1)
+    """Attempts at a job that crashes, before it is given up."""
+    hang_minutes: float = Field(default=15.0, gt=0)
+    """Minutes without a step after which a training counts as hung."""
+    stop_grace: float = Field(default=30.0, gt=0)
+    """Seconds that a training has to checkpoint and leave after SIGTERM."""
+    min_free_mib: int = Field(default=512, ge=0)
+    """Free space of the artifact volume below which the site is not ready and takes no job."""
+    queue_limit: int = Field(default=10_000, ge=1)
+    """Queued jobs beyond which a new one is refused."""
+    lockout_failures: int = Field(default=10, ge=1)
+    """Failed logins of one address within `lockout_seconds` that lock it out for as long."""
+    lockout_seconds: float = Field(default=300.0, gt=0)
+    reconcile: bool = True
+    """Whether the API process also runs the reconciler; else `relay reconcile` must."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """A file wins over the variable that holds the secret itself."""
+        return init_settings, _FileSecrets(settings_cls), env_settings
+
+    @model_validator(mode="after")
+    def _lease_outlives_beats(self) -> Settings:
+        if self.lease < 3 * self.beat:
+            raise ValueError(f"lease ({self.lease:g} s) must be at least three beats ({self.beat:g} s each)")
+        return self
+
+    @property
+    def data_folder(self) -> Path:
+        """Absolute `data_root`."""
+        return (self.data_root or self.home / "data").absolute()
+
+    @property
+    def artifact_folder(self) -> Path:
+        """Absolute `artifacts`."""
+        return (self.artifacts or self.home / "artifacts").absolute()
+
+    @property
+    def work_folder(self) -> Path:
+        """Absolute `work`."""
+        return (self.work or self.home / "work").absolute()
+
+    @property
+    def database(self) -> URL:
+        """The database's URL, password included."""
+        if self.database_url is None:
+            return make_url(f"sqlite:///{self.home.absolute() / 'relay.db'}")
+        return _with_password(self.database_url, self.database_password, "database_url")
+
+    @property
+    def broker(self) -> str | None:
+        """The broker's URL, password included."""
+        if self.broker_url is None:
+            return None
+        url = _with_password(self.broker_url, self.broker_password, "broker_url")
+        return url.render_as_string(hide_password=False)
+
+    @property
+    def key(self) -> bytes:
+        """The secret key's bytes."""
+        if self.secret_key is None:
+            raise SettingsError("RELAY_SECRET_KEY (or RELAY_SECRET_KEY_FILE) is not set")
+        return self.secret_key.get_secret_value().encode()
+
+
+def _with_password(text: str, password: SecretStr | None, name: str) -> URL:
+    try:
+        url = make_url(text)
+    except Exception:
+        raise SettingsError(f"RELAY_{name.upper()}: not a URL such as postgresql+psycopg://user@host/name") from None
+    if password is None:
+        return url
+    return url.set(username=url.username or "", password=password.get_secret_value())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and refuse what would not be safe.
+
+    Raises:
+        SettingsError: a value is not valid, or a secret is missing, short or a default outside the embedded mode.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        lines = [f"RELAY_{'_'.join(map(str, e['loc'])).upper() or '*'}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+    except SourceError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, SettingsError) else SettingsError(str(error))) from None
+    if settings.embedded:
+        if settings.secret_key is None:
+            settings.secret_key = SecretStr(_own_key(settings.home / "secret-key"))
+        return settings
+    _require(settings.secret_key, "secret_key", "keys the tokens' hashes")
+    if settings.database_url and settings.database.get_backend_name() != "sqlite":
+        _require(_secret(settings.database.password), "database_password", "guards the database")
+    if settings.broker_url:
+        _require(_secret(make_url(str(settings.broker)).password), "broker_password", "guards the queue")
+    return settings
+
+
+def _secret(value: Any) -> SecretStr | None:
+    return SecretStr(str(value)) if value else None
+
+
+def _require(secret: SecretStr | None, name: str, what: str) -> None:
+    value = secret.get_secret_value() if secret else ""
+    if len(value) >= MIN_SECRET and value.lower() not in _WEAK and len(set(value)) > 4:
+        return
+    state = "is a default or too simple" if value else "is empty"
+    raise SettingsError(
+        f"RELAY_{name.upper()} {state}; it {what}: set RELAY_{name.upper()}_FILE to a file with at least "
+        f"{MIN_SECRET} random characters, for example from: openssl rand -hex 32"
+    )
+
+
+def _own_key(path: Path) -> str:
+    """The embedded site's key, made at its first start; only its owner can read it."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)
+    return path.read_text(encoding="ascii").strip()

@@ -1,0 +1,105 @@
+"""A job's folder: one below it for each attempt, so that a worker that comes back too late writes beside, not over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relay_core.config import RunFile
+from relay_core.errors import CheckpointError
+from services.trainer.child import NOTE, end_leftover
+
+MAX_HEADER = 100 << 20
+_NOT_CARRIED = frozenset({NOTE, "events.jsonl"})
+
+
+def attempt_folder(work: Path, job_id: str, attempt: int) -> Path:
+    """Make an attempt's folder, holding what the attempts before it finished writing; end what they left running."""
+    job = work / job_id
+    target, draft = job / f"attempt-{attempt}", job / f"new-{attempt}"
+    before = sorted(job.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-")))
+    for old in before:
+        end_leftover(old)
+    for stale in job.glob("new-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    draft.mkdir(parents=True)
+    if before:
+        _carry(before[-1], draft)
+    draft.rename(target)
+    for old in before:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _carry(old: Path, new: Path) -> None:
+    """Take over files: checkpoints by a second link (they are only ever replaced, never written into)."""
+    for path in sorted(old.rglob("*")):
+        target = new / path.relative_to(old)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        elif path.name not in _NOT_CARRIED and not path.name.startswith(".writing-"):
+            with contextlib.suppress(FileNotFoundError):  # the engine drops old checkpoints
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.suffix == ".safetensors":
+                    os.link(path, target)
+                else:
+                    shutil.copy2(path, target)
+
+
+def write_run_files(folder: Path, run: RunFile, folders: Mapping[int, Path]) -> Path:
+    """Write the relay's run file, and beside it this machine's: where the images of each site lie. Return the latter."""
+    (folder / "relay.yaml").write_text(run.canonical(), encoding="utf-8")
+    places = {task_id: {"dataset": {"kwargs": {"img_folder": str(path)}}} for task_id, path in folders.items()}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump({"extends": "relay.yaml", "current_tasks": {"task_confs": places}}), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint on disk, as far as its header tells; the engine verified the rest when it wrote or read it."""
+
+    path: Path
+    digest: str
+    meta: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether its training used up its budget."""
+        return int(self.meta["step"]) >= int(self.meta["steps"])
+
+
+def read_header(path: Path) -> CheckpointFile:
+    """The JSON part of a checkpoint, without its tensors and without torch.
+
+    Raises:
+        CheckpointError: not a checkpoint of relay.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))["__metadata__"]
+        return CheckpointFile(path, str(header["digest"]), json.loads(header["relay"]))
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise CheckpointError(f"{path.name}: damaged or not a checkpoint of relay ({error})") from None
+
+
+def newest_checkpoints(folder: Path) -> list[CheckpointFile]:
+    """The newest checkpoint of each site that was trained below `folder`, in the order of their ids."""
+    found = []
+    for site in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(site.glob("step-*.safetensors"))
+        if files:
+            found.append(read_header(files[-1]))
+    return sorted(found, key=lambda checkpoint: int(checkpoint.meta["task_id"]))

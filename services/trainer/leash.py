@@ -1,0 +1,34 @@
+"""`python -m services.trainer.leash PARENT command...`: a command that the kernel kills when its parent dies.
+
+Set in the process itself, before it becomes the command: code between fork and exec is not safe in a parent that has
+threads. PARENT is the process id of who starts it, so that a parent that died before is noticed; 0 skips that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int = 0) -> None:
+    """Ask the kernel for SIGKILL at the parent's end (Linux; elsewhere nothing happens)."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != parent:
+        os._exit(1)
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """`command` as a child of this process that does not outlive it."""
+    return [sys.executable, "-m", "services.trainer.leash", str(os.getpid()), *command]
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

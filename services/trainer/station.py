@@ -1,0 +1,102 @@
+"""A worker process: says that it is there, claims jobs, runs them. The same under Celery and without a broker."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+import relay_core
+from relay_core.errors import RelayError
+from services.site import jobs, workers
+from services.site.db.engine import Database
+from services.site.settings import Settings
+from services.trainer.runner import Runner
+
+log = logging.getLogger(__name__)
+
+
+class Station:
+    """One worker.
+
+    Args:
+        settings: of the site.
+        leaving: whether it was asked to leave; asked between jobs, and while one runs.
+    """
+
+    def __init__(self, settings: Settings, leaving: Callable[[], bool]) -> None:
+        self.settings, self.leaving = settings, leaving
+        self.database = Database(settings.database)
+        self.worker = workers.worker_id()
+        self.devices = workers.devices(settings.device, settings.gpus)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._stay_seen, name="station", daemon=True)
+        self._thread.start()
+
+    def work_once(self) -> bool:
+        """Claim a job and run it to its end; return whether there was one."""
+        if self.leaving():
+            return False
+        with self.database.write() as session:
+            claim = jobs.claim(
+                session, worker=self.worker, host=platform.node(), devices=self.devices, lease=self.settings.lease
+            )
+        if claim is None:
+            return False
+        log.info("%s: attempt %d on %s", claim.job_id, claim.attempt, ", ".join(claim.devices) or "no device")
+        Runner(self.database, self.settings, self.leaving)(claim)
+        return True
+
+    def close(self) -> None:
+        """Leave in order."""
+        self._closed.set()
+        self._thread.join(5)
+        try:
+            with self.database.write() as session:
+                workers.gone(session, self.worker)
+        except (SQLAlchemyError, RelayError) as error:
+            log.warning("left without saying so: %s", error)
+        self.database.close()
+
+    def _stay_seen(self) -> None:
+        while True:
+            try:
+                facts = self._facts()
+                with self.database.write() as session:
+                    workers.seen(session, self.worker, facts)
+            except (SQLAlchemyError, RelayError) as error:
+                log.warning("the database cannot be told that this worker lives: %s", error)
+            if self._closed.wait(self.settings.beat):
+                return
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "device": ", ".join(self.devices),
+            "gpus": sum(device.startswith("cuda") for device in self.devices),
+            "version": relay_core.__version__,
+            "torch": importlib.metadata.version("torch"),
+            "ops": "torch",
+            "gpu_memory": _gpu_memory() if self.devices[0].startswith("cuda") else {},
+        }
+
+
+def _gpu_memory() -> dict[str, int]:
+    """Bytes in use on each GPU, by its index, from the driver's tool."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    query = [tool, "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        return {index.strip(): int(used) << 20 for index, used in (line.split(",") for line in lines if "," in line)}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}

@@ -1,0 +1,82 @@
+"""`python -m services.trainer.worker`: a Celery worker, one pool process, one training at a time.
+
+The queue only rings; the database says what to do. SIGTERM (docker stop) asks the running training to write a
+checkpoint, hands its job back and leaves. The Celery processes never touch CUDA: trainings are processes of their own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from relay_core.errors import RelayError
+from services.site.dispatch import QUEUE, celery_app
+from services.site.settings import Settings, SettingsError, load_settings
+from services.trainer import tasks
+from services.trainer.leash import die_with_parent
+from services.trainer.station import Station
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+_LEAVING = mmap.mmap(-1, 1)
+"""Shared with the pool process, which is forked later: 1 when the worker was asked to leave."""
+
+
+def leaving() -> bool:
+    """Whether this worker was asked to leave."""
+    return _LEAVING[0] != 0
+
+
+def make_worker_app(settings: Settings) -> Celery:
+    """The Celery application with the task and what happens at start and end.
+
+    Raises:
+        SettingsError: no broker is set.
+    """
+    from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+
+    if settings.broker is None:
+        raise SettingsError("RELAY_BROKER_URL is not set; without a broker run: python -m services.trainer.poll")
+    app = celery_app(settings.broker)
+    app.conf.worker_soft_shutdown_timeout = settings.stop_grace + 10
+    app.conf.worker_enable_soft_shutdown_on_idle = False
+    tasks.add_to(app)
+
+    @worker_shutting_down.connect(weak=False)
+    def leave(**kwargs: Any) -> None:
+        _LEAVING[0] = 1
+
+    @worker_process_init.connect(weak=False)
+    def begin(**kwargs: Any) -> None:
+        die_with_parent()
+        tasks.station = Station(settings, leaving)
+
+    @worker_process_shutdown.connect(weak=False)
+    def end(**kwargs: Any) -> None:
+        if tasks.station is not None:
+            tasks.station.close()
+
+    return app
+
+
+def main() -> int:
+    """Work until SIGTERM."""
+    os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
+    try:
+        settings = load_settings()
+        app = make_worker_app(settings)
+    except RelayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    app.worker_main(
+        ["worker", "--pool=prefork", "--concurrency=1", f"--queues={QUEUE}", "--without-gossip", "--without-mingle",
+         f"--loglevel={settings.log_level}", "--hostname=relay@%h"]
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Settings, database, artifacts, audit, tokens, folders."""
+
+import multiprocessing
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import DBAPIError
+
+from services.site import audit, auth
+from services.site.artifacts import ArtifactStore, attach, attached, detach, sweep
+from services.site.db import Base, Database, migrate
+from services.site.db.models import AuditRecord, Token
+from services.site.errors import Refusal
+from services.site.folders import inside
+from services.site.settings import SettingsError, load_settings
+from tests.services.conftest import SiteKit
+
+STRONG = "9f2c4d5e6a7b8c9d0e1f2a3b4c5d6e7f"
+
+
+def test_migrations_and_models_agree_up_and_down(site: SiteKit) -> None:
+    with site.database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+    assert migrate.current(site.database) == migrate.head()
+    migrate.downgrade(site.database)
+    assert inspect(site.database.engine).get_table_names() == ["alembic_version"]
+    migrate.upgrade(site.database)
+    migrate.upgrade(site.database)
+    assert set(Base.metadata.tables) <= set(inspect(site.database.engine).get_table_names())
+
+
+def _write_for(url: str, seconds: float, name: str, results: "multiprocessing.Queue[tuple[int, list[str]]]") -> None:
+    from sqlalchemy import make_url
+
+    database, count, errors = Database(make_url(url)), 0, []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with database.write() as session:  # reads, then writes: what fails at once without BEGIN IMMEDIATE
+                audit.record(session, name, "test", str(count))
+            count += 1
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    results.put((count, errors))
+
+
+def write_from_processes(site: SiteKit, seconds: float, processes: int = 6) -> tuple[int, list[str]]:
+    """Let processes write at once; return the commits and what reached a caller."""
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[tuple[int, list[str]]] = context.Queue()
+    url = site.settings.database.render_as_string(hide_password=False)
+    running = [context.Process(target=_write_for, args=(url, seconds, f"p{i}", results)) for i in range(processes)]
+    for process in running:
+        process.start()
+    got = [results.get(timeout=seconds + 120) for _ in running]
+    for process in running:
+        process.join()
+    return sum(count for count, _ in got), [error for _, errors in got for error in errors]
+
+
+def test_six_processes_write_and_no_caller_sees_a_lock(site: SiteKit) -> None:
+    commits, errors = write_from_processes(site, float(os.environ.get("RELAY_TEST_WRITE_SECONDS", "3")))
+    assert errors == []
+    with site.database.read() as session:
+        assert audit.verify(session)[0] == commits
+
+
+def test_the_audit_log_refuses_changes_and_shows_tampering(site: SiteKit) -> None:
+    with site.database.write() as session:
+        heads = [audit.record(session, "me", "test", str(i), value=i).hash for i in range(5)]
+    for statement in ("UPDATE audit SET actor = 'you' WHERE seq = 2", "DELETE FROM audit WHERE seq = 5"):
+        with pytest.raises(DBAPIError, match="append-only"), site.database.write() as session:
+            session.execute(text(statement))
+    with site.database.read() as session:
+        assert audit.verify(session) == (5, heads[-1])
+        assert audit.verify(session, heads[2]) == (5, heads[-1])
+        with pytest.raises(Refusal, match="cut off"):
+            audit.verify(session, "f" * 64)
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE audit SET actor = 'you' WHERE seq = 2", "row 2 was changed"),
+        ("UPDATE audit SET detail = '{\"value\": 7}' WHERE seq = 3", "row 3 was changed"),
+        ("DELETE FROM audit WHERE seq = 4", "row 4 is missing"),
+    ],
+)
+def test_an_audit_row_changed_behind_the_triggers_is_found(small_site: SiteKit, statement: str, message: str) -> None:
+    with small_site.database.write() as session:
+        for i in range(5):
+            audit.record(session, "me", "test", str(i), value=i)
+    with sqlite3.connect(str(small_site.settings.database.database)) as connection:
+        connection.execute("DROP TRIGGER audit_no_update")
+        connection.execute("DROP TRIGGER audit_no_delete")
+        connection.execute(statement)
+    connection.close()
+    with small_site.database.read() as session, pytest.raises(Refusal, match=message) as caught:
+        audit.verify(session)
+    assert caught.value.code == "audit_broken"
+
+
+def test_a_failed_write_leaves_nothing(site: SiteKit) -> None:
+    with pytest.raises(ValueError, match="half way"), site.database.write() as session:
+        audit.record(session, "me", "test", "x")
+        raise ValueError("half way")
+    with site.database.read() as session:
+        assert session.scalars(select(AuditRecord)).all() == []
+
+
+def test_artifacts_are_found_by_content_and_verified(small_site: SiteKit) -> None:
+    store = small_site.store
+    digest, size = store.put([b"some ", b"bytes"])
+    assert size == 10
+    assert store.put([b"some bytes"]) == (digest, 10)
+    assert b"".join(store.read(digest)) == b"some bytes"
+    store.path(digest).write_bytes(b"some bytez")
+    with pytest.raises(Refusal, match="changed on disk") as caught:
+        list(store.read(digest))
+    assert caught.value.code == "artifact_damaged"
+    target = small_site.settings.home / "copy"
+    with pytest.raises(Refusal):
+        store.fetch(digest, target)
+    assert not target.exists()
+
+
+def test_a_stream_that_is_too_long_or_breaks_leaves_nothing(small_site: SiteKit) -> None:
+    store = small_site.store
+
+    def broken():
+        yield b"abc"
+        raise ConnectionError
+
+    with pytest.raises(Refusal, match="more than 5 bytes"):
+        store.put([b"abc", b"def"], limit=5)
+    with pytest.raises(ConnectionError):
+        store.put(broken())
+    assert [path for path in store.folder.rglob("*") if path.is_file()] == []
+
+
+def test_only_unneeded_and_old_bytes_are_swept(small_site: SiteKit) -> None:
+    store = small_site.store
+    kept, dropped, young = (store.put([content])[0] for content in (b"kept", b"dropped", b"young"))
+    with small_site.database.write() as session:
+        attach(session, "job-1", "a", kept, 4, "text/plain")
+        attach(session, "job-2", "b", dropped, 7, "text/plain")
+        detach(session, "job-2")
+        assert sweep(session, store) == 0
+        for digest in (kept, dropped):
+            os.utime(store.path(digest), (1, 1))
+        assert sweep(session, store) == 1
+        assert list(attached(session, "job-1")) == ["a"]
+    assert [store.path(digest).exists() for digest in (kept, dropped, young)] == [True, False, True]
+
+
+def test_tokens_open_by_their_text_alone(site: SiteKit) -> None:
+    key = site.settings.key
+    with site.database.write() as session:
+        row, token = auth.create_token(session, key, "nurse", "viewer")
+        _, old = auth.create_token(session, key, "old", "admin", days=-1)
+        assert auth.authenticate(session, key, token).role == "viewer"
+        assert token not in str([row.hash for row in session.scalars(select(Token))])
+        for wrong in (token[:-1], token + "x", "relay_x_y", "", old, token.replace("relay_", "relay_0")):
+            with pytest.raises(Refusal) as caught:
+                auth.authenticate(session, key, wrong)
+            assert caught.value.status == 401
+        with pytest.raises(Refusal):
+            auth.authenticate(session, b"another key", token)
+        auth.revoke_token(session, row.id)
+        with pytest.raises(Refusal):
+            auth.authenticate(session, key, token)
+
+
+def test_roles_include_the_lower_ones() -> None:
+    operator = auth.Identity("1", "x", "operator")
+    operator.require("viewer")
+    with pytest.raises(Refusal) as caught:
+        operator.require("admin")
+    assert caught.value.status == 403
+
+
+@pytest.mark.parametrize("path", ["/etc", "../x", "a/../../x", "", "a\\b", "link", "real/link", "holds"])
+def test_no_way_out_of_the_data_root(tmp_path: Path, path: str) -> None:
+    root = tmp_path / "data"
+    for folder in ("real", "holds/deep"):
+        (root / folder).mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (root / "link").symlink_to(tmp_path / "outside")
+    (root / "real" / "link").symlink_to(tmp_path / "outside")
+    (root / "holds" / "deep" / "file").symlink_to("/etc/passwd")
+    with pytest.raises(Refusal) as caught:
+        inside(root, path)
+    assert caught.value.code == "path_escape"
+
+
+def test_a_folder_inside_the_data_root(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert inside(tmp_path, "a/b") == tmp_path / "a" / "b"
+    with pytest.raises(Refusal) as caught:
+        inside(tmp_path, "a/c")
+    assert caught.value.status == 404
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in list(os.environ):
+        if name.startswith("RELAY_"):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("value", ["", "change-me", "secret", "a" * 40, "short"])
+def test_no_start_with_a_weak_secret(clean: pytest.MonkeyPatch, value: str) -> None:
+    clean.setenv("RELAY_SECRET_KEY", value)
+    with pytest.raises(SettingsError, match="RELAY_SECRET_KEY"):
+        load_settings()
+
+
+def test_the_database_and_the_queue_need_passwords_too(clean: pytest.MonkeyPatch) -> None:
+    clean.setenv("RELAY_SECRET_KEY", STRONG)
+    load_settings()
+    clean.setenv("RELAY_DATABASE_URL", "postgresql+psycopg://relay@db/relay")
+    with pytest.raises(SettingsError, match="RELAY_DATABASE_PASSWORD"):
+        load_settings()
+    clean.setenv("RELAY_DATABASE_PASSWORD", STRONG)
+    clean.setenv("RELAY_BROKER_URL", "redis://redis:6379/0")
+    with pytest.raises(SettingsError, match="RELAY_BROKER_PASSWORD"):
+        load_settings()
+
+
+def test_secrets_come_from_files(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(STRONG + "\n")
+    clean.setenv("RELAY_SECRET_KEY", "x")
+    clean.setenv("RELAY_SECRET_KEY_FILE", str(tmp_path / "key"))
+    clean.setenv("RELAY_BROKER_URL", "redis://redis:6379/0")
+    clean.setenv("RELAY_BROKER_PASSWORD_FILE", str(tmp_path / "key"))
+    settings = load_settings()
+    assert settings.key.decode() == STRONG
+    assert settings.broker == f"redis://:{STRONG}@redis:6379/0"
+    assert STRONG not in repr(settings)
+    clean.setenv("RELAY_SECRET_KEY_FILE", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings()
+
+
+def test_an_embedded_site_makes_a_key_that_only_its_owner_reads(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = load_settings(embedded=True, home=tmp_path)
+    assert load_settings(embedded=True, home=tmp_path).key == first.key
+    assert (tmp_path / "secret-key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_wrong_setting_is_named(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clean.setenv("RELAY_PORT", "many")
+    with pytest.raises(SettingsError, match="RELAY_PORT"):
+        load_settings(embedded=True, home=tmp_path)
+    clean.setenv("RELAY_PORT", "8000")
+    clean.setenv("RELAY_LEASE", "6")
+    with pytest.raises(SettingsError, match="three beats"):
+        load_settings(embedded=True, home=tmp_path)
+
+
+def test_sqlite_keeps_its_promises(small_site: SiteKit) -> None:
+    with small_site.database.read() as session:
+        values = {
+            name: session.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_attached_bytes_need_a_row(site: SiteKit) -> None:
+    with site.database.write() as session:
+        attach(session, "o", "n", "a" * 64, 1, "text/plain")
+        attach(session, "o", "n", "b" * 64, 1, "text/plain")
+        assert [artifact.digest for artifact in attached(session, "o").values()] == ["b" * 64]
+
+
+def test_the_store_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(self: Path, mode: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(Refusal) as caught:
+        ArtifactStore(tmp_path).put([b"x"])
+    assert caught.value.code == "storage_full"

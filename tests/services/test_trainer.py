@@ -1,0 +1,169 @@
+"""Real trainings through the worker's code, at toy size."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from services.site import jobs
+from services.site.artifacts import attached
+from services.site.db.models import Checkpoint, Evaluation, JobEvent, Metric
+from services.trainer.station import Station
+from tests.conftest import Toy
+from tests.services.conftest import SiteKit
+
+
+@pytest.fixture
+def station(small_site: SiteKit) -> Station:
+    made = Station(small_site.settings, lambda: False)
+    yield made
+    made.close()
+
+
+def events_of(site: SiteKit, job_id: str) -> list[dict]:
+    with site.database.read() as session:
+        rows = session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq)).all()
+    assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
+    return [row.data for row in rows]
+
+
+def test_a_training_publishes_checkpoints_scores_and_series(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+    job_id = small_site.submit_train(small_site.add_run(toy_run))
+    assert station.work_once()
+    job = small_site.job(job_id)
+    assert (job.state, job.error) == ("succeeded", None)
+    kinds = [event["event"] for event in events_of(small_site, job_id)]
+    assert kinds[:2] == ["queued", "claimed"]
+    assert kinds[-1] == "succeeded"
+    assert kinds.count("step") == 12
+    with small_site.database.read() as session:
+        first, second = session.scalars(select(Checkpoint).order_by(Checkpoint.task_id)).all()
+        assert (first.site, second.site, second.parent_id) == ("Domain1", "Domain2", first.id)
+        for row in (first, second):
+            content = b"".join(small_site.store.read(row.digest))
+            assert row.content_digest.encode() in content
+        evaluation = session.scalars(select(Evaluation)).one()
+        assert evaluation.checkpoint_id == second.id
+        assert evaluation.matrices["dice_per_sample"]["rows"] == ["Domain1", "Domain2"]
+        assert {"dice_per_sample.csv", "dice_per_sample.png"} <= set(attached(session, evaluation.id))
+        names = set(session.scalars(select(Metric.name).where(Metric.job_id == job_id)))
+        assert {"solver", "images_per_second", "Domain1/dice_per_sample"} <= names
+        assert {"task_1.samples.png", "task_2.predictions.png"} <= set(attached(session, job_id))
+    text = json.dumps(events_of(small_site, job_id)) + json.dumps(job.result)
+    assert str(small_site.settings.home) not in text
+    assert not (small_site.settings.work_folder / job_id).exists()
+
+
+def test_the_second_site_starts_from_the_first_ones_checkpoint(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+    run = small_site.add_run(toy_run)
+    whole = small_site.submit_train(run)
+    station.work_once()
+    ones = [small_site.submit_train(run, site=1)]
+    station.work_once()
+    ones.append(small_site.submit_train(run, site=2))
+    station.work_once()
+    with small_site.database.read() as session:
+        rows = session.scalars(select(Checkpoint).order_by(Checkpoint.id)).all()
+    digests = {job_id: [row.content_digest for row in rows if row.job_id == job_id] for job_id in (whole, *ones)}
+    assert digests[whole] == digests[ones[0]] + digests[ones[1]]
+    assert small_site.job(ones[1]).checkpoint_id == rows[2].id
+    with small_site.database.read() as session:
+        matrix = session.scalars(select(Evaluation).order_by(Evaluation.id.desc())).first().matrices["dice_per_sample"]
+    assert matrix["rows"] == ["Domain1", "Domain2"]
+
+
+def work_beside(station: Station) -> threading.Thread:
+    thread = threading.Thread(target=station.work_once)
+    thread.start()
+    return thread
+
+
+def await_step(site: SiteKit, job_id: str, step: int) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        progress = site.job(job_id).progress
+        if progress and progress["step"] >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the training does not come on")
+
+
+def trainer_pid(site: SiteKit, job_id: str) -> int:
+    (note,) = (site.settings.work_folder / job_id).glob("attempt-*/process.json")
+    return json.loads(note.read_text())["pid"]
+
+
+def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(small_site: SiteKit, station: Station, toy: Toy) -> None:
+    long = {"num_mimgs": 400e-6, "batch_size": 8, "log_every_n_steps": 1, "checkpoint_seconds": 0}
+    run = small_site.add_run(toy.write(sites=1, train=long), sites=1)
+    calm = small_site.submit_train(run)
+    station.work_once()
+    job_id = small_site.submit_train(run)
+    thread = work_beside(station)
+    await_step(small_site, job_id, 5)
+    os.killpg(trainer_pid(small_site, job_id), signal.SIGKILL)
+    thread.join(60)
+    job = small_site.job(job_id)
+    assert (job.state, job.tries) == ("queued", 1)
+    assert events_of(small_site, job_id)[-1]["code"] == "process_crashed"
+    station.work_once()
+    assert small_site.job(job_id).state == "succeeded"
+    started = [event["step"] for event in events_of(small_site, job_id) if event["event"] == "started"]
+    assert started[0] == 0
+    assert started[1] >= 5
+    with small_site.database.read() as session:
+        digests = {row.job_id: row.content_digest for row in session.scalars(select(Checkpoint))}
+    assert digests[job_id] == digests[calm]
+
+
+def test_cancel_stops_the_process_and_retry_goes_on(small_site: SiteKit, station: Station, toy: Toy) -> None:
+    long = {"num_mimgs": 8000e-6, "batch_size": 8, "log_every_n_steps": 1}
+    run = small_site.add_run(toy.write(sites=1, train=long), sites=1)
+    job_id = small_site.submit_train(run)
+    thread = work_beside(station)
+    await_step(small_site, job_id, 3)
+    pid = trainer_pid(small_site, job_id)
+    with small_site.database.write() as session:
+        jobs.cancel(session, job_id, "test")
+    thread.join(30)
+    assert small_site.job(job_id).state == "cancelled"
+    assert not Path(f"/proc/{pid}").exists()
+    with small_site.database.write() as session:
+        jobs.retry(session, job_id, "test")
+    thread = work_beside(station)
+    await_step(small_site, job_id, 4)
+    with small_site.database.write() as session:
+        jobs.cancel(session, job_id, "test")
+    thread.join(30)
+    started = [event["step"] for event in events_of(small_site, job_id) if event["event"] == "started"]
+    assert started[1] >= 3
+
+
+def test_a_core_error_fails_the_job_with_its_own_code(small_site: SiteKit, station: Station, toy: Toy) -> None:
+    run = small_site.add_run(toy.write(sites=1, dataset={"kwargs": {"num_classes": 2}}, model={"kwargs": {"label_num_classes": 2, "solver_kwargs": {"num_classes": 2}}}), sites=1)  # fmt: skip  # noqa: E501
+    job_id = small_site.submit_train(run)
+    station.work_once()
+    job = small_site.job(job_id)
+    assert job.state == "failed"
+    assert job.error["code"] == "data_invalid"
+    assert "Domain1" in job.error["message"]
+    assert str(small_site.settings.data_folder) not in job.error["message"]
+
+
+def test_three_crashes_are_the_end(small_site: SiteKit, station: Station, toy: Toy) -> None:
+    long = {"num_mimgs": 8000e-6, "batch_size": 8, "log_every_n_steps": 1}
+    job_id = small_site.submit_train(small_site.add_run(toy.write(sites=1, train=long), sites=1))
+    for _ in range(3):
+        thread = work_beside(station)
+        await_step(small_site, job_id, 1)
+        os.killpg(trainer_pid(small_site, job_id), signal.SIGKILL)
+        thread.join(60)
+    job = small_site.job(job_id)
+    assert (job.state, job.error["code"]) == ("failed", "process_crashed")
+    assert "after 3 attempts" in job.error["message"]
+    assert not station.work_once()
