@@ -1,13 +1,14 @@
 """`python -m services.trainer.worker`: a Celery worker, one pool process, one training at a time.
 
 The queue only rings; the database says what to do. SIGTERM (docker stop) asks the running training to write a
-checkpoint, hands its job back and leaves. The Celery processes never touch CUDA: trainings are processes of their own.
+checkpoint, hands its job back and leaves: Celery's warm shutdown waits for the task, and the task ends because it is
+told to. (Remapping SIGTERM to a cold shutdown would kill the training without a checkpoint, or wait for a fixed time.)
+The Celery processes never touch CUDA: trainings are processes of their own.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,6 @@ def make_worker_app(settings: Settings) -> Celery:
     if settings.broker is None:
         raise SettingsError("RELAY_BROKER_URL is not set; without a broker run: python -m services.trainer.poll")
     app = celery_app(settings.broker)
-    app.conf.worker_soft_shutdown_timeout = settings.stop_grace + 10
-    app.conf.worker_enable_soft_shutdown_on_idle = False
     tasks.add_to(app)
 
     @worker_shutting_down.connect(weak=False)
@@ -64,7 +63,6 @@ def make_worker_app(settings: Settings) -> Celery:
 
 def main() -> int:
     """Work until SIGTERM."""
-    os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
     try:
         settings = load_settings()
         app = make_worker_app(settings)

@@ -49,7 +49,12 @@ class SiteKit:
         names = ("beat", "lease", "ring_after", "stop_grace", "hang_minutes", "max_tries", "device")
         values = {f"RELAY_{name.upper()}": str(getattr(self.settings, name)) for name in names}
         url = self.settings.database.render_as_string(hide_password=False)
-        paths = {"RELAY_HOME": str(self.settings.home), "RELAY_DATABASE_URL": url, "RELAY_EMBEDDED": "1"}
+        paths = {
+            "RELAY_HOME": str(self.settings.home),
+            "RELAY_DATABASE_URL": url,
+            "RELAY_EMBEDDED": "1",
+            "RELAY_DATA_ROOT": str(self.settings.data_folder),
+        }
         return {**os.environ, **values, **paths, "OMP_NUM_THREADS": "1"}
 
     def add_run(self, path: Path, sites: int = 2) -> Run:

@@ -1,0 +1,252 @@
+"""A running API over a real database, seen from outside; the tests play its worker through the same database."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from sqlalchemy import select
+
+from services.site import artifacts, audit, auth, jobs, workers
+from services.site.artifacts import ArtifactStore
+from services.site.db import Database
+from services.site.db.models import AuditRecord, Checkpoint, Evaluation, Job, new_id
+from services.site.settings import Settings, load_settings
+from tests.conftest import MODEL
+
+NUMBERS = itertools.count(1)
+MATRIX = {"rows": ["Domain1"], "columns": ["Domain1", "Domain2"], "values": [[0.9, None]]}
+
+
+def run_text(seed: int, sites: int = 2, **extra: Any) -> str:
+    """A run file of its own digest."""
+    entries = [{"kwargs": {"task_id": i, "task_name": f"R{seed}-{i}", "img_folder": f"Domain{i}"}} for i in range(1, sites + 1)]
+    common = {
+        "random_seed": seed,
+        "dataset": {"name": "fundus", "kwargs": {}},
+        "strategy": {"name": "relay"},
+        "model": {"name": "doublegan", "kwargs": MODEL},
+        "train": {"num_mimgs": 48e-6, "batch_size": 8},
+        **extra,
+    }
+    ids = list(range(1, sites + 1))
+    return yaml.safe_dump({"common": common, "all_tasks_datasets": entries, "current_tasks": {"task_ids": ids}})
+
+
+@dataclass
+class Site:
+    """A site whose API runs in a process of its own."""
+
+    url: str
+    settings: Settings
+    database: Database
+    store: ArtifactStore
+    tokens: dict[str, str] = field(default_factory=dict)
+    _clients: list[httpx.Client] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for role in auth.ROLES:
+            self.tokens[role] = self.token(role)
+        self.viewer, self.operator, self.admin = (self.client(self.tokens[role]) for role in auth.ROLES)
+        self.anonymous = self.client(None)
+
+    def token(self, role: auth.Role, days: float | None = None) -> str:
+        """A new token."""
+        with self.database.write() as session:
+            return auth.create_token(session, self.settings.key, f"test {role}", role, days)[1]
+
+    def client(self, token: str | None, address: str = "127.0.0.1") -> httpx.Client:
+        """A client that comes from one address of this machine."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        transport = httpx.HTTPTransport(local_address=address, limits=httpx.Limits(max_connections=200))
+        client = httpx.Client(base_url=self.url, headers=headers, transport=transport, timeout=60)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.database.close()
+
+    def folder(self, name: str | None = None) -> str:
+        """A folder of images below the data root."""
+        name = name or f"images/set-{next(NUMBERS)}"
+        (self.settings.data_folder / name / "image").mkdir(parents=True)
+        return name
+
+    def dataset(self, name: str | None = None) -> dict[str, Any]:
+        """A registered data set."""
+        body = {"name": name or f"set-{next(NUMBERS)}", "path": self.folder(), "layout": "folder"}
+        return ok(self.operator.post("/api/v1/datasets", json=body), 201)
+
+    def run(self, sites: int = 2) -> dict[str, Any]:
+        """A registered run, with a data set for each site."""
+        answer = self.operator.post(
+            "/api/v1/runs", content=run_text(next(NUMBERS), sites), headers={"Content-Type": "application/yaml"}
+        )
+        run = ok(answer, 201)
+        for entry in run["sites"]:
+            self.dataset(entry["name"])
+        return run
+
+    def submit(self, body: dict[str, Any] | None = None, key: str | None = None, status: int = 202) -> dict[str, Any]:
+        """A queued job; by default one that needs no device."""
+        body = body or {"kind": "preflight", "dataset_id": self.dataset()["id"]}
+        headers = {"Idempotency-Key": key or secrets.token_hex(8)}
+        return ok(self.operator.post("/api/v1/jobs", json=body, headers=headers), status)
+
+    def claim(self, job_id: str) -> jobs.Claim:
+        """Take a job as a worker does."""
+        with self.database.write() as session:
+            devices = [f"cuda:{next(NUMBERS)}" for _ in range(16)]
+            found = jobs.claim(session, worker="test", host="test", devices=devices, lease=600, job_id=job_id)
+        assert found is not None
+        return found
+
+    def say(self, claim: jobs.Claim, *events: dict[str, Any]) -> None:
+        """Add events as a worker does."""
+        with self.database.write() as session:
+            jobs.held(session, claim)
+            jobs.add_events(session, claim.job_id, claim.attempt, events)
+
+    def finish(self, claim: jobs.Claim, state: Any = "succeeded", **values: Any) -> None:
+        """End a job as a worker does."""
+        with self.database.write() as session:
+            jobs.finish(session, claim, state, **values)
+
+    def job(self, job_id: str) -> Job:
+        """The row."""
+        with self.database.read() as session:
+            return session.get_one(Job, job_id)
+
+    def checkpoint(self, run: dict[str, Any] | None = None, content: bytes = b"", parent: str | None = None) -> Checkpoint:
+        """What a training leaves."""
+        run = run or self.run()
+        job = self.submit({"kind": "train", "run_id": run["id"]})
+        claim = self.claim(job["id"])
+        content = content or secrets.token_bytes(64)
+        digest, size = self.store.put([content])
+        with self.database.write() as session:
+            artifacts.keep(session, digest, size, "application/vnd.safetensors")
+            row = Checkpoint(
+                run_id=run["id"], job_id=job["id"], task_id=1, site="R", step=6, digest=digest, content_digest="0" * 64,
+                parent_id=parent,
+            )  # fmt: skip
+            session.add(row)
+            jobs.finish(session, claim, "succeeded")
+        return row
+
+    def evaluation(self, checkpoint: Checkpoint) -> Evaluation:
+        """What an evaluation leaves."""
+        with self.database.write() as session:
+            row = Evaluation(
+                id=new_id("evaluation"), job_id=checkpoint.job_id, run_id=checkpoint.run_id, checkpoint_id=checkpoint.id,
+                matrices={"dice_per_sample": MATRIX, "accuracy": MATRIX},
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            self.attach(row.id, "dice_per_sample.csv", b"after,Domain1\n", "text/csv", session)
+            self.attach(row.id, "dice_per_sample.png", b"\x89PNG...", "image/png", session)
+        return row
+
+    def attach(self, owner: str, name: str, content: bytes, media_type: str, session: Any = None) -> str:
+        """Bytes in the store that `owner` needs; returns their digest."""
+        digest, size = self.store.put([content])
+        if session is not None:
+            artifacts.attach(session, owner, name, digest, size, media_type)
+            return digest
+        with self.database.write() as own:
+            artifacts.attach(own, owner, name, digest, size, media_type)
+        return digest
+
+    def audited(self, action: str, subject: str) -> list[AuditRecord]:
+        """Rows of the audit log, whose chain must be whole."""
+        with self.database.read() as session:
+            audit.verify(session)
+            found = select(AuditRecord).where(AuditRecord.action == action, AuditRecord.subject == subject)
+            return list(session.scalars(found.order_by(AuditRecord.seq)))
+
+    @contextmanager
+    def worker(self, **facts: Any) -> Iterator[None]:
+        """A worker that is seen."""
+        name = f"worker-{next(NUMBERS)}"
+        with self.database.write() as session:
+            workers.seen(session, name, {"device": "cpu", "ops": "torch", **facts})
+        yield
+        with self.database.write() as session:
+            workers.gone(session, name)
+
+
+def ok(answer: httpx.Response, status: int = 200) -> Any:
+    """The JSON of an answer that must have this status."""
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    return answer.json() if answer.content else None
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem document of an answer that must be one."""
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["status"], problem["code"], problem["type"]) == (status, code, f"/problems/{code}")
+    assert problem["error"] == problem["detail"] != ""
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    return problem
+
+
+@contextmanager
+def running(folder: Path, database_url: str | None, **more: str) -> Iterator[Site]:
+    """A site with `python -m services.api` serving it."""
+    port = _free_port()
+    variables = {
+        "RELAY_HOME": str(folder), "RELAY_PORT": str(port), "RELAY_SECRET_KEY": secrets.token_hex(32),
+        "RELAY_DATABASE_PASSWORD": secrets.token_hex(16), "RELAY_MIN_FREE_MIB": "1", **more,
+    }  # fmt: skip
+    if database_url is not None:
+        variables["RELAY_DATABASE_URL"] = database_url
+    log = (folder / "api.log").open("wb")
+    process = subprocess.Popen([sys.executable, "-m", "services.api"], env={**os.environ, **variables}, stderr=log)
+    site = None
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(url, process, folder / "api.log")
+        given = {name.removeprefix("RELAY_").lower(): value for name, value in variables.items()}
+        settings = load_settings(**given)
+        settings.data_folder.mkdir(exist_ok=True)
+        site = Site(url, settings, Database(settings.database), ArtifactStore(settings.artifact_folder))
+        yield site
+    finally:
+        if site is not None:
+            site.close()
+        process.terminate()
+        assert process.wait(20) in (0, -15)
+        log.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(300):
+        assert process.poll() is None, log.read_text()
+        try:
+            httpx.get(f"{url}/healthz", trust_env=False)
+            return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError(log.read_text())

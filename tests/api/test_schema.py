@@ -1,0 +1,107 @@
+"""Schemathesis against the running API: what it answers is what its OpenAPI document says, whatever it is sent."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.api.kit import ok, running
+
+EXAMPLES = 8
+
+CONFIG = """
+request-timeout = 20
+max-stream-events = 1
+
+# Rows that are there, so that not every address ends in 404.
+[dictionaries]
+datasets = {{ values = ["{dataset}"] }}
+runs = {{ values = ["{run}"] }}
+jobs = {{ values = ["{queued}", "{ended}"] }}
+ended = {{ values = ["{ended}"] }}
+checkpoints = {{ values = ["{checkpoint}"] }}
+evaluations = {{ values = ["{evaluation}"] }}
+
+[parameters]
+"path.dataset_id" = {{ dictionary = "datasets", probability = 0.6 }}
+"path.run_id" = {{ dictionary = "runs", probability = 0.6 }}
+"path.job_id" = {{ dictionary = "jobs", probability = 0.6 }}
+"path.checkpoint_id" = {{ dictionary = "checkpoints", probability = 0.6 }}
+"path.evaluation_id" = {{ dictionary = "evaluations", probability = 0.6 }}
+"body.dataset_id" = {{ dictionary = "datasets", probability = 0.8 }}
+"body.run_id" = {{ dictionary = "runs", probability = 0.8 }}
+"body.checkpoint_id" = {{ dictionary = "checkpoints", probability = 0.8 }}
+
+# 428 is the status that RFC 6585 has for a missing If-Match.
+[checks.missing_required_header]
+expected-statuses = [400, 401, 403, 422, 428]
+
+# No schema can say that a cursor was signed here ...
+[[operations]]
+include-operation-id-regex = "^list_"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404]
+
+# ... which version of a row is the present one, which options a layout has, or which sites a run has ...
+[[operations]]
+include-operation-id-regex = "^change_"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 412, 422]
+
+# ... or that a YAML mapping is a run file, and which data sets and checkpoints are there.
+[[operations]]
+include-operation-id-regex = "^(register|submit)_"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 422]
+
+# The story of a job that has not ended is a stream without an end.
+[[operations]]
+include-operation-id = "stream_events"
+phases.stateful.enabled = false
+parameters = {{ "path.job_id" = {{ dictionary = "ended", probability = 1.0 }} }}
+"""
+
+
+def test_every_answer_is_a_documented_one(tmp_path):
+    # Many requests come with wrong tokens on purpose: the lockout after failed logins is tested elsewhere.
+    with running(tmp_path, None, RELAY_LOCKOUT_FAILURES="1000000") as site, site.worker():
+        ended = site.submit()["id"]
+        site.finish(site.claim(ended))
+        site.attach(ended, "samples.png", b"picture", "image/png")
+        checkpoint = site.checkpoint()
+        evaluation = site.evaluation(checkpoint)
+        path = f"/api/v1/checkpoints/{checkpoint.id}"
+        ok(site.operator.patch(path, json={"pinned": True}, headers={"If-Match": '"1"'}))  # it is not deleted so
+        dataset = site.dataset()["id"]
+        queued = site.submit({"kind": "preflight", "dataset_id": dataset})["id"]
+        config = tmp_path / "schemathesis.toml"
+        config.write_text(
+            CONFIG.format(
+                dataset=dataset, run=checkpoint.run_id, queued=queued, ended=ended, checkpoint=checkpoint.id,
+                evaluation=evaluation.id,
+            )
+        )  # fmt: skip
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "run",
+                f"{site.url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {site.tokens['admin']}",
+                "--max-examples", str(EXAMPLES), "--generation-database", "none", "--no-color",
+            ],
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900,
+        )  # fmt: skip
+        log = (tmp_path / "api.log").read_text()
+    found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert found, done.stdout
+    assert int(found[2]) > 500
+    assert '"ERROR"' not in log
+    print(f"\nschemathesis: {found[0]}")
+
+
+@pytest.mark.parametrize("name", ["Problem", "Job", "TrainRequest", "Checkpoint"])
+def test_the_document_explains_itself(small_site, name):
+    document = ok(small_site.anonymous.get("/openapi.json"))
+    schema = document["components"]["schemas"][name]
+    assert schema["description"]
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(ids) == len(set(ids)) > 35

@@ -1,0 +1,174 @@
+"""Health, readiness, metrics, headers, and a stop."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from services.api.main import create_app
+from services.site.db import Database, migrate
+from services.site.errors import CATALOGUE, Refusal
+from services.site.settings import load_settings
+from tests.api.kit import ok, refused, running
+
+
+def test_the_process_answers(small_site):
+    assert ok(small_site.anonymous.get("/healthz")) == {"status": "ok"}
+
+
+def test_ready_only_with_a_worker(site):
+    answer = site.anonymous.get("/readyz")
+    assert answer.status_code == 503
+    found = answer.json()
+    assert found["status"] == "not_ready"
+    assert [name for name, check in found["checks"].items() if not check["ok"]] == ["worker"]
+    with site.worker(device="cuda:0", ops="cuda"):
+        found = ok(site.anonymous.get("/readyz"))
+    assert found["status"] == "ready"
+    assert found["checks"]["device"]["detail"] == "in use: cuda:0 (cuda ops)"
+    assert found["checks"]["database"] == {"ok": True, "detail": "took a write"}
+
+
+def test_a_gpu_that_is_asked_for_and_not_used_is_told(tmp_path):
+    with running(tmp_path, None, RELAY_DEVICE="cuda", RELAY_MIN_FREE_MIB="1") as site, site.worker(device="cpu"):
+        found = ok(site.anonymous.get("/readyz"))
+        assert found["status"] == "degraded"
+        assert "wanted: cuda" in found["checks"]["device"]["detail"]
+
+
+def test_a_full_disk_takes_no_job(tmp_path):
+    with running(tmp_path, None, RELAY_MIN_FREE_MIB="999999999") as site:
+        body = {"kind": "preflight", "dataset_id": site.dataset()["id"]}
+        refused(site.operator.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": "x"}), 507, "storage_full")
+        assert not ok(site.viewer.get("/api/v1/jobs"))["items"]
+        assert site.anonymous.get("/readyz").json()["checks"]["storage"]["ok"] is False
+
+
+def test_the_system_describes_itself(site):
+    with site.worker():
+        found = ok(site.viewer.get("/api/v1/system"))
+    assert found["role"] == "viewer"
+    assert found["database"] == ("sqlite" if site.database.sqlite else "postgresql")
+    assert found["workers"][0]["facts"]["device"] == "cpu"
+
+
+def test_metrics_count_in_the_database(site):
+    site.finish(site.claim(site.submit()["id"]), "failed")
+    again = site.submit()
+    site.finish(site.claim(again["id"]), "failed")
+    ok(site.operator.post(f"/api/v1/jobs/{again['id']}/retry"), 202)
+    with site.worker(gpu_memory={"0": 1024}):
+        answer = site.anonymous.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    values = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    failed = float(values['relay_jobs_total{kind="preflight",outcome="failed"}'])
+    present = float(values['relay_jobs{kind="preflight",state="failed"}'])
+    assert failed > present, "a retried job's failure still counts"
+    assert float(values['relay_job_duration_seconds_count{kind="preflight"}']) >= 1
+    assert float(values["relay_queue_age_seconds"]) >= 0
+    assert float(values["relay_storage_free_bytes"]) > 0
+    assert any(name.startswith("relay_build_info{") for name in values)
+    assert any(name.startswith("relay_gpu_memory_bytes{") and value == "1024.0" for name, value in values.items())
+    assert any(name.startswith("relay_worker_heartbeat_age_seconds{") for name in values)
+    requests = [name for name in values if name.startswith("relay_http_request_duration_seconds_count")]
+    assert any('route="/api/v1/jobs/{job_id}/retry"' in name for name in requests)
+    assert "job-" not in "".join(requests)
+    again = dict(line.rsplit(" ", 1) for line in site.anonymous.get("/metrics").text.splitlines() if line[0] != "#")
+    assert float(again['relay_jobs_total{kind="preflight",outcome="failed"}']) == failed
+
+
+def test_headers_of_every_answer(small_site):
+    for path in ("/api/v1/system", "/nowhere", "/healthz"):
+        answer = small_site.viewer.get(path, headers={"X-Request-ID": "abc.1"})
+        assert answer.headers["x-request-id"] == "abc.1"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+    assert small_site.viewer.get("/api/v1/system").headers["cache-control"] == "no-store"
+    for given in ("a b", "x" * 65, "<script>"):
+        assert small_site.viewer.get("/healthz", headers={"X-Request-ID": given}).headers["x-request-id"] != given
+    assert "server" not in answer.headers
+
+
+def test_what_is_not_there_is_a_problem_document(small_site):
+    refused(small_site.viewer.get("/nowhere"), 404, "not_found")
+    for path in ("", "None", "job-1", "%00", "a%2Fb"):
+        refused(small_site.viewer.get(f"/api/v1/jobs/{path}"), 404, "not_found")
+    answer = small_site.viewer.put("/api/v1/jobs")
+    refused(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"
+    answer = small_site.viewer.post(f"/api/v1/checkpoints/checkpoint-{'0' * 28}/download")
+    assert answer.headers["allow"] == "GET, HEAD"
+    for path in ("/docs", "/redoc"):
+        refused(small_site.viewer.get(path), 404, "not_found")
+
+
+def test_the_catalogue_is_public(small_site):
+    for code, entry in CATALOGUE.items():
+        found = ok(small_site.anonymous.get(f"/problems/{code}"))
+        assert found == {"type": f"/problems/{code}", "title": entry.title, "status": entry.status}
+    refused(small_site.anonymous.get("/problems/none"), 404, "not_found")
+
+
+def test_the_log_is_json_without_queries(tmp_path):
+    with running(tmp_path, None) as site:
+        site.viewer.get("/api/v1/jobs", params={"cursor": "patient-name"})
+    lines = [json.loads(line) for line in (tmp_path / "api.log").read_text().splitlines()]
+    (line,) = [line for line in lines if line.get("path") == "/api/v1/jobs"]
+    assert (line["method"], line["status"], line["client"]) == ("GET", 400, "127.0.0.1")
+    assert "patient-name" not in (tmp_path / "api.log").read_text()
+
+
+def test_an_open_stream_does_not_hold_a_stop_back(tmp_path):
+    with running(tmp_path, None) as site:
+        job = site.submit()
+        with site.viewer.stream("GET", f"/api/v1/jobs/{job['id']}/events") as answer:
+            assert answer.status_code == 200
+            began = time.monotonic()
+            _stop(site.url)
+            assert time.monotonic() - began < 8
+
+
+def _stop(url):
+    port = url.rpartition(":")[2]
+    found = subprocess.run(["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    pid = int(found.partition("pid=")[2].partition(",")[0])
+    import os
+
+    os.kill(pid, signal.SIGTERM)
+    while True:
+        try:
+            httpx.get(f"{url}/healthz", trust_env=False)
+        except httpx.TransportError:
+            return
+        time.sleep(0.1)
+
+
+def test_a_database_that_is_not_migrated_is_refused(tmp_path):
+    settings = load_settings(embedded=True, home=tmp_path)
+    app = create_app(settings)
+
+    async def start():
+        async with app.router.lifespan_context(app):
+            raise AssertionError("it started")
+
+    import anyio
+
+    with pytest.raises(Refusal, match="migrate"):
+        anyio.run(start)
+    database = Database(settings.database)
+    migrate.upgrade(database)
+    database.close()
+
+
+def test_settings_that_are_not_safe_are_refused(tmp_path):
+    command = [sys.executable, "-m", "services.api"]
+    done = subprocess.run(
+        command, env={"RELAY_HOME": str(tmp_path), "PATH": "/usr/bin"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert "RELAY_SECRET_KEY" in done.stderr
