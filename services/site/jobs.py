@@ -232,7 +232,6 @@ def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -
         text = f"{error['message']}; given up after {job.tries} attempts"
         return _end(session, job, "failed", "reconciler", None, {**error, "message": text})
     _move(job, "queued")
-    job.queued_at = float(session.scalar(select(clock())) or 0.0)
     job.worker, job.lease_until, job.rung_at, job.progress = None, None, None, None
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": "requeued", **error}])

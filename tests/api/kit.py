@@ -32,7 +32,9 @@ MATRIX = {"rows": ["Domain1"], "columns": ["Domain1", "Domain2"], "values": [[0.
 
 def run_text(seed: int, sites: int = 2, **extra: Any) -> str:
     """A run file of its own digest."""
-    entries = [{"kwargs": {"task_id": i, "task_name": f"R{seed}-{i}", "img_folder": f"Domain{i}"}} for i in range(1, sites + 1)]
+    entries = [
+        {"kwargs": {"task_id": i, "task_name": f"R{seed}-{i}", "img_folder": f"Domain{i}"}} for i in range(1, sites + 1)
+    ]
     common = {
         "random_seed": seed,
         "dataset": {"name": "fundus", "kwargs": {}},
@@ -53,6 +55,7 @@ class Site:
     settings: Settings
     database: Database
     store: ArtifactStore
+    process: subprocess.Popen[bytes]
     tokens: dict[str, str] = field(default_factory=dict)
     _clients: list[httpx.Client] = field(default_factory=list)
 
@@ -225,7 +228,7 @@ def running(folder: Path, database_url: str | None, **more: str) -> Iterator[Sit
         given = {name.removeprefix("RELAY_").lower(): value for name, value in variables.items()}
         settings = load_settings(**given)
         settings.data_folder.mkdir(exist_ok=True)
-        site = Site(url, settings, Database(settings.database), ArtifactStore(settings.artifact_folder))
+        site = Site(url, settings, Database(settings.database), ArtifactStore(settings.artifact_folder), process)
         yield site
     finally:
         if site is not None:

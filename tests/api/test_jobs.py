@@ -107,6 +107,8 @@ def test_json_that_is_none(small_site):
     headers = {"Idempotency-Key": "x", "Content-Type": "application/json"}
     refused(small_site.operator.post("/api/v1/jobs", content="{", headers=headers), 422, "invalid_request")
     refused(small_site.operator.post("/api/v1/jobs", content=b'"\xff"', headers=headers), 400, "bad_request")
+    huge = b'{"kind": "' + b"x" * (3 << 20)
+    refused(small_site.operator.post("/api/v1/jobs", content=huge, headers=headers), 413, "too_large")
     headers["Content-Type"] = "text/plain"
     refused(small_site.operator.post("/api/v1/jobs", content="{}", headers=headers), 415, "unsupported_media_type")
 

@@ -86,7 +86,7 @@ def test_every_answer_is_a_documented_one(tmp_path):
                 f"{site.url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {site.tokens['admin']}",
                 "--max-examples", str(EXAMPLES), "--generation-database", "none", "--no-color",
             ],
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900,
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         log = (tmp_path / "api.log").read_text()
     found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,10 +100,19 @@ def _site(url: str | None, folder: Path, data: Path) -> Iterator[SiteKit]:
         embedded=True, home=folder / "site", data_root=data, database_url=url, device="cpu", beat=0.5, lease=2.0,
         ring_after=1.0, stop_grace=10.0,
     )  # fmt: skip
+    with open_site(settings) as site:
+        yield site
+
+
+@contextmanager
+def open_site(settings: Settings) -> Iterator[SiteKit]:
+    """A migrated site."""
     database = Database(settings.database)
     upgrade(database)
-    yield SiteKit(settings, database, ArtifactStore(settings.artifact_folder))
-    database.close()
+    try:
+        yield SiteKit(settings, database, ArtifactStore(settings.artifact_folder))
+    finally:
+        database.close()
 
 
 @pytest.fixture

@@ -1,0 +1,272 @@
+"""A whole site under random faults, and what must be true afterwards.
+
+    python -m tests.services.chaos --faults 200 --seed 1
+
+Real processes: API, a reconciler beside the API's own, two Celery workers, a Redis of its own, trainings at toy size.
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import redis
+from sqlalchemy import func, select
+
+from relay_core.data import make_phantoms
+from services.site import audit, auth, jobs
+from services.site.db.models import Checkpoint, Evaluation, Job, JobEvent
+from services.site.settings import load_settings
+from tests.conftest import Toy
+from tests.services.conftest import SiteKit, open_site
+from tests.services.processes import end, start, trainings, until
+
+TRAIN = {"num_mimgs": 1200e-6, "batch_size": 8, "log_every_n_steps": 5, "checkpoint_seconds": 0.5}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Chaos:
+    """Processes of a site, the jobs that it accepted, and the faults done to it."""
+
+    def __init__(self, site: SiteKit, folder: Path, run: str, seed: int) -> None:
+        self.site, self.folder, self.random = site, folder, random.Random(seed)
+        self.port, self.redis_port = free_port(), free_port()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.accepted: dict[str, str] = {}
+        self.takeovers: list[float] = []
+        self.running: dict[str, subprocess.Popen] = {}
+        self.due: dict[str, float] = {}
+        with site.database.write() as session:
+            _, token = auth.create_token(session, site.settings.key, "chaos", "operator")
+        self.http = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {token}"}, timeout=5
+        )
+        self.run_id = run
+        self.broker = {"RELAY_BROKER_URL": f"redis://127.0.0.1:{self.redis_port}/0"}
+        self.commands: dict[str, Callable[[], subprocess.Popen]] = {
+            "redis": self._redis,
+            "api": lambda: self._start("api", "services.api", RELAY_PORT=str(self.port)),
+            "reconciler": lambda: self._start("reconciler", "relay_core", "reconcile"),
+            "worker-1": lambda: self._start("worker-1", "services.trainer.worker"),
+            "worker-2": lambda: self._start("worker-2", "services.trainer.worker"),
+        }
+
+    def _start(self, name: str, module: str, *arguments: str, **variables: str) -> subprocess.Popen:
+        return start(self.site, module, *arguments, log=self.folder / f"{name}.log", **self.broker, **variables)
+
+    def _redis(self) -> subprocess.Popen:
+        command = ["redis-server", "--port", str(self.redis_port), "--save", "", "--dir", str(self.folder)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def tend(self) -> None:
+        """What docker's restart policy does."""
+        for name, command in self.commands.items():
+            process = self.running.get(name)
+            if process is not None and process.poll() is not None:
+                del self.running[name]
+                self.due.setdefault(name, time.monotonic() + self.random.random())
+            if name not in self.running and time.monotonic() >= self.due.pop(name, 0.0):
+                self.running[name] = command()
+
+    def feed(self) -> None:
+        """Keep a few jobs waiting or running; ask for one until it is accepted, always with the same key."""
+        key = self.pending = getattr(self, "pending", None) or str(uuid.uuid4())
+        with self.site.database.read() as session:
+            active = session.scalar(select(func.count()).select_from(Job).where(Job.state.in_(jobs.ACTIVE))) or 0
+        if active >= 3:
+            return
+        try:
+            body = {"kind": "train", "run_id": self.run_id, "site": 1}
+            answer = self.http.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": key})
+        except httpx.HTTPError:
+            return
+        if answer.status_code == 202:
+            self.accepted[key], self.pending = answer.json()["id"], None
+        elif answer.status_code != 503:
+            raise AssertionError(f"{answer.status_code}: {answer.text}")
+
+    def fault(self) -> str:
+        """One of the faults, at random."""
+        kind = self.random.choices(
+            ["kill training", "kill worker", "kill api", "kill reconciler", "freeze worker", "flush redis", "kill redis",
+             "cancel"], [5, 5, 3, 2, 2, 3, 2, 3],
+        )[0]  # fmt: skip
+        done = getattr(self, "_" + kind.replace(" ", "_"))()
+        if done:
+            self.counts[kind] += 1
+        return kind if done else ""
+
+    def _kill(self, name: str) -> bool:
+        process = self.running.get(name)
+        if process is None or process.poll() is not None:
+            return False
+        os.kill(process.pid, signal.SIGKILL)  # the main process alone: what it leaves behind is part of the test
+        process.wait()
+        return True
+
+    def _kill_training(self) -> bool:
+        found = trainings(self.site)
+        for pid in found[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
+
+    def _kill_worker(self) -> bool:
+        return self._kill(self.random.choice(["worker-1", "worker-2"]))
+
+    def _kill_api(self) -> bool:
+        return self._kill("api")
+
+    def _kill_reconciler(self) -> bool:
+        return self._kill("reconciler")
+
+    def _kill_redis(self) -> bool:
+        return self._kill("redis")
+
+    def _flush_redis(self) -> bool:
+        try:
+            return bool(redis.Redis(port=self.redis_port, socket_timeout=2).flushall())
+        except redis.RedisError:
+            return False
+
+    def _freeze_worker(self) -> bool:
+        name = self.random.choice(["worker-1", "worker-2"])
+        process = self.running.get(name)
+        if process is None or process.poll() is not None:
+            return False
+        group = process.pid
+        os.killpg(group, signal.SIGSTOP)
+        end_at = time.monotonic() + self.site.settings.lease * self.random.uniform(0.5, 2.5)
+        while time.monotonic() < end_at:
+            self.tend()
+            self.feed()
+            time.sleep(0.1)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGCONT)
+        return True
+
+    def _cancel(self) -> bool:
+        if not self.accepted:
+            return False
+        job_id = self.random.choice(list(self.accepted.values())[-4:])
+        try:
+            return self.http.post(f"/api/v1/jobs/{job_id}/cancel").status_code == 202
+        except httpx.HTTPError:
+            return False
+
+    def go(self, faults: int, pause: float = 3.0) -> None:
+        """Do `faults` faults, then let everything come to its end."""
+        self.tend()
+        until(lambda: self._ready() or self.tend(), 60, "the site is ready")
+        while sum(self.counts.values()) < faults:
+            end_at = time.monotonic() + self.random.uniform(0.1, pause)
+            while time.monotonic() < end_at:
+                self.tend()
+                self.feed()
+                time.sleep(0.1)
+            kind = self.fault()
+            if kind:
+                print(f"{sum(self.counts.values())}/{faults} {kind}", file=sys.stderr, flush=True)
+        until(lambda: self.tend() or self._all_ended(), 600, "every accepted job ends")
+
+    def _ready(self) -> bool:
+        try:
+            return self.http.get("/healthz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _all_ended(self) -> bool:
+        with self.site.database.read() as session:
+            return not session.scalar(select(func.count()).select_from(Job).where(Job.state.in_(jobs.ACTIVE)))
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in self.running.values():
+            end(process)
+        self.http.close()
+
+    def check(self) -> dict[str, object]:
+        """Assert the invariants; return the counts."""
+        until(lambda: not trainings(self.site), 10, "no training is left")
+        outcomes: collections.Counter[str] = collections.Counter()
+        with self.site.database.read() as session:
+            rows = session.scalars(select(Job)).all()
+            assert {row.id for row in rows} == set(self.accepted.values())
+            for row in rows:
+                events = [e.data["event"] for e in session.scalars(
+                    select(JobEvent).where(JobEvent.job_id == row.id).order_by(JobEvent.seq))]  # fmt: skip
+                ends = [event for event in events if event in jobs.TERMINAL]
+                assert ends == [row.state], (row.id, ends, row.state)
+                assert events[-1] == row.state
+                for table in (Checkpoint, Evaluation):
+                    published = session.scalar(select(func.count()).select_from(table).where(table.job_id == row.id))
+                    assert published == (1 if row.state == "succeeded" else 0), (row.id, row.state, published)
+                outcomes[row.state] += 1
+                self._note_takeovers(session, row.id)
+            length, _ = audit.verify(session)
+            for checkpoint in session.scalars(select(Checkpoint)):
+                for _ in self.site.store.read(checkpoint.digest):
+                    pass
+        took = sorted(self.takeovers)
+        return {
+            "faults": dict(self.counts), "accepted": len(self.accepted), "outcomes": dict(outcomes), "audit rows": length,
+            "seconds from requeue to running": {"median": took[len(took) // 2], "max": took[-1]} if took else {},
+        }  # fmt: skip
+
+    def _note_takeovers(self, session: object, job_id: str) -> None:
+        waiting = None
+        for event in session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq)):
+            if event.data["event"] == "requeued":
+                waiting = event.at
+            elif event.data["event"] == "claimed" and waiting is not None:
+                self.takeovers.append(round(event.at - waiting, 2))
+                waiting = None
+
+
+def play(folder: Path, data: Path, faults: int, seed: int, pause: float = 3.0) -> dict[str, object]:
+    """A site in `folder` under faults; return what was counted."""
+    settings = load_settings(
+        embedded=True, home=folder / "site", data_root=data, device="cpu", beat=0.5, lease=2.5, ring_after=1.0,
+        stop_grace=10.0, max_tries=20,
+    )  # fmt: skip
+    with open_site(settings) as site:
+        run = site.add_run(Toy(data, folder).write(sites=1, train=TRAIN), sites=1)
+        chaos = Chaos(site, folder, run.id, seed)
+        try:
+            chaos.go(faults, pause)
+        finally:
+            chaos.close()
+        return chaos.check()
+
+
+def main() -> None:
+    """Play once and print the counts as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_phantoms(folder / "data", 1, train=8, test=4, size=32)
+        print(json.dumps(play(folder, folder / "data", args.faults, args.seed), indent=1))
+
+
+if __name__ == "__main__":
+    main()
