@@ -1,0 +1,1 @@
+"""One site's REST API. This process never imports torch."""

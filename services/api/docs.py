@@ -1,0 +1,98 @@
+"""The OpenAPI document: every status that a route can answer stands in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+import relay_core
+from services.api.problems import MEDIA_TYPE
+from services.api.schemas import Problem
+from services.site.errors import CATALOGUE
+
+Responses = dict[int | str, dict[str, Any]]
+
+ETAG = {"ETag": {"description": "Version, for If-Match.", "required": True, "schema": {"type": "string"}}}
+LOCATION = {"Location": {"description": "Where it is.", "required": True, "schema": {"type": "string"}}}
+
+_ALWAYS = ("internal", "database_unavailable")
+_PROTECTED = ("unauthenticated", "locked_out", "invalid_request")
+_HEADERS = {
+    "unauthenticated": "WWW-Authenticate",
+    "locked_out": "Retry-After",
+    "database_unavailable": "Retry-After",
+    "precondition_failed": "ETag",
+}
+_DESCRIPTION = """
+One hospital site of a relay: data sets, runs, jobs, checkpoints, evaluations.
+
+Every address under /api needs a bearer token (`relay token create`). A viewer reads, an operator changes things, an admin
+also reads the audit log. What is refused is answered as a problem document (RFC 9457).
+"""
+
+
+def refusals(*codes: str, public: bool = False) -> Responses:
+    """What a route refuses, for its `responses`; what every route may refuse is added.
+
+    Args:
+        codes: keys of the catalogue.
+        public: it needs no token.
+    """
+    by_status: dict[int, list[str]] = {}
+    for code in (*codes, *(() if public else _PROTECTED), *_ALWAYS):
+        by_status.setdefault(CATALOGUE[code].status, []).append(code)
+    return {status: _documented(found) for status, found in sorted(by_status.items())}
+
+
+def changes(*codes: str) -> Responses:
+    """`refusals` of a route that an operator sends JSON to."""
+    return refusals("forbidden", "bad_request", "too_large", "unsupported_media_type", *codes)
+
+
+def success(
+    status: int, description: str, *, media_type: str | None = None, headers: Any = None, schema: Any = None
+) -> Responses:
+    """What a route answers when all is well, for its `responses`: headers, and a body that is not JSON."""
+    content = {media_type: {"schema": schema or {"type": "string", "format": "binary"}}} if media_type else None
+    return {
+        status: {
+            "description": description,
+            **({"headers": headers} if headers else {}),
+            **({"content": content} if content else {}),
+        }
+    }
+
+
+def _documented(codes: list[str]) -> dict[str, Any]:
+    names = list(dict.fromkeys(codes))
+    headers = {_HEADERS[code]: {"schema": {"type": "string"}} for code in names if code in _HEADERS}
+    return {
+        "description": "; ".join(f"`{code}`: {CATALOGUE[code].title}" for code in names),
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        **({"headers": headers} if headers else {}),
+    }
+
+
+def operation_id(route: APIRoute) -> str:
+    """Names for generated clients: the function's own."""
+    return route.name
+
+
+def schema_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """What makes the document of an application, once."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title="relay site", version=relay_core.__version__, description=_DESCRIPTION, routes=app.routes
+            )
+            definition = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"] |= {**definition.pop("$defs", {}), "Problem": definition}
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    return openapi

@@ -1,0 +1,90 @@
+"""The application."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from prometheus_client import CollectorRegistry
+
+import relay_core
+from services.api import docs, metrics, problems
+from services.api.deps import Parts
+from services.api.middleware import BodyLimit, RequestContext
+from services.api.readiness import Probe
+from services.api.routes import ROUTERS
+from services.site import reconcile as reconciler
+from services.site.artifacts import ArtifactStore
+from services.site.db import Database, migrate
+from services.site.dispatch import doorbell
+from services.site.errors import Refusal
+from services.site.settings import Settings, load_settings
+
+THREADS = 64
+"""Requests that are worked on at once; the others wait."""
+STREAM_THREADS = 8
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
+}  # fmt: skip
+"""The framework would hand bodies and arguments to whatever exporter the environment names."""
+
+
+def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> FastAPI:
+    """The REST service of one site.
+
+    Args:
+        settings: default: from the environment.
+        reconcile: whether this process looks after lost jobs too; otherwise `relay reconcile` must run somewhere.
+    """
+    settings = settings or load_settings()
+    registry = CollectorRegistry(auto_describe=False)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        site = await anyio.to_thread.run_sync(_open, settings, registry)
+        app.state.parts = site
+        stop, thread = threading.Event(), None
+        if reconcile:
+            arguments = (site.database, site.doorbell, settings, stop)
+            thread = threading.Thread(target=reconciler.run, args=arguments, name="reconciler", daemon=True)
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            if thread is not None:
+                await anyio.to_thread.run_sync(thread.join, 5.0)
+            await anyio.to_thread.run_sync(site.doorbell.close)
+            site.database.close()
+
+    app = FastAPI(
+        title="relay site", version=relay_core.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        redirect_slashes=False, generate_unique_id_function=docs.operation_id, telemetry=NO_TELEMETRY,
+    )  # fmt: skip
+    app.openapi = docs.schema_of(app)  # type: ignore[method-assign]
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestContext, durations=metrics.durations(registry))
+    problems.add_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
+
+
+def _open(settings: Settings, registry: CollectorRegistry) -> Parts:
+    """Open what the site has. Raises Refusal `not_ready` where the database is not migrated to this version."""
+    database = Database(settings.database)
+    current, head = migrate.current(database), migrate.head()
+    if current != head:
+        database.close()
+        raise Refusal("not_ready", f"the database is at revision {current}, this version needs {head}: migrate it first")
+    store = ArtifactStore(settings.artifact_folder)
+    registry.register(metrics.SiteCollector(settings, database, store))
+    return Parts(
+        settings, database, store, doorbell(settings.broker), Probe(settings, database, store), registry,
+        anyio.CapacityLimiter(STREAM_THREADS),
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""Around every request: an id, a cap on its body, security headers, a log line, a duration. Plain ASGI."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from prometheus_client import Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api.problems import problem
+
+MAX_BODY = 2 << 20
+"""Bytes of a request's body; nothing that this API reads is larger."""
+DRAIN = 32 << 20
+"""Bytes of a refused body that are still read, so that the client gets to see the answer."""
+_BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+access = logging.getLogger("relay.access")
+log = logging.getLogger(__name__)
+
+
+class _Exchange:
+    """One request and what is known of its answer."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope, self._send = scope, send
+        self.began = time.perf_counter()
+        self.status = 0
+        self.stream = False
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope["request_id"] = self.id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            self.stream = headers.get("content-type", "").startswith("text/event-stream")
+            headers["X-Request-ID"] = self.id
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers["X-Frame-Options"] = "DENY"
+            headers["Referrer-Policy"] = "no-referrer"
+            if self.scope["path"].startswith("/api"):
+                headers["Cache-Control"] = "no-store"
+        await self._send(message)
+
+    @property
+    def route(self) -> str:
+        """The template of its address: `/api/v1/jobs/{job_id}`."""
+        return getattr(self.scope.get("route"), "path_format", "unmatched")
+
+    def note(self, durations: Histogram) -> None:
+        """Write the log line and count the duration; an event stream lasts as long as its client wants."""
+        seconds = time.perf_counter() - self.began
+        if not self.stream:
+            durations.labels(self.scope["method"], self.route, str(self.status)).observe(seconds)
+        client = self.scope.get("client")
+        facts = {
+            "request_id": self.id, "method": self.scope["method"], "path": self.scope["path"], "status": self.status,
+            "ms": round(seconds * 1000, 1), "client": client[0] if client else None,
+        }  # fmt: skip
+        access.info("request", extra=facts)
+
+
+class RequestContext:
+    """Outermost: gives each request its id and headers, and turns what nobody caught into a problem document."""
+
+    def __init__(self, app: ASGIApp, durations: Histogram) -> None:
+        self.app, self.durations = app, durations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            await self.app(scope, receive, exchange.send)
+        except Exception:
+            log.exception("unhandled error", extra={"request_id": exchange.id})
+            if exchange.status:
+                raise  # the answer has begun: breaking it off is all that can be done
+            await problem(scope, "internal")(scope, receive, exchange.send)
+        finally:
+            exchange.note(self.durations)
+
+
+class BodyLimit:
+    """Refuses a body that says, or turns out, to be larger than `limit` bytes."""
+
+    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] != "http" or scope["method"] not in _BODY_METHODS:
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdigit() and int(declared) > self.limit:
+            await _drain(receive)
+            await problem(scope, "too_large", f"a body may have {self.limit} bytes here")(scope, receive, send)
+            return
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.limit:
+                await _drain(receive)
+                raise HTTPException(413)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+async def _drain(receive: Receive) -> None:
+    size, more = 0, True
+    while more and size < DRAIN:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)

@@ -1,0 +1,48 @@
+"""A data set's options: what a run file has under dataset.kwargs, less what leads out of the set's own folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import PureWindowsPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from relay_core.config.datasets import dataset_class
+from services.site.errors import Refusal
+
+ELSEWHERE = ("task_id", "task_name", "img_folder", "root_path")
+"""Keys that a data set's name and path say already, or the run."""
+PATHS = ("image_dir", "mask_dir", "split_file")
+"""Keys that name something inside the folder."""
+
+
+def check(layout: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, as they were given.
+
+    Raises:
+        Refusal: `invalid_request`, or `path_escape` for a folder or file outside of the data set's.
+    """
+    for key in ELSEWHERE:
+        if key in options:
+            raise _invalid(f"options.{key}", "is not an option: a data set's name and path say it")
+    try:
+        dataset_class(layout).model_validate(options)
+        json.dumps(options, allow_nan=False)
+    except ValidationError as error:
+        item = error.errors(include_url=False, include_input=False)[0]
+        path = ".".join(["options", *(str(part)[:100] for part in item["loc"])])
+        raise _invalid(path, item["msg"].removeprefix("Value error, ")) from None
+    except ValueError:
+        raise _invalid("options", "holds a number that is not finite") from None
+    for key in PATHS:
+        value = options.get(key)
+        if isinstance(value, str) and (PureWindowsPath(value).anchor or ".." in PureWindowsPath(value).parts):
+            raise Refusal("path_escape", f"options.{key} is relative to the data set's folder, without ..")
+    return dict(options)
+
+
+def _invalid(path: str, message: str) -> Refusal:
+    errors = [{"path": f"body.{path}", "message": message}]
+    return Refusal("invalid_request", f"body.{path}: {message}", extra={"errors": errors})

@@ -1,0 +1,16 @@
+"""The addresses, one module a noun."""
+
+from services.api.routes import audit, checkpoints, datasets, evaluations, jobs, runs, story, system
+
+ROUTERS = (
+    system.router,
+    datasets.router,
+    runs.router,
+    jobs.router,
+    story.router,
+    checkpoints.router,
+    evaluations.router,
+    audit.router,
+)
+
+__all__ = ["ROUTERS"]

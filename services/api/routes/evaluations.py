@@ -1,0 +1,109 @@
+"""Evaluations: the site x test-set matrices."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from services.api import pages, schemas
+from services.api.deps import Parts, Site, Viewer
+from services.api.docs import refusals, success
+from services.api.pages import PageQuery
+from services.api.streaming import HEADERS, stored
+from services.site import artifacts
+from services.site.db.models import Evaluation
+from services.site.errors import Refusal
+from services.site.plan import need
+
+router = APIRouter(prefix="/api/v1/evaluations", tags=["evaluations"])
+
+MetricName = Annotated[schemas.Words, Query(description="Which matrix.", examples=["dice_per_sample"])]
+
+
+@router.get("", responses=refusals("cursor_invalid"))
+def list_evaluations(
+    site: Site,
+    caller: Viewer,
+    paging: PageQuery,
+    run_id: Annotated[schemas.RunId | schemas.Absent, Query()] = None,
+    checkpoint_id: Annotated[schemas.CheckpointId | schemas.Absent, Query()] = None,
+) -> schemas.Page[schemas.EvaluationSummary]:
+    """Evaluations, newest first, without their matrices."""
+    filters = {"run_id": run_id, "checkpoint_id": checkpoint_id}
+    with site.database.read() as session:
+        rows, cursor = pages.read(session, site.settings.key, Evaluation, paging, filters, [Evaluation.id])
+    return schemas.Page(items=[schemas.EvaluationSummary(**_fields(row)) for row in rows], next_cursor=cursor)
+
+
+@router.get("/{evaluation_id}", responses=refusals("not_found"))
+def get_evaluation(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer) -> schemas.Evaluation:
+    """One evaluation with its matrices."""
+    with site.database.read() as session:
+        row = need(session, Evaluation, evaluation_id)
+    return schemas.Evaluation(**_fields(row), matrices=row.matrices)
+
+
+@router.get("/{evaluation_id}/matrix.json", responses=refusals("not_found"))
+def matrix_json(
+    evaluation_id: schemas.EvaluationId,
+    site: Site,
+    caller: Viewer,
+    metric: Annotated[schemas.Words | schemas.Absent, Query(description="Only this one; default: all.")] = None,
+) -> dict[str, Any]:
+    """Metric -> its matrix: rows (after which site), columns (test sites), values, figures of transfer."""
+    with site.database.read() as session:
+        matrices = need(session, Evaluation, evaluation_id).matrices
+    if metric is None:
+        return matrices
+    if metric not in matrices:
+        raise _no_matrix(evaluation_id, sorted(matrices))
+    return {metric: matrices[metric]}
+
+
+@router.get(
+    "/{evaluation_id}/matrix.csv",
+    response_class=Response,
+    responses={
+        **success(200, "The matrix.", media_type="text/csv", headers=HEADERS, schema={"type": "string"}),
+        **refusals("not_found", "artifact_damaged"),
+    },
+)
+def matrix_csv(
+    evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = "dice_per_sample"
+) -> Response:
+    """A metric's matrix as a table."""
+    return stored(site, _attachment(site, evaluation_id, metric, "csv"), "text/csv", f"{evaluation_id}.csv")
+
+
+@router.get(
+    "/{evaluation_id}/matrix.png",
+    response_class=Response,
+    responses={
+        **success(200, "The matrix.", media_type="image/png", headers=HEADERS),
+        **refusals("not_found", "artifact_damaged"),
+    },
+)
+def matrix_png(
+    evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = "dice_per_sample"
+) -> Response:
+    """A metric's matrix as a picture."""
+    return stored(site, _attachment(site, evaluation_id, metric, "png"), "image/png")
+
+
+def _attachment(site: Parts, evaluation_id: str, metric: str, kind: str) -> artifacts.Artifact:
+    with site.database.read() as session:
+        row = need(session, Evaluation, evaluation_id)
+        found = artifacts.attached(session, row.id)
+    if f"{metric}.{kind}" not in found:
+        raise _no_matrix(evaluation_id, [name.removesuffix(f".{kind}") for name in found if name.endswith(f".{kind}")])
+    return found[f"{metric}.{kind}"]
+
+
+def _no_matrix(evaluation_id: str, known: list[str]) -> Refusal:
+    return Refusal("not_found", f"metric: {evaluation_id} has {', '.join(known) or 'no such matrix'}")
+
+
+def _fields(row: Evaluation) -> dict[str, Any]:
+    names = ("id", "job_id", "run_id", "checkpoint_id", "created_at")
+    return {**{name: getattr(row, name) for name in names}, "metrics": sorted(row.matrices)}

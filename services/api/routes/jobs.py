@@ -1,0 +1,137 @@
+"""Jobs: submitted once, listed, cancelled, retried."""
+
+from __future__ import annotations
+
+from typing import Annotated, assert_never
+
+from fastapi import APIRouter, Body, Header, Query, Response
+from sqlalchemy.orm import Session
+
+from services.api import pages, schemas
+from services.api.deps import Operator, Site, Viewer
+from services.api.docs import LOCATION, changes, refusals, success
+from services.api.pages import PageQuery
+from services.site import jobs, plan
+from services.site.db.models import Job
+from services.site.errors import Refusal
+from services.site.plan import Plan, need
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,200}$",
+        description="The same key with the same body gives the same job, however often it is sent.",
+        examples=["9f1c2b9e-7a55-4d0c-8a3e-0d5f6f3c1b77"],
+    ),
+]
+_REPLAYED = {"Idempotency-Replayed": {"description": "true: the key made this job before.", "schema": {"type": "string"}}}
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses={
+        **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | _REPLAYED),
+        **changes(
+            "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing", "checkpoint_invalid",
+            "queue_full", "storage_full",
+        ),
+    },
+)  # fmt: skip
+def submit_job(
+    body: Annotated[schemas.JobRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
+) -> schemas.Job:
+    """Queue a job of kind train, evaluate, samples or preflight."""
+    asked, free = body.model_dump(mode="json"), site.store.free_mib()
+    with site.database.write() as session:
+        job = jobs.replayed(session, caller.actor, key, asked)
+        new = job is None
+        if job is None:
+            if free < site.settings.min_free_mib:
+                raise Refusal("storage_full", f"{free} MiB are free, {site.settings.min_free_mib} are needed; make room")
+            made = _plan(session, body)
+            job, new = jobs.submit(
+                session, kind=body.kind, params=made.params, actor=caller.actor, key=key, body=asked, gpus=made.gpus,
+                run_id=made.run_id, checkpoint_id=made.checkpoint_id, queue_limit=site.settings.queue_limit,
+            )  # fmt: skip
+        found = schemas.Job.model_validate(job)
+    if new:
+        site.doorbell.ring(found.id)
+    else:
+        response.headers["Idempotency-Replayed"] = "true"
+    response.headers["Location"] = f"{router.prefix}/{found.id}"
+    return found
+
+
+def _plan(session: Session, body: schemas.JobRequest) -> Plan:
+    match body:
+        case schemas.TrainRequest():
+            return plan.train(
+                session, body.run_id, site=body.site, datasets=_by_site(body.datasets),
+                checkpoint_id=body.checkpoint_id, gpus=body.gpus,
+            )  # fmt: skip
+        case schemas.EvaluateRequest():
+            return plan.evaluate(session, body.checkpoint_id, datasets=_by_site(body.datasets))
+        case schemas.SamplesRequest():
+            return plan.samples(session, body.checkpoint_id, per_site=body.per_site)
+        case schemas.PreflightRequest():
+            return plan.preflight(session, body.dataset_id, previews=body.previews)
+        case _:
+            assert_never(body)
+
+
+def _by_site(datasets: dict[str, str]) -> dict[int, str]:
+    return {int(task_id): dataset_id for task_id, dataset_id in datasets.items()}
+
+
+@router.get("", responses=refusals("cursor_invalid"))
+def list_jobs(
+    site: Site,
+    caller: Viewer,
+    paging: PageQuery,
+    state: Annotated[jobs.State | schemas.Absent, Query()] = None,
+    kind: Annotated[jobs.Kind | schemas.Absent, Query()] = None,
+    run_id: Annotated[schemas.RunId | schemas.Absent, Query()] = None,
+) -> schemas.Page[schemas.Job]:
+    """Jobs, newest first."""
+    filters = {"state": state, "kind": kind, "run_id": run_id}
+    with site.database.read() as session:
+        rows, cursor = pages.read(session, site.settings.key, Job, paging, filters, [Job.id])
+    return schemas.Page(items=[schemas.Job.model_validate(row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/{job_id}", responses=refusals("not_found"))
+def get_job(job_id: schemas.JobId, site: Site, caller: Viewer) -> schemas.Job:
+    """One job: its state, its progress, its result."""
+    with site.database.read() as session:
+        return schemas.Job.model_validate(need(session, Job, job_id))
+
+
+@router.post(
+    "/{job_id}/cancel",
+    status_code=202,
+    responses={
+        **success(202, "It was ended, or its worker is asked to end it."),
+        **refusals("forbidden", "not_found", "conflict"),
+    },
+)
+def cancel_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Job:
+    """End a job: at once while it waits; while it runs it writes a checkpoint first."""
+    with site.database.write() as session:
+        return schemas.Job.model_validate(jobs.cancel(session, job_id, caller.actor))
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    responses={**success(202, "It is in the queue again."), **refusals("forbidden", "not_found", "conflict")},
+)
+def retry_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Job:
+    """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
+    with site.database.write() as session:
+        job = schemas.Job.model_validate(jobs.retry(session, job_id, caller.actor))
+    site.doorbell.ring(job.id)
+    return job

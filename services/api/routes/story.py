@@ -1,0 +1,210 @@
+"""What a job says and leaves: events, log, metrics, files."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import WithJsonSchema
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from relay_core.errors import RelayError
+from services.api import schemas
+from services.api.deps import Parts, Site, Viewer
+from services.api.docs import refusals, success
+from services.api.schemas.common import Words
+from services.api.streaming import HEADERS, stored
+from services.site import artifacts
+from services.site.db.models import Job, JobEvent, Metric
+from services.site.errors import Refusal
+from services.site.jobs import TERMINAL
+from services.site.plan import need
+
+POLL = 0.5
+"""Seconds between two looks for new events."""
+BATCH = 500
+_LAST = 2**31 - 1
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+
+After = Annotated[int, Query(ge=0, le=_LAST, description="Only events with a larger seq.")]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A job's story from an event on."""
+
+    job_id: str
+    after: int
+
+
+def _start(
+    caller: Viewer,
+    site: Site,
+    job_id: schemas.JobId,
+    after: After = 0,
+    last_event_id: Annotated[
+        str | None,
+        Header(alias="Last-Event-ID", description="Where a broken stream goes on; wins over `after`."),
+        WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,9}$"}),
+    ] = None,
+) -> _Start:
+    if last_event_id is not None and not re.fullmatch(r"[0-9]{1,9}", last_event_id):
+        raise Refusal("bad_request", "Last-Event-ID is the seq of an event of this job")
+    with site.database.read() as session:
+        need(session, Job, job_id)
+    return _Start(job_id, after if last_event_id is None else int(last_event_id))
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=EventSourceResponse,
+    responses={
+        **success(200, "Events as they come, to the job's end."),
+        **refusals("bad_request", "not_found"),
+    },
+)
+async def stream_events(site: Site, start: Annotated[_Start, Depends(_start)]) -> AsyncIterable[ServerSentEvent]:
+    """Server-sent events: id is the seq, data the event as JSON. Ends when the job has ended and all is sent."""
+    seq, ended = start.after, False
+    while not ended:
+        try:
+            events, ended = await anyio.to_thread.run_sync(_next_events, site, start.job_id, seq, limiter=site.polls)
+        except (SQLAlchemyError, RelayError) as error:
+            log.warning("a stream of %s ends, its client comes again: %s", start.job_id, error)
+            return
+        for event in events:
+            yield ServerSentEvent(id=str(event.seq), event=event.event, data=event)
+            seq = event.seq
+        if not events and not ended:
+            await anyio.sleep(POLL)
+
+
+def _next_events(site: Parts, job_id: str, after: int) -> tuple[list[schemas.Event], bool]:
+    """Events after one, and whether these are the last that will come."""
+    with site.database.read() as session:
+        job = session.execute(select(Job.state, Job.events).where(Job.id == job_id)).one()
+        events = _events(session, job_id, after, BATCH)
+    seen = events[-1].seq if events else after
+    return events, job.state in TERMINAL and seen >= job.events
+
+
+def _events(session: Session, job_id: str, after: int, limit: int) -> list[schemas.Event]:
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after).order_by(JobEvent.seq).limit(limit)
+    return [
+        schemas.Event.model_validate({**row.data, "seq": row.seq, "at": row.at, "attempt": row.attempt})
+        for row in session.scalars(rows)
+    ]
+
+
+@router.get("/{job_id}/events.json", responses=refusals("not_found"))
+def list_events(
+    job_id: schemas.JobId,
+    site: Site,
+    caller: Viewer,
+    after: After = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 200,
+) -> schemas.EventPage:
+    """Events that are there, in order."""
+    with site.database.read() as session:
+        total = need(session, Job, job_id).events
+        events = _events(session, job_id, after, limit)
+    more = bool(events) and events[-1].seq < total
+    return schemas.EventPage(items=events, next_after=events[-1].seq if more else None)
+
+
+@router.get(
+    "/{job_id}/log",
+    response_class=PlainTextResponse,
+    responses={
+        **success(200, "Lines of the training process.", media_type="text/plain", schema={"type": "string"}),
+        **refusals("not_found"),
+    },
+)
+def tail_log(
+    job_id: schemas.JobId,
+    site: Site,
+    caller: Viewer,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="How many of the last lines.")] = 200,
+) -> PlainTextResponse:
+    """The last lines that the job's process wrote besides its events."""
+    is_line = JobEvent.data["event"].as_string() == "log"
+    newest = select(JobEvent.data).where(JobEvent.job_id == job_id, is_line).order_by(JobEvent.seq.desc()).limit(tail)
+    with site.database.read() as session:
+        need(session, Job, job_id)
+        lines = [str(data.get("line", "")) for data in session.scalars(newest)]
+    return PlainTextResponse("".join(f"{line}\n" for line in reversed(lines)))
+
+
+@router.get("/{job_id}/metrics", responses=refusals("not_found"))
+def get_metrics(
+    job_id: schemas.JobId,
+    site: Site,
+    caller: Viewer,
+    name: Annotated[Words | schemas.Absent, Query(description="Only this metric.")] = None,
+    site_name: Annotated[Words | schemas.Absent, Query(alias="site", description="Only this site's.")] = None,
+    every: Annotated[int, Query(ge=1, le=10_000, description="At most so many points of a series.")] = 1000,
+) -> list[schemas.Series]:
+    """Losses, scores and speed over the steps, thinned evenly; the newest point is always there."""
+    with site.database.read() as session:
+        need(session, Job, job_id)
+        rows = session.execute(_thinned(job_id, {"name": name, "site": site_name}, every)).all()
+    series: dict[tuple[str, str], schemas.Series] = {}
+    for row in rows:
+        fresh = schemas.Series(site=row.site, name=row.name, steps=[], values=[])
+        found = series.setdefault((row.site, row.name), fresh)
+        found.steps.append(row.step)
+        found.values.append(row.value)
+    return list(series.values())
+
+
+def _thinned(job_id: str, filters: dict[str, Any], every: int) -> Any:
+    """The points of each series, counted from its end, of which every so many-th stays."""
+    given = [getattr(Metric, key) == value for key, value in filters.items() if value is not None]
+    one = (Metric.site, Metric.name)
+    back = func.row_number().over(partition_by=one, order_by=Metric.step.desc()) - 1
+    count = func.count().over(partition_by=one)
+    points = select(*one, Metric.step, Metric.value, back.label("back"), count.label("count"))
+    p = points.where(Metric.job_id == job_id, *given).subquery()
+    stride = (p.c.count + every - 1) // every
+    return select(p).where(p.c.back % stride == 0).order_by(p.c.site, p.c.name, p.c.step)
+
+
+@router.get("/{job_id}/files", responses=refusals("not_found"))
+def list_files(job_id: schemas.JobId, site: Site, caller: Viewer) -> list[schemas.StoredFile]:
+    """The files that the job left."""
+    return [
+        schemas.StoredFile(name=name, size=file.size, media_type=file.media_type, digest=file.digest)
+        for name, file in _files(site, job_id).items()
+    ]
+
+
+@router.get(
+    "/{job_id}/files/{name}",
+    response_class=Response,
+    responses={
+        **success(200, "The file, of the type that the list says.", media_type="*/*", headers=HEADERS),
+        **refusals("not_found", "artifact_damaged"),
+    },
+)
+def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer) -> Response:
+    """One of them; its bytes are verified while they are sent."""
+    found = _files(site, job_id).get(name)
+    if found is None:
+        raise Refusal("not_found", f"{job_id} left no such file; see {router.prefix}/{job_id}/files")
+    return stored(site, found, found.media_type, filename=name)
+
+
+def _files(site: Parts, job_id: str) -> dict[str, artifacts.Artifact]:
+    with site.database.read() as session:
+        return artifacts.attached(session, need(session, Job, job_id).id)

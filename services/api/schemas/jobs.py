@@ -1,0 +1,201 @@
+"""Jobs on the wire."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from services.api.schemas.common import (
+    EXAMPLE_CHECKPOINT,
+    EXAMPLE_DATASET,
+    EXAMPLE_JOB,
+    EXAMPLE_RUN,
+    EXAMPLE_TIME,
+    Answer,
+    Ask,
+    CheckpointId,
+    DatasetId,
+    JobId,
+    RunId,
+)
+from services.api.schemas.runs import TaskNumber
+from services.site.jobs import Kind, State
+
+TaskKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}$")]
+DatasetsBySite = Annotated[
+    dict[TaskKey, DatasetId], Field(examples=[{"1": EXAMPLE_DATASET}], json_schema_extra={"additionalProperties": False})
+]
+
+
+class TrainRequest(Ask):
+    """Train one site of a run, or with no site given and none set for the run, all of them on this machine."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "train", "run_id": EXAMPLE_RUN, "site": 1}]})
+
+    kind: Literal["train"]
+    run_id: RunId
+    site: TaskNumber | None = None
+    """task_id; null: the one that the run says this site is."""
+    datasets: DatasetsBySite = Field(default_factory=dict)
+    """task_id -> data set; a site that is not in it takes the data set of its own name."""
+    checkpoint_id: CheckpointId | None = None
+    """What a later site starts from; null: the newest one that the site before left here."""
+    gpus: Annotated[int, Field(ge=1, le=16)] = 1
+    """Devices to train on together."""
+
+
+class EvaluateRequest(Ask):
+    """Score a checkpoint on every test set of its run that is registered here."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "evaluate", "checkpoint_id": EXAMPLE_CHECKPOINT}]})
+
+    kind: Literal["evaluate"]
+    checkpoint_id: CheckpointId
+    datasets: DatasetsBySite = Field(default_factory=dict)
+    """task_id -> data set; a site that is not in it takes the data set of its own name."""
+
+
+class SamplesRequest(Ask):
+    """Draw what a checkpoint's generators remember of each site."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"kind": "samples", "checkpoint_id": EXAMPLE_CHECKPOINT, "per_site": 8}]}
+    )
+
+    kind: Literal["samples"]
+    checkpoint_id: CheckpointId
+    per_site: Annotated[int, Field(ge=1, le=64)] = 8
+
+
+class PreflightRequest(Ask):
+    """Check every file of a data set, and draw masks over some of its images."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"kind": "preflight", "dataset_id": EXAMPLE_DATASET, "previews": 8}]}
+    )
+
+    kind: Literal["preflight"]
+    dataset_id: DatasetId
+    previews: Annotated[int, Field(ge=0, le=32)] = 8
+
+
+JobRequest = Annotated[
+    TrainRequest | EvaluateRequest | SamplesRequest | PreflightRequest,
+    Field(discriminator="kind"),
+]
+
+
+class JobError(Answer):
+    """Why a job failed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str = Field(examples=["out_of_memory"])
+    message: str
+
+
+class Job(Answer):
+    """A piece of work."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": EXAMPLE_JOB, "kind": "train", "state": "running", "run_id": EXAMPLE_RUN, "checkpoint_id": None,
+                    "params": {"site": 1, "datasets": {"1": EXAMPLE_DATASET}}, "gpus": 1, "attempt": 1, "tries": 1,
+                    "created_by": "ana (3f9c01d2ab)", "worker": "gpu-1:412:1795449900", "events": 12,
+                    "progress": {"site": "Domain1", "step": 400, "steps": 2000, "images_per_second": 61.0,
+                                 "eta_seconds": 420.0},
+                    "result": None, "error": None, "created_at": EXAMPLE_TIME, "queued_at": EXAMPLE_TIME,
+                    "started_at": EXAMPLE_TIME, "finished_at": None,
+                }
+            ]
+        }
+    )  # fmt: skip
+
+    id: JobId
+    kind: Kind
+    state: State
+    """queued -> running -> succeeded, failed or (through cancelling) cancelled; retry leads back to queued."""
+    params: dict[str, Any]
+    run_id: str | None
+    checkpoint_id: str | None
+    """What it starts from, or looks at."""
+    gpus: int
+    attempt: int
+    """Goes up whenever a worker takes the job."""
+    tries: int
+    """Attempts since it was submitted or retried by a person."""
+    worker: str | None
+    events: int
+    """Number of its events so far."""
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: JobError | None
+    created_by: str
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Event(Answer):
+    """One line of a job's story; its other keys depend on `event`."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {"seq": 4, "at": EXAMPLE_TIME, "attempt": 1, "event": "step", "site": "Domain1", "step": 20,
+                 "steps": 2000, "losses": {"solver": 0.61}, "images_per_second": 58.2, "eta_seconds": 540.0}
+            ]
+        },
+    )  # fmt: skip
+
+    seq: int
+    """1, 2, 3, ... within the job."""
+    at: datetime
+    attempt: int
+    event: str
+    """queued, claimed, started, step, scores, checkpoint, samples, log, finished, succeeded, failed, ..."""
+
+
+class EventPage(Answer):
+    """Events in order."""
+
+    items: list[Event]
+    next_after: int | None
+    """Give it back as `after`; null: these are all for now."""
+
+
+class Series(Answer):
+    """One metric of one site over the steps."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"site": "Domain1", "name": "solver", "steps": [20, 40], "values": [0.61, 0.48]}]}
+    )
+
+    site: str
+    name: str
+    steps: list[int]
+    values: list[float | None]
+    """As many as steps."""
+
+
+class StoredFile(Answer):
+    """A file that a job left."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"name": "samples.png", "size": 48213, "media_type": "image/png", "digest": EXAMPLE_RUN}]
+        }
+    )
+
+    name: str
+    size: int
+    """Bytes."""
+    media_type: str
+    digest: str
+    """SHA-256."""
