@@ -52,6 +52,11 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("relay_core", "services"):
+            raise
+        print(f"error: this command needs {error.name}: pip install 'relay-learning[train]'", file=sys.stderr)
+        sys.exit(1)
 
 
 def _add_plugins() -> None:

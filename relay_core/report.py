@@ -16,7 +16,15 @@ from relay_core.config import RunFile, SiteSettings
 from relay_core.data import SiteData, has_test, load_site, read_image, write_mask, write_volume
 from relay_core.data.site import resize_image, to_unit
 from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, settings_of, write_picture
+from relay_core.engine.evaluate import (
+    METRICS,
+    evaluate,
+    load_solver,
+    prediction_rows,
+    settings_of,
+    write_matrices,
+    write_picture,
+)
 from relay_core.engine.play import generated_rows
 from relay_core.errors import CheckpointError, DataError, Problem, RelayError, RunFileError
 from relay_core.files import write_atomically
@@ -60,7 +68,8 @@ def evaluate_checkpoint(
     written = [out / "scores.json", out / "predictions.png"]
     write_atomically(written[0], json.dumps({"checkpoint": checkpoint.digest, "scores": scores}, indent=1).encode())
     write_picture(prediction_rows(solver, tests, device), written[1], trained.data.num_classes)
-    return scores, written
+    write_matrices({str(checkpoint.meta["site"]): scores}, list(scores), out / "evaluation")
+    return scores, [*written, *sorted((out / "evaluation").iterdir())]
 
 
 def scores_table(scores: dict[str, Any]) -> str:

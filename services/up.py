@@ -30,13 +30,15 @@ PATIENCE = 60.0
 """Seconds that the API has to answer after its start."""
 LONGEST_PAUSE = 30.0
 """Seconds at most between two starts of a process that ends again and again."""
+LONGEST_LOG = 10 << 20
+"""Bytes of a log beyond which the next start begins a new one."""
 
 
 class Service:
-    """A child that is started again when it ends."""
+    """A child that is started again when it ends; what it says goes to `log`."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
-        self.name, self.command, self.environment = name, command, environment
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.name, self.command, self.environment, self.log = name, command, environment, log
         self.pause, self.due, self.began = 1.0, 0.0, 0.0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -45,10 +47,16 @@ class Service:
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             self.pause = 1.0 if now - self.began > LONGEST_PAUSE else min(self.pause * 2, LONGEST_PAUSE)
-            print(f"{self.name} ended with code {self.process.returncode}; again in {self.pause:g} s", file=sys.stderr)
+            code, pause = self.process.returncode, f"{self.pause:g}"
+            print(f"{self.name} ended with code {code} (see {self.log}); again in {pause} s", file=sys.stderr)
             self.process, self.due = None, now + self.pause
         if self.process is None and now >= self.due:
-            self.process = subprocess.Popen(leashed(self.command), env=self.environment, start_new_session=True)
+            if self.log.is_file() and self.log.stat().st_size > LONGEST_LOG:
+                self.log.replace(self.log.with_suffix(".old.log"))
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    leashed(self.command), env=self.environment, stdout=log, stderr=log, start_new_session=True
+                )
             self.began = now
 
     def stop(self, seconds: float) -> None:
@@ -96,10 +104,12 @@ def _services(settings: Settings) -> list[Service]:
         **os.environ, "RELAY_EMBEDDED": "1", "RELAY_HOME": str(settings.home), "RELAY_HOST": settings.host,
         "RELAY_PORT": str(settings.port), "RELAY_DEVICE": settings.device, "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
+    logs = settings.home / "logs"
+    logs.mkdir(exist_ok=True)
     worker = "poll" if settings.broker_url is None else "worker"
     return [
-        Service("api", [sys.executable, "-m", "services.api"], environment),
-        Service("worker", [sys.executable, "-m", f"services.trainer.{worker}"], environment),
+        Service("api", [sys.executable, "-m", "services.api"], environment, logs / "api.log"),
+        Service("worker", [sys.executable, "-m", f"services.trainer.{worker}"], environment, logs / "worker.log"),
     ]
 
 
@@ -128,7 +138,9 @@ def _await_api(services: list[Service], url: str, asked: threading.Event) -> Non
             pass
         api = services[0].process
         if (api is not None and api.poll() is not None) or time.monotonic() > give_up:
-            raise RelayError(f"the API does not answer at {url}; is the port taken? Try: relay up --port 8001")
+            raise RelayError(
+                f"the API does not answer at {url}, see {services[0].log}; is the port taken? Try: relay up --port 8001"
+            )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from relay_core.config import SiteSettings
 from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.errors import CheckpointError
-from relay_core.metrics import SegmentationScores
+from relay_core.metrics import ScoreMatrix, SegmentationScores, write_matrix
 from relay_core.models.factory import make_solver
 
 BATCH = 32
@@ -91,3 +91,34 @@ def write_picture(rows: Sequence[tuple[str, Tensor, Tensor, Tensor | None]], pat
 
     side = rows[0][1].shape[-1]
     sample_grid(rows, path, num_classes, scale=max(1, round(96 / side)))
+
+
+def write_matrices(
+    rows: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
+    folder: Path,
+    start: Mapping[str, Any] | None = None,
+    sequential: bool = True,
+) -> dict[str, ScoreMatrix]:
+    """Write each metric's site x test-set matrix (JSON, CSV, Markdown, heat map) and return them by metric.
+
+    Args:
+        rows: after which site -> test site -> its scores, as `evaluate` gives them.
+        names: the test sites, in the order of the columns.
+        folder: to write to.
+        start: test site -> the untrained model's scores.
+        sequential: whether each row's model grew out of the one above.
+    """
+    matrices = {}
+    for metric in METRICS:
+        units = {row[name]["hd95_unit"] for row in rows.values() for name in names}
+        unit = (units.pop() if len(units) == 1 else "px") if metric == "hd95" else ""
+        matrix = ScoreMatrix(
+            rows=list(rows), columns=list(names), metric=metric,
+            values=[[row[name][metric] for name in names] for row in rows.values()],
+            start=[start[name][metric] for name in names] if start and all(n in start for n in names) else None,
+            sequential=sequential, unit=unit,
+        )  # fmt: skip
+        write_matrix(matrix, folder, metric)
+        matrices[metric] = matrix
+    return matrices

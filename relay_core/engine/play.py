@@ -15,13 +15,13 @@ from relay_core.config import RunFile, SiteSettings
 from relay_core.data import SiteData, has_test, load_site
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_picture
+from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_matrices, write_picture
 from relay_core.engine.stream import Images, Joined
 from relay_core.engine.train import Site, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
-from relay_core.metrics import ScoreMatrix, write_matrix
+from relay_core.metrics import ScoreMatrix
 from relay_core.strategies import Strategy, make_strategy
 
 SAMPLES = 8
@@ -209,22 +209,9 @@ class Play:
     def _write_matrices(self, rows: dict[str, dict[str, Any]], sequential: bool) -> dict[str, ScoreMatrix]:
         if distributed.rank() != 0 or not self.tests:
             return {}
-        names = list(self.tests)
         start_file = self.out / "untrained.json"
         start = json.loads(start_file.read_text()) if start_file.is_file() and sequential else None
-        matrices = {}
-        for metric in METRICS:
-            units = {row[name]["hd95_unit"] for row in rows.values() for name in names}
-            unit = (units.pop() if len(units) == 1 else "px") if metric == "hd95" else ""
-            matrix = ScoreMatrix(
-                rows=list(rows), columns=names, metric=metric,
-                values=[[row[name][metric] for name in names] for row in rows.values()],
-                start=[start[name][metric] for name in names] if start and all(n in start for n in names) else None,
-                sequential=sequential, unit=unit,
-            )  # fmt: skip
-            write_matrix(matrix, self.out / "evaluation", metric)
-            matrices[metric] = matrix
-        return matrices
+        return write_matrices(rows, list(self.tests), self.out / "evaluation", start, sequential)
 
     def _warn(self, settings: SiteSettings) -> Any:
         return lambda message: self.emit(events.Warned(settings.name, message))

@@ -32,9 +32,10 @@ def main() -> int:
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    app = create_app(settings, reconcile=settings.reconcile)
     uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False,
-        server_header=False, proxy_headers="FORWARDED_ALLOW_IPS" in os.environ, timeout_graceful_shutdown=GRACE,
+        app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, server_header=False,
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ, timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
     return 0
 

@@ -17,8 +17,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sqlalchemy import delete, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from services.site.db.engine import Database
 from services.site.db.models import Artifact, Attachment, Checkpoint
 from services.site.errors import Refusal
 
@@ -114,9 +116,9 @@ class ArtifactStore:
 
 def keep(session: Session, digest: str, size: int, media_type: str) -> None:
     """Say that bytes are in the store."""
-    if session.get(Artifact, digest) is None:
-        session.add(Artifact(digest=digest, size=size, media_type=media_type))
-        session.flush()
+    insert = (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert(Artifact)
+    values = {"digest": digest, "size": size, "media_type": media_type}
+    session.execute(insert.on_conflict_do_nothing(), values)  # two jobs may store the same bytes at once
 
 
 def attach(session: Session, owner: str, name: str, digest: str, size: int, media_type: str) -> None:
@@ -139,20 +141,27 @@ def attached(session: Session, owner: str) -> dict[str, Artifact]:
     return {row[0]: row[1] for row in rows}
 
 
-def sweep(session: Session, store: ArtifactStore, grace: float = GRACE) -> int:
-    """Delete bytes that no row needs; return how many files went. Call it in a write transaction."""
-    session.execute(
-        delete(Artifact).where(
-            Artifact.digest.not_in(select(Attachment.digest)), Artifact.digest.not_in(select(Checkpoint.digest))
+def sweep(database: Database, store: ArtifactStore, grace: float = GRACE) -> int:
+    """Delete bytes that no row needs; return how many files went.
+
+    Rows go first, in a transaction of their own; what then lies in the store without a row, and is old, is deleted.
+    """
+    with database.write() as session:
+        session.execute(
+            delete(Artifact).where(
+                Artifact.digest.not_in(select(Attachment.digest)), Artifact.digest.not_in(select(Checkpoint.digest))
+            )
         )
-    )
-    needed = set(session.scalars(select(Artifact.digest)))
-    removed, oldest = 0, time.time() - grace
-    for path in [*store.folder.glob("sha256/??/*"), *store.folder.glob("staging/*")]:
-        if path.parent.name + path.name not in needed and path.stat().st_mtime < oldest:
+    oldest = time.time() - grace
+    old = [path for path in store.folder.glob("sha256/??/*") if path.stat().st_mtime < oldest]
+    with database.read() as session:
+        needed = set(session.scalars(select(Artifact.digest)))
+    removed = [path for path in old if path.parent.name + path.name not in needed]
+    removed += [path for path in store.folder.glob("staging/*") if path.stat().st_mtime < oldest]
+    for path in removed:
+        if path.stat().st_mtime < oldest:  # not stored anew meanwhile
             path.unlink(missing_ok=True)
-            removed += 1
-    return removed
+    return len(removed)
 
 
 def sync_folder(folder: Path) -> None:

@@ -41,8 +41,7 @@ def run(database: Database, doorbell: Doorbell, settings: Settings, stop: thread
             reconcile_once(database, doorbell, settings)
             if since_sweep >= SWEEP_EVERY:
                 since_sweep = 0.0
-                with database.write() as session:
-                    artifacts.sweep(session, store)
+                artifacts.sweep(database, store)
         except (RelayError, OSError) as error:
             log.warning("the reconciler waits for the database or the disk: %s", error)
         except Exception:

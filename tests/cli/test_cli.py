@@ -106,7 +106,9 @@ def test_evaluate_predict_samples_inspect(trained):
     *written, last = relay("evaluate", out / "task_2", *options).stdout.splitlines()
     assert json.loads(last) == scores
     files = [str(folder / "f" / name) for name in ("scores.json", "predictions.png")]
-    assert [json.loads(line) for line in written] == [{"event": "written", "path": path} for path in files]
+    events = [json.loads(line) for line in written]
+    assert events[:2] == [{"event": "written", "path": path} for path in files]
+    assert {"event": "written", "path": str(folder / "f" / "evaluation" / "dice_per_sample.csv")} in events
     assert all(Path(path).stat().st_size for path in files)
 
     images = trained.data / "Domain1/test/ROIs/image"

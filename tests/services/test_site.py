@@ -151,10 +151,11 @@ def test_only_unneeded_and_old_bytes_are_swept(small_site: SiteKit) -> None:
         attach(session, "job-1", "a", kept, 4, "text/plain")
         attach(session, "job-2", "b", dropped, 7, "text/plain")
         detach(session, "job-2")
-        assert sweep(session, store) == 0
-        for digest in (kept, dropped):
-            os.utime(store.path(digest), (1, 1))
-        assert sweep(session, store) == 1
+    assert sweep(small_site.database, store) == 0
+    for digest in (kept, dropped):
+        os.utime(store.path(digest), (1, 1))
+    assert sweep(small_site.database, store) == 1
+    with small_site.database.read() as session:
         assert list(attached(session, "job-1")) == ["a"]
     assert [store.path(digest).exists() for digest in (kept, dropped, young)] == [True, False, True]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from services.site import jobs
+from services.site import jobs, plan
 from services.site.artifacts import attached
-from services.site.db.models import Checkpoint, Evaluation, JobEvent, Metric
+from services.site.db.models import Checkpoint, Dataset, Evaluation, JobEvent, Metric
 from services.trainer.station import Station
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit
@@ -75,6 +76,69 @@ def test_the_second_site_starts_from_the_first_ones_checkpoint(small_site: SiteK
     with small_site.database.read() as session:
         matrix = session.scalars(select(Evaluation).order_by(Evaluation.id.desc())).first().matrices["dice_per_sample"]
     assert matrix["rows"] == ["Domain1", "Domain2"]
+
+
+def submit(site: SiteKit, kind: str, made: plan.Plan) -> str:
+    with site.database.write() as session:
+        return jobs.submit(
+            session, kind=kind, params=made.params, actor="test", key=None, body={}, gpus=made.gpus, run_id=made.run_id,
+            checkpoint_id=made.checkpoint_id,
+        )[0].id  # fmt: skip
+
+
+def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+    small_site.submit_train(small_site.add_run(toy_run))
+    station.work_once()
+    with small_site.database.read() as session:
+        first = session.scalars(select(Checkpoint).order_by(Checkpoint.task_id)).first()
+        trained = session.scalars(select(Evaluation)).one().matrices["dice_per_sample"]
+        asked = {"evaluate": plan.evaluate(session, first.id), "samples": plan.samples(session, first.id, per_site=2)}
+    done = {kind: submit(small_site, kind, made) for kind, made in asked.items()}
+    assert station.work_once()
+    assert station.work_once()
+    for kind, job_id in done.items():
+        assert (small_site.job(job_id).state, small_site.job(job_id).error) == ("succeeded", None), kind
+    with small_site.database.read() as session:
+        row = session.scalars(select(Evaluation).where(Evaluation.job_id == done["evaluate"])).one()
+        assert row.checkpoint_id == first.id
+        assert row.matrices["dice_per_sample"]["values"] == trained["values"][:1]
+        assert "dice_per_sample.png" in attached(session, row.id)
+        assert list(attached(session, done["samples"])) == ["samples.png"]
+
+
+def test_a_preflight_reports_and_draws(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+    small_site.add_run(toy_run)
+    with small_site.database.read() as session:
+        dataset = session.scalars(select(Dataset)).first()
+        made = plan.preflight(session, dataset.id, previews=3)
+    job_id = submit(small_site, "preflight", made)
+    station.work_once()
+    assert small_site.job(job_id).state == "succeeded", small_site.job(job_id).error
+    with small_site.database.read() as session:
+        report = session.get(Dataset, dataset.id).report
+        assert (report["ok"], report["counts"]) == (True, {"train": 8, "test": 4})
+        assert list(attached(session, dataset.id)) == [f"preview-{i:03d}.png" for i in range(3)]
+
+
+def test_a_preflight_of_bad_files_names_them(
+    small_site: SiteKit, station: Station, toy_run: Path, phantom_data: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "images"
+    shutil.copytree(phantom_data, bad)
+    small_site.settings.data_root = bad
+    image = next((bad / "Domain1").rglob("train/ROIs/image/*.png"))
+    image.write_bytes(image.read_bytes()[:100])
+    small_site.add_run(toy_run)
+    with small_site.database.read() as session:
+        dataset = session.scalars(select(Dataset).where(Dataset.name == "Domain1")).one()
+        made = plan.preflight(session, dataset.id)
+    job_id = submit(small_site, "preflight", made)
+    station.work_once()
+    assert small_site.job(job_id).state == "succeeded", small_site.job(job_id).error
+    with small_site.database.read() as session:
+        report = session.get(Dataset, dataset.id).report
+    assert report["ok"] is False
+    assert [problem["file"].rpartition("/")[2] for problem in report["problems"]] == [image.name]
 
 
 def work_beside(station: Station) -> threading.Thread:
