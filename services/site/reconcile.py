@@ -6,7 +6,7 @@ import logging
 import threading
 
 from relay_core.errors import RelayError
-from services.site import artifacts, jobs, workers
+from services.site import artifacts, jobs, leases, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.dispatch import Doorbell
@@ -22,7 +22,7 @@ SWEEP_EVERY = 3600.0
 def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -> tuple[int, int]:
     """Look once; return the jobs taken from lost workers and the doorbells rung."""
     with database.write() as session:
-        expired = jobs.expire(session, settings.max_tries)
+        expired = leases.expire(session, settings.max_tries)
         waiting = jobs.unrung(session, settings.ring_after, workers.idle(session, settings.lease))
         workers.forget(session)
     for job in expired:

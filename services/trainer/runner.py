@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError, Stopped
-from services.site import jobs
+from services.site import leases
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
-from services.site.db.models import Job, Metric
+from services.site.db.models import Job
 from services.site.errors import CATALOGUE
-from services.site.jobs import Claim, LeaseLost
+from services.site.leases import Claim, LeaseLost
 from services.site.settings import Settings
 from services.trainer import work
 from services.trainer.child import Child
 from services.trainer.folder import attempt_folder
+from services.trainer.says import Says
 
 FLUSH = 1.0
 """Seconds between two writes of what a process says."""
 CHECK = 1.0
 """Seconds between two looks at whether the job was cancelled."""
-MAX_LOG = 10_000
-"""Log lines of an attempt that are kept."""
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +51,7 @@ class Heart(threading.Thread):
             try:
                 if time.monotonic() - beaten >= self.settings.beat:
                     with self.database.write() as session:
-                        job = jobs.held(session, self.claim, self.settings.lease)
+                        job = leases.held(session, self.claim, self.settings.lease)
                     beaten, state = time.monotonic(), job.state
                 else:
                     with self.database.read() as session:
@@ -108,7 +103,7 @@ class Runner:
         folder = attempt_folder(self.settings.work_folder, claim.job_id, claim.attempt)
         made = work.prepare(self.database, self.store, self.settings, claim, folder)
         child = Child(made.command, folder, work.environment(claim.devices))
-        says = _Says(self.database, claim, folder, self.settings.data_folder)
+        says = Says(self.database, claim, folder, self.settings.data_folder)
         try:
             why = self._watch(child, says, heart)
         finally:
@@ -116,7 +111,7 @@ class Runner:
         says.flush()
         self._end(claim, made, child, says, why)
 
-    def _watch(self, child: Child, says: _Says, heart: Heart) -> str:
+    def _watch(self, child: Child, says: Says, heart: Heart) -> str:
         """Follow the process to its end; return what ended it: nothing, `cancelled`, `leaving` or `hung`."""
         why, deadline, flushed = "", float("inf"), time.monotonic()
         while not child.ended:
@@ -146,21 +141,21 @@ class Runner:
             return "hung"
         return ""
 
-    def _end(self, claim: Claim, made: work.Work, child: Child, says: _Says, why: str) -> None:
+    def _end(self, claim: Claim, made: work.Work, child: Child, says: Says, why: str) -> None:
         """Write how it ended."""
         code = child.code
         if code == 0 or (made.job.kind == "preflight" and "ok" in says.last):
             stored = work.store_results(self.store, made)
             with self.database.write() as session:
-                jobs.held(session, claim)
-                jobs.finish(session, claim, "succeeded", result=work.publish(session, made, stored, says.last))
+                leases.held(session, claim)
+                leases.finish(session, claim, "succeeded", result=work.publish(session, made, stored, says.last))
             shutil.rmtree(made.folder.parent, ignore_errors=True)
         elif why == "cancelled":
             with self.database.write() as session:
-                jobs.finish(session, claim, "cancelled")
+                leases.finish(session, claim, "cancelled")
         elif why == "leaving":
             with self.database.write() as session:
-                jobs.give_back(session, claim, "the worker was stopped; the job resumes with the next one")
+                leases.give_back(session, claim, "the worker was stopped; the job resumes with the next one")
         elif why == "hung":
             self._again(claim, "hung", f"no sign of life for {self.settings.hang_minutes:g} minutes")
         elif child.out_of_memory:
@@ -173,12 +168,12 @@ class Runner:
     def _fail(self, claim: Claim, code: str, message: str) -> None:
         code = code if code in CATALOGUE else "relay_error"
         with _unless_lost(claim), self.database.write() as session:
-            jobs.finish(session, claim, "failed", error={"code": code, "message": message})
+            leases.finish(session, claim, "failed", error={"code": code, "message": message})
 
     def _again(self, claim: Claim, code: str, message: str) -> None:
         with _unless_lost(claim), self.database.write() as session:
-            job = jobs.held(session, claim)
-            jobs.requeue(session, job, {"code": code, "message": message}, self.settings.max_tries)
+            job = leases.held(session, claim)
+            leases.requeue(session, job, {"code": code, "message": message}, self.settings.max_tries)
 
 
 class _unless_lost:
@@ -204,84 +199,3 @@ def _how_it_ended(code: int, child: Child) -> str:
         hint = "; the kernel does this when memory runs out" if -code == signal.SIGKILL else ""
         return f"the process was ended by {name}{hint}"
     return f"the process left with exit code {code}" + (f": {last[:500]}" if last else "")
-
-
-class _Says:
-    """What a process says: JSON lines are events, the rest is its log. Written in batches, under the claim."""
-
-    def __init__(self, database: Database, claim: Claim, folder: Path, data: Path) -> None:
-        self.database, self.claim = database, claim
-        self._places = [(f"{folder}/", ""), (f"{data}/", ""), (str(folder), "."), (str(data), ".")]
-        self._events: list[dict[str, Any]] = []
-        self._metrics: dict[tuple[str, str, int], float] = {}
-        self._progress: dict[str, Any] | None = None
-        self._log_lines = 0
-        self.last: dict[str, Any] = {}
-        """The last JSON line that is no event: the result, or an error."""
-
-    def clean(self, text: str) -> str:
-        """`text` without this machine's folders."""
-        for place, short in self._places:
-            text = text.replace(place, short)
-        return text
-
-    def line(self, source: str, text: str) -> None:
-        """Take a line of `out` or `err`."""
-        data = _parsed(text) if source == "out" else None
-        if data is None:
-            self._log_lines += 1
-            if text.strip() and self._log_lines <= MAX_LOG:
-                self._events.append({"event": "log", "line": self.clean(text)[:2000]})
-            return
-        if "event" not in data:
-            self.last = data
-            return
-        if "path" in data:
-            data["path"] = self.clean(str(data["path"]))
-        if "message" in data:
-            data["message"] = self.clean(str(data["message"]))
-        self._events.append(data)
-        if data["event"] == "step":
-            self._progress = {key: data.get(key) for key in ("site", "step", "steps", "images_per_second", "eta_seconds")}
-            self._add(data, {**data["losses"], "images_per_second": data["images_per_second"]})
-        elif data["event"] == "scores":
-            scores = {f"{data['test_site']}/{name}": value for name, value in data["scores"].items()}
-            self._add(data, scores)
-        elif data["event"] == "progress":
-            self._progress = {"step": data.get("done"), "steps": data.get("total")}
-
-    def _add(self, event: dict[str, Any], values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._metrics[event["site"], name, int(event["step"])] = float(value)
-
-    def flush(self) -> None:
-        """Write what came since. Raises LeaseLost."""
-        if not self._events:
-            return
-        events, metrics, progress = self._events, self._metrics, self._progress
-        with self.database.write() as session:
-            if progress:
-                jobs.held(session, self.claim, progress=progress)
-            else:
-                jobs.held(session, self.claim)
-            jobs.add_events(session, self.claim.job_id, self.claim.attempt, events)
-            if metrics:
-                insert = (sqlite if self.database.sqlite else postgresql).insert(Metric)
-                replace = {"value": insert.excluded.value, "attempt": insert.excluded.attempt}
-                rows = [
-                    {"job_id": self.claim.job_id, "site": site, "name": name, "step": step, "value": value,
-                     "attempt": self.claim.attempt}
-                    for (site, name, step), value in metrics.items()
-                ]  # fmt: skip
-                keys = ["job_id", "site", "name", "step"]
-                session.execute(insert.on_conflict_do_update(index_elements=keys, set_=replace), rows)
-        self._events, self._metrics, self._progress = [], {}, None
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        data = json.loads(text, parse_constant=lambda name: None)  # a database's JSON knows no NaN
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) else None

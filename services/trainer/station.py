@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
 from relay_core.errors import RelayError
-from services.site import jobs, workers
+from services.site import leases, workers
 from services.site.db.engine import Database
 from services.site.settings import Settings
 from services.trainer.runner import Runner
@@ -46,7 +46,7 @@ class Station:
         if self.leaving():
             return False
         with self.database.write() as session:
-            claim = jobs.claim(
+            claim = leases.claim(
                 session, worker=self.worker, host=platform.node(), devices=self.devices, lease=self.settings.lease
             )
         if claim is None:

@@ -16,7 +16,7 @@ from services.site import artifacts, audit, folders
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, Run
-from services.site.jobs import Claim
+from services.site.leases import Claim
 from services.site.plan import need
 from services.site.runs import run_file
 from services.site.settings import Settings

@@ -19,7 +19,7 @@ import httpx
 import yaml
 from sqlalchemy import select
 
-from services.site import artifacts, audit, auth, jobs, workers
+from services.site import artifacts, audit, auth, jobs, leases, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database
 from services.site.db.models import AuditRecord, Checkpoint, Evaluation, Job, new_id
@@ -114,20 +114,20 @@ class Site:
         """Take a job as a worker does."""
         with self.database.write() as session:
             devices = [f"cuda:{next(NUMBERS)}" for _ in range(16)]
-            found = jobs.claim(session, worker="test", host="test", devices=devices, lease=600, job_id=job_id)
+            found = leases.claim(session, worker="test", host="test", devices=devices, lease=600, job_id=job_id)
         assert found is not None
         return found
 
     def say(self, claim: jobs.Claim, *events: dict[str, Any]) -> None:
         """Add events as a worker does."""
         with self.database.write() as session:
-            jobs.held(session, claim)
+            leases.held(session, claim)
             jobs.add_events(session, claim.job_id, claim.attempt, events)
 
     def finish(self, claim: jobs.Claim, state: Any = "succeeded", **values: Any) -> None:
         """End a job as a worker does."""
         with self.database.write() as session:
-            jobs.finish(session, claim, state, **values)
+            leases.finish(session, claim, state, **values)
 
     def job(self, job_id: str) -> Job:
         """The row."""
@@ -148,7 +148,7 @@ class Site:
                 parent_id=parent,
             )  # fmt: skip
             session.add(row)
-            jobs.finish(session, claim, "succeeded")
+            leases.finish(session, claim, "succeeded")
         return row
 
     def evaluation(self, checkpoint: Checkpoint) -> Evaluation:

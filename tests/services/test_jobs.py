@@ -1,8 +1,12 @@
 """The job state table, on SQLite and PostgreSQL."""
 
 import itertools
+import shutil
 import threading
 import time
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,11 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import select, update
 
-from services.site import audit, jobs
+from services.site import audit, jobs, leases
 from services.site.db.models import AuditRecord, DeviceLease, Job, JobEvent
 from services.site.errors import Refusal
-from services.site.jobs import Claim, LeaseLost
-from tests.services.conftest import SiteKit
+from services.site.leases import Claim, LeaseLost
+from services.site.settings import load_settings
+from tests.services.conftest import SiteKit, open_site
 
 
 def submit(site: SiteKit, gpus: int = 0, **options: object) -> str:
@@ -25,7 +30,7 @@ def submit(site: SiteKit, gpus: int = 0, **options: object) -> str:
 
 def claim(site: SiteKit, worker: str = "w", devices: tuple[str, ...] = ("cpu",), lease: float = 30) -> Claim | None:
     with site.database.write() as session:
-        return jobs.claim(session, worker=worker, host="h", devices=devices, lease=lease)
+        return leases.claim(session, worker=worker, host="h", devices=devices, lease=lease)
 
 
 def let_leases_run_out(site: SiteKit) -> None:
@@ -36,7 +41,7 @@ def let_leases_run_out(site: SiteKit) -> None:
 
 def expire(site: SiteKit, tries: int = 3) -> int:
     with site.database.write() as session:
-        return len(jobs.expire(session, tries))
+        return len(leases.expire(session, tries))
 
 
 def test_the_oldest_job_is_claimed_once(site: SiteKit) -> None:
@@ -74,7 +79,7 @@ def test_one_device_holds_one_training(site: SiteKit) -> None:
     assert passing.job_id == other  # needs no device
     assert claim(site) is None
     with site.database.write() as session:
-        jobs.finish(session, one, "succeeded")
+        leases.finish(session, one, "succeeded")
     after = claim(site)
     assert after is not None
     assert after.job_id == second
@@ -89,7 +94,7 @@ def test_a_job_for_two_devices_waits_for_both(site: SiteKit) -> None:
     assert claim(site, devices=gpus) is None
     assert one is not None
     with site.database.write() as session:
-        jobs.finish(session, one, "succeeded")
+        leases.finish(session, one, "succeeded")
     both = claim(site, devices=gpus)
     assert both is not None
     assert (both.job_id, both.devices) == (pair, gpus)
@@ -105,10 +110,10 @@ def test_a_late_writer_changes_nothing(site: SiteKit) -> None:
     assert new is not None
     assert new.attempt == old.attempt + 1
     for write in (
-        lambda s: jobs.held(s, old, 30, progress={"step": 9}),
-        lambda s: jobs.finish(s, old, "succeeded", result={"from": "old"}),
-        lambda s: jobs.finish(s, old, "failed", error={"code": "hung", "message": ""}),
-        lambda s: jobs.give_back(s, old, "late"),
+        lambda s: leases.held(s, old, 30, progress={"step": 9}),
+        lambda s: leases.finish(s, old, "succeeded", result={"from": "old"}),
+        lambda s: leases.finish(s, old, "failed", error={"code": "hung", "message": ""}),
+        lambda s: leases.give_back(s, old, "late"),
     ):
         with pytest.raises(LeaseLost), site.database.write() as session:
             write(session)
@@ -133,7 +138,7 @@ def test_handing_back_counts_as_no_attempt(site: SiteKit) -> None:
         got = claim(site)
         assert got is not None
         with site.database.write() as session:
-            jobs.give_back(session, got, "the worker was stopped")
+            leases.give_back(session, got, "the worker was stopped")
     assert (site.job(job_id).state, site.job(job_id).tries) == ("queued", 0)
 
 
@@ -144,7 +149,7 @@ def test_cancel_at_every_moment(site: SiteKit, moment: str) -> None:
     if moment == "ended":
         assert got is not None
         with site.database.write() as session:
-            jobs.finish(session, got, "succeeded")
+            leases.finish(session, got, "succeeded")
         with pytest.raises(Refusal) as caught, site.database.write() as session:
             jobs.cancel(session, job_id, "test")
         assert caught.value.status == 409
@@ -164,7 +169,7 @@ def test_cancel_at_every_moment(site: SiteKit, moment: str) -> None:
     else:
         assert got is not None
         with site.database.write() as session:
-            jobs.finish(session, got, "cancelled")
+            leases.finish(session, got, "cancelled")
     assert site.job(job_id).state == "cancelled"
 
 
@@ -223,14 +228,21 @@ def test_two_reconcilers_at_once_take_a_job_back_once(site: SiteKit) -> None:
 class JobLife(RuleBasedStateMachine):
     """Anybody does anything at any time; each accepted job still has one state, one holder, one end at a time."""
 
-    site: SiteKit
+    folder: Path
 
     def __init__(self) -> None:
         super().__init__()
+        self.home = self.folder / uuid.uuid4().hex  # a site of its own: what one example leaves is no other's
+        self.stack = ExitStack()
+        self.site = self.stack.enter_context(open_site(load_settings(embedded=True, home=self.home, device="cpu")))
         self.claims: list[Claim] = []
         self.ended: dict[str, int] = {}
         self.ids: list[str] = []
         self.refusals: set[str] = set()
+
+    def teardown(self) -> None:
+        self.stack.close()
+        shutil.rmtree(self.home)
 
     @rule(gpus=st.integers(0, 1))
     def submits(self, gpus: int) -> None:
@@ -247,7 +259,7 @@ class JobLife(RuleBasedStateMachine):
         got = data.draw(st.sampled_from(self.claims))
         try:
             with self.site.database.write() as session:
-                jobs.finish(session, got, state)  # type: ignore[arg-type]
+                leases.finish(session, got, state)  # type: ignore[arg-type]
         except LeaseLost:
             return
         except Refusal as error:
@@ -288,8 +300,8 @@ class JobLife(RuleBasedStateMachine):
             assert length == session.query(AuditRecord).count()
 
 
-def test_any_order_of_events_keeps_the_invariants(small_site: SiteKit) -> None:
-    JobLife.site = small_site
+def test_any_order_of_events_keeps_the_invariants(tmp_path: Path) -> None:
+    JobLife.folder = tmp_path
     machine = JobLife.TestCase
     machine.settings = settings(
         max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)

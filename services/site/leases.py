@@ -1,0 +1,168 @@
+"""A worker's hold on a job: a lease that it renews, and a fencing token that every write of its carries.
+
+A worker that lost its lease changes nothing. Every function works in the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from services.site.db.models import DeviceLease, Job, clock
+from services.site.errors import Refusal
+from services.site.jobs import HELD, add_events, end, free_devices, move
+
+
+class LeaseLost(Refusal):
+    """Another attempt holds the job now; this one's write changed nothing."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__("lease_lost", f"{claim.job_id} is no longer attempt {claim.attempt}'s")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's hold on a job."""
+
+    job_id: str
+    attempt: int
+    """Fencing token."""
+    worker: str
+    host: str
+    devices: tuple[str, ...]
+
+
+def claim(
+    session: Session, *, worker: str, host: str, devices: Sequence[str], lease: float, job_id: str | None = None
+) -> Claim | None:
+    """Take the oldest waiting job that fits, or nothing.
+
+    A job that needs devices takes that many of the worker's free ones; where fewer are free it stays in the queue, and
+    a later job that needs none may go first.
+
+    Args:
+        session: in a write transaction.
+        worker: who takes it.
+        host: where the devices are.
+        devices: those the worker may use.
+        lease: seconds until another may take it, unless renewed.
+        job_id: only this one.
+    """
+    now = float(session.scalar(select(clock())) or 0.0)
+    busy = select(DeviceLease.device).where(
+        DeviceLease.host == host, DeviceLease.until >= now, DeviceLease.device.in_(devices)
+    )
+    if session.get_bind().dialect.name == "postgresql":  # two workers of one host must not take the same device
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(host))))
+    taken = set(session.scalars(busy))
+    free = [device for device in devices if device not in taken]
+    choice = select(Job).where(Job.state == "queued", Job.gpus <= len(free)).order_by(Job.queued_at, Job.id).limit(1)
+    if job_id is not None:
+        choice = choice.where(Job.id == job_id)
+    job = session.scalars(choice.with_for_update(skip_locked=True)).first()
+    if job is None:
+        return None
+    moved = session.scalar(
+        update(Job)
+        .where(Job.id == job.id, Job.state == "queued")
+        .values(
+            state="running", attempt=Job.attempt + 1, tries=Job.tries + 1, worker=worker, lease_until=now + lease,
+            started_at=func.coalesce(Job.started_at, now), progress=None,
+        )
+        .returning(Job.attempt)
+    )  # fmt: skip
+    if moved is None:
+        return None
+    got = Claim(job.id, moved, worker, host, tuple(free[: job.gpus]))
+    for device in got.devices:
+        session.merge(DeviceLease(host=host, device=device, job_id=job.id, attempt=moved, until=now + lease))
+    add_events(session, job.id, moved, [{"event": "claimed", "worker": worker, "devices": list(got.devices)}])
+    return got
+
+
+def held(session: Session, claim: Claim, lease: float | None = None, **values: Any) -> Job:
+    """Write to a job that `claim` holds, renewing its lease by `lease` seconds where given; return the row.
+
+    Raises:
+        LeaseLost: it holds it no more; nothing was written.
+    """
+    if lease is not None:
+        values["lease_until"] = clock() + lease
+    job = session.scalar(
+        update(Job)
+        .where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.state.in_(HELD))
+        .values(worker=claim.worker, **values)
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    )
+    if job is None:
+        raise LeaseLost(claim)
+    if lease is not None and claim.devices:
+        session.execute(_leases(claim).values(until=clock() + lease))
+    return job
+
+
+def _leases(claim: Claim) -> Any:
+    return update(DeviceLease).where(DeviceLease.job_id == claim.job_id, DeviceLease.attempt == claim.attempt)
+
+
+def finish(
+    session: Session, claim: Claim, state: Literal["succeeded", "failed", "cancelled"], *,
+    result: dict[str, Any] | None = None, error: dict[str, Any] | None = None,
+) -> Job:  # fmt: skip
+    """End a job that `claim` holds. A success that a cancel met on its way stays a success: the work is done.
+
+    Raises:
+        LeaseLost: it holds it no more.
+    """
+    job = held(session, claim)
+    return end(session, job, state, f"worker {claim.worker}", result, error)
+
+
+def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -> Job:
+    """After a crash: back to the queue, to resume from the newest checkpoint; or the end, when it was tried enough.
+
+    Args:
+        session: in a write transaction.
+        job: a held one.
+        error: {code, message} of what happened.
+        max_tries: attempts before it is given up.
+    """
+    free_devices(session, job)
+    if job.state == "cancelling":
+        return end(session, job, "cancelled", "reconciler", None, None)
+    if job.tries >= max_tries:
+        text = f"{error['message']}; given up after {job.tries} attempts"
+        return end(session, job, "failed", "reconciler", None, {**error, "message": text})
+    move(job, "queued")
+    job.worker, job.lease_until, job.rung_at, job.progress = None, None, None, None
+    session.flush()
+    add_events(session, job.id, job.attempt, [{"event": "requeued", **error}])
+    return job
+
+
+def give_back(session: Session, claim: Claim, why: str) -> Job:
+    """A worker that leaves in order hands its job back; it counts as no attempt and resumes elsewhere.
+
+    Raises:
+        LeaseLost: it holds it no more.
+    """
+    job = held(session, claim)
+    job.tries -= 1
+    return requeue(session, job, {"code": "stopped", "message": why}, max_tries=job.tries + 1)
+
+
+def expire(session: Session, max_tries: int) -> list[Job]:
+    """Take the jobs whose lease ran out from their workers."""
+    late = session.scalars(
+        select(Job)
+        .where(Job.state.in_(HELD), or_(Job.lease_until.is_(None), Job.lease_until < clock()))
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    ).all()
+    error = {"code": "worker_lost", "message": "the worker was not heard of until its lease ran out"}
+    return [requeue(session, job, error, max_tries) for job in late]

@@ -1,0 +1,98 @@
+"""What a training process says, and where it goes: JSON lines are events, the rest is its log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.dialects import postgresql, sqlite
+
+from services.site import jobs, leases
+from services.site.db.engine import Database
+from services.site.db.models import Metric
+from services.site.leases import Claim
+
+MAX_LOG = 10_000
+"""Log lines of an attempt that are kept."""
+
+
+class Says:
+    """Takes a process's lines; writes them in batches, under the claim."""
+
+    def __init__(self, database: Database, claim: Claim, folder: Path, data: Path) -> None:
+        self.database, self.claim = database, claim
+        self._places = [(f"{folder}/", ""), (f"{data}/", ""), (str(folder), "."), (str(data), ".")]
+        self._events: list[dict[str, Any]] = []
+        self._metrics: dict[tuple[str, str, int], float] = {}
+        self._progress: dict[str, Any] | None = None
+        self._log_lines = 0
+        self.last: dict[str, Any] = {}
+        """The last JSON line that is no event: the result, or an error."""
+
+    def clean(self, text: str) -> str:
+        """`text` without this machine's folders."""
+        for place, short in self._places:
+            text = text.replace(place, short)
+        return text
+
+    def line(self, source: str, text: str) -> None:
+        """Take a line of `out` or `err`."""
+        data = _parsed(text) if source == "out" else None
+        if data is None:
+            self._log_lines += 1
+            if text.strip() and self._log_lines <= MAX_LOG:
+                self._events.append({"event": "log", "line": self.clean(text)[:2000]})
+            return
+        if "event" not in data:
+            self.last = data
+            return
+        if "path" in data:
+            data["path"] = self.clean(str(data["path"]))
+        if "message" in data:
+            data["message"] = self.clean(str(data["message"]))
+        self._events.append(data)
+        if data["event"] == "step":
+            self._progress = {key: data.get(key) for key in ("site", "step", "steps", "images_per_second", "eta_seconds")}
+            self._add(data, {**data["losses"], "images_per_second": data["images_per_second"]})
+        elif data["event"] == "scores":
+            scores = {f"{data['test_site']}/{name}": value for name, value in data["scores"].items()}
+            self._add(data, scores)
+        elif data["event"] == "progress":
+            self._progress = {"step": data.get("done"), "steps": data.get("total")}
+
+    def _add(self, event: dict[str, Any], values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._metrics[event["site"], name, int(event["step"])] = float(value)
+
+    def flush(self) -> None:
+        """Write what came since. Raises LeaseLost."""
+        if not self._events:
+            return
+        events, metrics, progress = self._events, self._metrics, self._progress
+        with self.database.write() as session:
+            if progress:
+                leases.held(session, self.claim, progress=progress)
+            else:
+                leases.held(session, self.claim)
+            jobs.add_events(session, self.claim.job_id, self.claim.attempt, events)
+            if metrics:
+                insert = (sqlite if self.database.sqlite else postgresql).insert(Metric)
+                replace = {"value": insert.excluded.value, "attempt": insert.excluded.attempt}
+                rows = [
+                    {"job_id": self.claim.job_id, "site": site, "name": name, "step": step, "value": value,
+                     "attempt": self.claim.attempt}
+                    for (site, name, step), value in metrics.items()
+                ]  # fmt: skip
+                keys = ["job_id", "site", "name", "step"]
+                session.execute(insert.on_conflict_do_update(index_elements=keys, set_=replace), rows)
+        self._events, self._metrics, self._progress = [], {}, None
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        data = json.loads(text, parse_constant=lambda name: None)  # a database's JSON knows no NaN
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
