@@ -1,0 +1,120 @@
+"""Latency of one API process under a steady load: requests start on time, whether or not earlier ones have ended.
+
+python benchmarks/service.py --reads 200 --posts 50 --seconds 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+
+from services.site import auth
+from services.site.db.engine import Database
+from services.site.db.migrate import upgrade
+from services.site.db.models import Dataset
+from services.site.settings import load_settings
+
+
+async def load(client: httpx.AsyncClient, rate: float, seconds: float, requests: list[tuple[str, str, dict]]) -> list[float]:
+    """Send `rate` requests a second in turn; return milliseconds of each. Raises where one is not answered 2xx."""
+    times: list[float] = []
+
+    async def one(method: str, path: str, body: dict) -> None:
+        headers = {"Idempotency-Key": uuid.uuid4().hex} if method == "POST" else {}
+        begin = time.perf_counter()
+        answer = await client.request(method, path, json=body or None, headers=headers)
+        times.append((time.perf_counter() - begin) * 1e3)
+        answer.raise_for_status()
+
+    begin, tasks = time.perf_counter(), []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, begin + number / rate - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(*requests[number % len(requests)])))
+    await asyncio.gather(*tasks)
+    return sorted(times)
+
+
+def row(name: str, rate: float, times: list[float]) -> str:
+    """A line of the table."""
+    cells = [statistics.median(times), times[int(len(times) * 0.99)], times[-1]]
+    return f"| {name} | {rate:g} | {len(times)} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |"
+
+
+async def measure(url: str, token: str, dataset: str, args: argparse.Namespace) -> None:
+    """Print the table."""
+    headers = {"Authorization": f"Bearer {token}"}
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, limits=limits, trust_env=False) as client:
+        post = ("POST", "/api/v1/jobs", {"kind": "preflight", "dataset_id": dataset})
+        await load(client, 20, 2, [post])
+        job = (await client.get("/api/v1/jobs?limit=1")).json()["items"][0]["id"]
+        paths = [f"/api/v1/jobs/{job}", "/api/v1/jobs?limit=20", "/api/v1/datasets", f"/api/v1/jobs/{job}/metrics"]
+        reads = [("GET", path, {}) for path in paths]
+        print("| load | requests/s | requests | median ms | p99 ms | longest ms |\n|---|--:|--:|--:|--:|--:|")
+        print(row("reads", args.reads, await load(client, args.reads, args.seconds, reads)))
+        print(row("accepted POSTs", args.posts, await load(client, args.posts, args.seconds, [post])))
+        both = await asyncio.gather(
+            load(client, args.reads / 2, args.seconds, reads), load(client, args.posts / 2, args.seconds, [post])
+        )
+        print(row("both: reads", args.reads / 2, both[0]))
+        print(row("both: accepted POSTs", args.posts / 2, both[1]))
+
+
+def main() -> None:
+    """A site on SQLite in a temporary folder, one API process, no worker."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reads", type=float, default=200)
+    parser.add_argument("--posts", type=float, default=50)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--port", type=int, default=8765)
+    args = parser.parse_args()
+    home = Path(tempfile.mkdtemp())
+    (home / "data" / "one").mkdir(parents=True)
+    settings = load_settings(embedded=True, home=home)
+    database = Database(settings.database)
+    upgrade(database)
+    with database.write() as session:
+        _, token = auth.create_token(session, settings.key, "load", "operator")
+        dataset = Dataset(name="one", path="one", layout="fundus", options={})
+        session.add(dataset)
+    variables = {
+        "RELAY_EMBEDDED": "1",
+        "RELAY_HOME": str(home),
+        "RELAY_PORT": str(args.port),
+        "RELAY_QUEUE_LIMIT": "1000000",
+    }
+    with (home / "api.log").open("wb") as log:
+        api = subprocess.Popen(
+            [sys.executable, "-m", "services.api"], env={**os.environ, **variables}, stdout=log, stderr=log
+        )
+    url = f"http://127.0.0.1:{args.port}"
+    try:
+        for _ in range(100):
+            try:
+                httpx.get(f"{url}/healthz", trust_env=False)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        asyncio.run(measure(url, token, dataset.id, args))
+        memory = next(line for line in Path(f"/proc/{api.pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+        print(f"\nAPI process: {int(memory.split()[1]) / 1024:.0f} MiB; no answer was an error")
+    finally:
+        api.terminate()
+        api.wait()
+        database.close()
+        shutil.rmtree(home)
+
+
+if __name__ == "__main__":
+    main()
