@@ -1,12 +1,13 @@
 """The content-addressed store: `<folder>/sha256/ab/cdef...`, named by what is in it.
 
 Bytes come in as a stream to a temporary file, are synced, renamed; reading checks the digest again. The database says
-who needs what (`Attachment`); what nobody needs is swept away, but never before it is `GRACE` seconds old, so that
-bytes just written by a job whose row is not committed yet stay.
+who needs what (`Attachment`); what nobody needs is swept away, but only after `GRACE` seconds, so that
+bytes of a job whose row is not committed yet stay, and a backup finds what its rows name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -20,12 +21,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from relay_core.files import replace_with
 from services.site.db.engine import Database
 from services.site.db.models import Artifact, Attachment, Checkpoint
 from services.site.errors import Refusal
 
 CHUNK = 1 << 20
-GRACE = 3600.0
+GRACE = 86400.0
 
 
 class ArtifactStore:
@@ -98,15 +100,14 @@ class ArtifactStore:
             yield held
 
     def fetch(self, digest: str, target: Path) -> None:
-        """Copy verified bytes to `target`. Raises Refusal `artifact_damaged`."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with target.open("wb") as file:
+        """Copy verified bytes to `target`, whole or not at all. Raises Refusal `artifact_damaged`."""
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
                 for chunk in self.read(digest):
                     file.write(chunk)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+
+        replace_with(target, write)
 
     def free_mib(self) -> int:
         """Free space of the volume."""
@@ -142,26 +143,22 @@ def attached(session: Session, owner: str) -> dict[str, Artifact]:
 
 
 def sweep(database: Database, store: ArtifactStore, grace: float = GRACE) -> int:
-    """Delete bytes that no row needs; return how many files went.
-
-    Rows go first, in a transaction of their own; what then lies in the store without a row, and is old, is deleted.
-    """
+    """Delete bytes that no row has needed for `grace` seconds; return how many files went."""
+    unneeded = [Artifact.digest.not_in(select(Attachment.digest)), Artifact.digest.not_in(select(Checkpoint.digest))]
     with database.write() as session:
-        session.execute(
-            delete(Artifact).where(
-                Artifact.digest.not_in(select(Attachment.digest)), Artifact.digest.not_in(select(Checkpoint.digest))
-            )
-        )
-    oldest = time.time() - grace
-    old = [path for path in store.folder.glob("sha256/??/*") if path.stat().st_mtime < oldest]
+        dropped = session.scalars(delete(Artifact).where(*unneeded).returning(Artifact.digest)).all()
+    for digest in dropped:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(store.path(digest))  # its grace begins now
     with database.read() as session:
         needed = set(session.scalars(select(Artifact.digest)))
-    removed = [path for path in old if path.parent.name + path.name not in needed]
-    removed += [path for path in store.folder.glob("staging/*") if path.stat().st_mtime < oldest]
-    for path in removed:
-        if path.stat().st_mtime < oldest:  # not stored anew meanwhile
-            path.unlink(missing_ok=True)
-    return len(removed)
+    removed, oldest = 0, time.time() - grace
+    for path in [*store.folder.glob("sha256/??/*"), *store.folder.glob("staging/*")]:
+        with contextlib.suppress(FileNotFoundError):
+            if path.parent.name + path.name not in needed and path.stat().st_mtime < oldest:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 def sync_folder(folder: Path) -> None:

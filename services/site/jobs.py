@@ -141,7 +141,7 @@ def retry(session: Session, job_id: str, actor: str) -> Job:
     now = float(session.scalar(select(clock())) or 0.0)
     move(job, "queued")
     job.tries, job.queued_at, job.rung_at = 0, now, now
-    job.finished_at = job.error = job.worker = job.progress = None
+    job.finished_at = job.error = job.worker = job.progress = job.not_before = None
     session.flush()
     add_events(session, job_id, job.attempt, [{"event": "queued"}])
     return job
@@ -159,7 +159,8 @@ def locked(session: Session, job_id: str) -> Job:
 
 def unrung(session: Session, after: float, limit: int) -> list[str]:
     """Ids of the `limit` oldest jobs that wait unheard for `after` seconds; notes that the doorbell rings now."""
-    quiet = (Job.state == "queued", or_(Job.rung_at.is_(None), Job.rung_at < clock() - after))
+    ready = or_(Job.not_before.is_(None), Job.not_before <= clock())
+    quiet = (Job.state == "queued", ready, or_(Job.rung_at.is_(None), Job.rung_at < clock() - after))
     oldest = select(Job.id).where(*quiet).order_by(Job.queued_at, Job.id).limit(limit)
     return list(session.scalars(update(Job).where(*quiet, Job.id.in_(oldest)).values(rung_at=clock()).returning(Job.id)))
 

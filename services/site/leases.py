@@ -16,6 +16,11 @@ from services.site.db.models import DeviceLease, Job, clock
 from services.site.errors import Refusal
 from services.site.jobs import HELD, add_events, end, free_devices, move
 
+PAUSE = 5.0
+"""Seconds that a job which crashed rests before its next attempt, times the attempts so far."""
+UNPUNISHED = ("worker_lost", "stopped")
+"""Codes of ends that are not the job's own doing: it goes on at once."""
+
 
 class LeaseLost(Refusal):
     """Another attempt holds the job now; this one's write changed nothing."""
@@ -60,7 +65,8 @@ def claim(
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(host))))
     taken = set(session.scalars(busy))
     free = [device for device in devices if device not in taken]
-    choice = select(Job).where(Job.state == "queued", Job.gpus <= len(free)).order_by(Job.queued_at, Job.id).limit(1)
+    ready = or_(Job.not_before.is_(None), Job.not_before <= now)
+    choice = select(Job).where(Job.state == "queued", Job.gpus <= len(free), ready).order_by(Job.queued_at, Job.id).limit(1)
     if job_id is not None:
         choice = choice.where(Job.id == job_id)
     job = session.scalars(choice.with_for_update(skip_locked=True)).first()
@@ -102,7 +108,9 @@ def held(session: Session, claim: Claim, lease: float | None = None, **values: A
     if job is None:
         raise LeaseLost(claim)
     if lease is not None and claim.devices:
-        session.execute(_leases(claim).values(until=clock() + lease))
+        renewed = session.scalars(_leases(claim).values(until=clock() + lease).returning(DeviceLease.device)).all()
+        if len(renewed) < len(claim.devices):
+            raise LeaseLost(claim)  # another job has its device
     return job
 
 
@@ -140,6 +148,8 @@ def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -
         return end(session, job, "failed", "reconciler", None, {**error, "message": text})
     move(job, "queued")
     job.worker, job.lease_until, job.rung_at, job.progress = None, None, None, None
+    if error["code"] not in UNPUNISHED:
+        job.not_before = float(session.scalar(select(clock())) or 0.0) + PAUSE * job.tries
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": "requeued", **error}])
     return job

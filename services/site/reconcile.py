@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
 from services.site import artifacts, jobs, leases, workers
@@ -23,8 +26,9 @@ def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -
     """Look once; return the jobs taken from lost workers and the doorbells rung."""
     with database.write() as session:
         expired = leases.expire(session, settings.max_tries)
-        waiting = jobs.unrung(session, settings.ring_after, workers.idle(session, settings.lease))
         workers.forget(session)
+    with database.write() as session:  # apart: whoever cancels takes these rows' locks in the other order
+        waiting = jobs.unrung(session, settings.ring_after, workers.idle(session, settings.lease))
     for job in expired:
         log.warning("%s: its worker was lost, now %s", job.id, job.state)
     for job_id in waiting:
@@ -33,18 +37,28 @@ def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -
 
 
 def run(database: Database, doorbell: Doorbell, settings: Settings, stop: threading.Event) -> None:
-    """Look every `PERIOD` seconds until `stop`, and sweep the store now and then."""
-    store = ArtifactStore(settings.artifact_folder)
-    since_sweep = SWEEP_EVERY
+    """Look every `PERIOD` seconds until `stop`, and sweep the store now and then, in a thread of its own."""
+    sweeper = threading.Thread(target=_sweep, args=(database, settings, stop), name="sweeper", daemon=True)
+    sweeper.start()
+    looked = time.time()
     while not stop.is_set():
+        if time.time() - looked > settings.lease / 2:  # the machine slept: let the workers renew their leases first
+            stop.wait(settings.beat + PERIOD)
         try:
             reconcile_once(database, doorbell, settings)
-            if since_sweep >= SWEEP_EVERY:
-                since_sweep = 0.0
-                artifacts.sweep(database, store)
-        except (RelayError, OSError) as error:
-            log.warning("the reconciler waits for the database or the disk: %s", error)
+        except (RelayError, SQLAlchemyError, OSError) as error:
+            log.warning("the reconciler waits for the database: %s", type(error).__name__)
         except Exception:
             log.exception("the reconciler goes on after an error")
+        looked = time.time()
         stop.wait(PERIOD)
-        since_sweep += PERIOD
+
+
+def _sweep(database: Database, settings: Settings, stop: threading.Event) -> None:
+    store = ArtifactStore(settings.artifact_folder)
+    while not stop.is_set():
+        try:
+            artifacts.sweep(database, store)
+        except Exception:
+            log.exception("the store could not be swept; trying again later")
+        stop.wait(SWEEP_EVERY)

@@ -9,7 +9,6 @@ import queue
 import signal
 import subprocess
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,20 +36,21 @@ class Child:
         """(`out` or `err`, line)."""
         self.errors: deque[str] = deque(maxlen=200)
         """The last lines of its standard error."""
-        self.last_line = time.monotonic()
         self._oom_before = _oom_kills()
         self._process = subprocess.Popen(
             leashed(command), cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
-        note = {"host": platform.node(), "pid": self._process.pid, "started": _started(self._process.pid)}
-        write_atomically(folder / NOTE, json.dumps(note).encode())
-        self._readers = [
-            threading.Thread(target=self._read, args=(name, stream), daemon=True)
-            for name, stream in (("out", self._process.stdout), ("err", self._process.stderr))
-        ]
-        for reader in self._readers:
-            reader.start()
+        streams = (("out", self._process.stdout), ("err", self._process.stderr))
+        self._readers = [threading.Thread(target=self._read, args=pair, daemon=True) for pair in streams]
+        try:
+            for reader in self._readers:
+                reader.start()
+            note = {"host": platform.node(), "pid": self.pid, "started": _started(self.pid)}
+            write_atomically(folder / NOTE, json.dumps(note).encode())
+        except BaseException:  # a full disk, for one: without a note nobody could end it later
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -61,7 +61,6 @@ class Child:
         assert stream is not None
         with stream:
             for line in stream:
-                self.last_line = time.monotonic()
                 text = line.rstrip("\n")[:MAX_LINE]
                 if name == "err":
                     self.errors.append(text)
@@ -71,7 +70,7 @@ class Child:
         """The lines at hand, waiting up to `timeout` seconds for the first."""
         taken = []
         try:
-            taken.append(self.lines.get(timeout=timeout))
+            taken.append(self.lines.get(timeout=timeout) if timeout else self.lines.get_nowait())
             while len(taken) < 500:
                 taken.append(self.lines.get_nowait())
         except queue.Empty:
@@ -101,6 +100,14 @@ class Child:
         """End the whole group, whatever it does."""
         _signal_group(self.pid, signal.SIGKILL)
         self._process.wait()
+
+    def close(self) -> None:
+        """Kill it, and let go of its output; lines that were not taken are dropped."""
+        self.kill()
+        for reader in self._readers:
+            while reader.is_alive():
+                self.take(0)
+                reader.join(0.05)
 
     @property
     def out_of_memory(self) -> bool:

@@ -16,17 +16,24 @@ import yaml
 
 from relay_core.config import RunFile
 from relay_core.errors import CheckpointError
+from services.site.leases import Claim, LeaseLost
 from services.trainer.child import NOTE, end_leftover
 
 MAX_HEADER = 100 << 20
 _NOT_CARRIED = frozenset({NOTE, "events.jsonl"})
 
 
-def attempt_folder(work: Path, job_id: str, attempt: int) -> Path:
-    """Make an attempt's folder, holding what the attempts before it finished writing; end what they left running."""
-    job = work / job_id
-    target, draft = job / f"attempt-{attempt}", job / f"new-{attempt}"
-    before = sorted(job.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-")))
+def attempt_folder(work: Path, claim: Claim) -> Path:
+    """Make an attempt's folder, holding what the attempts before it finished writing; end what they left running.
+
+    Raises:
+        LeaseLost: a later attempt is at work already.
+    """
+    job = work / claim.job_id
+    target, draft = job / f"attempt-{claim.attempt}", job / f"new-{claim.attempt}"
+    before = sorted(job.glob("attempt-*"), key=_number)
+    if before and _number(before[-1]) >= claim.attempt:
+        raise LeaseLost(claim)
     for old in before:
         end_leftover(old)
     for stale in job.glob("new-*"):
@@ -38,6 +45,10 @@ def attempt_folder(work: Path, job_id: str, attempt: int) -> Path:
     for old in before:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name.removeprefix("attempt-"))
 
 
 def _carry(old: Path, new: Path) -> None:
@@ -97,9 +108,5 @@ def read_header(path: Path) -> CheckpointFile:
 
 def newest_checkpoints(folder: Path) -> list[CheckpointFile]:
     """The newest checkpoint of each site that was trained below `folder`, in the order of their ids."""
-    found = []
-    for site in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(site.glob("step-*.safetensors"))
-        if files:
-            found.append(read_header(files[-1]))
-    return sorted(found, key=lambda checkpoint: int(checkpoint.meta["task_id"]))
+    newest = {path.parent: path for path in sorted(folder.rglob("step-*.safetensors"))}
+    return sorted(map(read_header, newest.values()), key=lambda checkpoint: int(checkpoint.meta["task_id"]))

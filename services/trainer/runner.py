@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from relay_core.errors import RelayError, Stopped
-from services.site import leases
+from services.site import jobs, leases
 from services.site.artifacts import ArtifactStore
-from services.site.db.engine import Database
+from services.site.db.engine import Database, DatabaseError
 from services.site.db.models import Job
 from services.site.errors import CATALOGUE
 from services.site.leases import Claim, LeaseLost
@@ -29,44 +33,57 @@ FLUSH = 1.0
 """Seconds between two writes of what a process says."""
 CHECK = 1.0
 """Seconds between two looks at whether the job was cancelled."""
+SILENT = 4
+"""Times `hang_minutes` that loading and scoring may say nothing."""
+PATIENCE = 5.0
+"""Seconds that a heart which hangs in a dead connection is waited for."""
+AWAY = (OperationalError, InterfaceError, DatabaseError)
+"""What a database that cannot be reached raises."""
 log = logging.getLogger(__name__)
 
 
 class Heart(threading.Thread):
     """Renews a claim's lease, and notices that it was lost or cancelled.
 
-    Where the database cannot be reached for as long as the lease lasts, the claim counts as lost: another worker may
-    have it.
+    Where it was not renewed for as long as it lasts, it counts as lost: another worker may have the job.
     """
 
     def __init__(self, database: Database, settings: Settings, claim: Claim) -> None:
         super().__init__(name=f"heart-{claim.job_id}", daemon=True)
         self.database, self.settings, self.claim = database, settings, claim
-        self.lost, self.cancelled, self.done = threading.Event(), threading.Event(), threading.Event()
+        self.cancelled, self.done = threading.Event(), threading.Event()
+        self._lost = threading.Event()
+        self._renewed = time.monotonic()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the claim is lost; true even where this thread hangs in a dead connection."""
+        return self._lost.is_set() or time.monotonic() - self._renewed > self.settings.lease
 
     def run(self) -> None:
-        """Beat until `done`."""
-        beaten = time.monotonic()
-        while not self.done.wait(CHECK):
+        """Beat until `done`, or until the claim is lost."""
+        while not self._lost.is_set() and not self.done.wait(CHECK):
             try:
-                if time.monotonic() - beaten >= self.settings.beat:
-                    with self.database.write() as session:
-                        job = leases.held(session, self.claim, self.settings.lease)
-                    beaten, state = time.monotonic(), job.state
-                else:
-                    with self.database.read() as session:
-                        row = session.execute(select(Job.state, Job.attempt).where(Job.id == self.claim.job_id)).one()
-                    state = row.state if row.attempt == self.claim.attempt else "lost"
+                self._beat()
             except LeaseLost:
-                state = "lost"
+                self._lost.set()
             except (SQLAlchemyError, RelayError) as error:
-                log.warning("%s: the lease cannot be renewed now: %s", self.claim.job_id, error)
-                state = "lost" if time.monotonic() - beaten > self.settings.lease else "running"
-            if state == "cancelling":
-                self.cancelled.set()
-            elif state != "running":
-                self.lost.set()
-                return
+                log.warning("%s: the lease cannot be renewed now: %s", self.claim.job_id, type(error).__name__)
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._renewed >= self.settings.beat:
+            begin = time.monotonic()
+            with self.database.write() as session:
+                state = leases.held(session, self.claim, self.settings.lease).state
+            self._renewed = begin
+        else:
+            with self.database.read() as session:
+                row = session.execute(select(Job.state, Job.attempt).where(Job.id == self.claim.job_id)).one()
+            if row.attempt != self.claim.attempt or row.state not in jobs.HELD:
+                raise LeaseLost(self.claim)
+            state = row.state
+        if state == "cancelling":
+            self.cancelled.set()
 
 
 class Runner:
@@ -87,29 +104,48 @@ class Runner:
         heart = Heart(self.database, self.settings, claim)
         heart.start()
         try:
-            self._run(claim, heart)
+            self._carry_out(heart)
         except LeaseLost:
             log.warning("%s: attempt %d was taken over", claim.job_id, claim.attempt)
-        except RelayError as error:
-            self._fail(claim, error.code, str(error))
-        except Exception as error:
-            log.exception("%s: attempt %d crashed", claim.job_id, claim.attempt)
-            self._again(claim, "process_crashed", f"{type(error).__name__} in the worker")
         finally:
             heart.done.set()
-            heart.join()
+            heart.join(PATIENCE)
 
-    def _run(self, claim: Claim, heart: Heart) -> None:
-        folder = attempt_folder(self.settings.work_folder, claim.job_id, claim.attempt)
-        made = work.prepare(self.database, self.store, self.settings, claim, folder)
+    def _carry_out(self, heart: Heart) -> None:
+        try:
+            self._run(heart)
+        except LeaseLost:
+            raise
+        except RelayError as error:
+            self._fail(heart, error.code, str(error))
+        except OSError as error:
+            log.exception("%s: attempt %d could not go on", heart.claim.job_id, heart.claim.attempt)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            self._again(heart, "storage_full" if full else "process_crashed", error.strerror or type(error).__name__)
+        except Exception as error:
+            log.exception("%s: attempt %d crashed", heart.claim.job_id, heart.claim.attempt)
+            self._again(heart, "process_crashed", f"{type(error).__name__} in the worker")
+
+    def _run(self, heart: Heart) -> None:
+        claim = heart.claim
+        folder = attempt_folder(self.settings.work_folder, claim)
+        made = self._prepare(heart, folder)
+        self._surely(heart, lambda session: leases.held(session, claim, self.settings.lease))  # still ours after all that
         child = Child(made.command, folder, work.environment(claim.devices))
         says = Says(self.database, claim, folder, self.settings.data_folder)
         try:
             why = self._watch(child, says, heart)
         finally:
-            child.kill()  # whatever happened: no process of it stays
-        says.flush()
-        self._end(claim, made, child, says, why)
+            child.close()  # whatever happened: no process of it stays
+        self._flush(says)
+        self._end(heart, made, child, says, why)
+
+    def _prepare(self, heart: Heart, folder: Path) -> work.Work:
+        while True:
+            try:
+                return work.prepare(self.database, self.store, self.settings, heart.claim, folder)
+            except AWAY:
+                self._wait(heart)
 
     def _watch(self, child: Child, says: Says, heart: Heart) -> str:
         """Follow the process to its end; return what ended it: nothing, `cancelled`, `leaving` or `hung`."""
@@ -118,13 +154,13 @@ class Runner:
             for source, line in child.take(0.2):
                 says.line(source, line)
             now = time.monotonic()
-            if heart.lost.is_set():
+            if heart.lost:
                 raise LeaseLost(heart.claim)
             if now - flushed >= FLUSH:
-                says.flush()
+                self._flush(says)
                 flushed = now
             if not why:
-                why = self._reason(child, heart)
+                why = self._reason(says, heart)
                 if why:
                     deadline = now + (0.0 if why == "hung" else self.settings.stop_grace)
                     child.ask_to_stop()
@@ -132,64 +168,86 @@ class Runner:
                 child.kill()
         return why
 
-    def _reason(self, child: Child, heart: Heart) -> str:
+    def _flush(self, says: Says) -> None:
+        """Write what it said; where the database is away, it waits for the next time, and the training goes on."""
+        try:
+            says.flush()
+        except AWAY as error:
+            log.warning("%s: its events wait for the database: %s", says.claim.job_id, type(error).__name__)
+
+    def _reason(self, says: Says, heart: Heart) -> str:
         if heart.cancelled.is_set():
             return "cancelled"
         if self.leaving():
             return "leaving"
-        if time.monotonic() - child.last_line > self.settings.hang_minutes * 60:
-            return "hung"
-        return ""
+        patience = self.settings.hang_minutes * 60 * (1 if says.training else SILENT)
+        return "hung" if time.monotonic() - says.alive > patience else ""
 
-    def _end(self, claim: Claim, made: work.Work, child: Child, says: Says, why: str) -> None:
+    def _end(self, heart: Heart, made: work.Work, child: Child, says: Says, why: str) -> None:
         """Write how it ended."""
-        code = child.code
+        code, claim = child.code, heart.claim
+        said = str(says.last.get("message", ""))
         if code == 0 or (made.job.kind == "preflight" and "ok" in says.last):
             stored = work.store_results(self.store, made)
-            with self.database.write() as session:
+
+            def publish(session: Session) -> None:
                 leases.held(session, claim)
                 leases.finish(session, claim, "succeeded", result=work.publish(session, made, stored, says.last))
+
+            self._surely(heart, publish)
             shutil.rmtree(made.folder.parent, ignore_errors=True)
         elif why == "cancelled":
-            with self.database.write() as session:
-                leases.finish(session, claim, "cancelled")
+            self._surely(heart, lambda session: leases.finish(session, claim, "cancelled"))
         elif why == "leaving":
-            with self.database.write() as session:
-                leases.give_back(session, claim, "the worker was stopped; the job resumes with the next one")
+            reason = "the worker was stopped; the job resumes with the next one"
+            self._surely(heart, lambda session: leases.give_back(session, claim, reason))
         elif why == "hung":
-            self._again(claim, "hung", f"no sign of life for {self.settings.hang_minutes:g} minutes")
+            self._again(heart, "hung", f"no step for {self.settings.hang_minutes:g} minutes")
         elif child.out_of_memory:
-            self._fail(claim, "out_of_memory", "memory ran out: take a smaller train.batch_size, or a larger machine")
+            self._fail(heart, "out_of_memory", "memory ran out: take a smaller train.batch_size, or a larger machine")
+        elif os.strerror(errno.ENOSPC) in said:
+            self._again(heart, "storage_full", "the volume of running jobs is full; make room, then retry the job")
         elif "error" in says.last and says.last["error"] != Stopped.code:
-            self._fail(claim, str(says.last["error"]), says.clean(str(says.last.get("message", ""))))
+            self._fail(heart, str(says.last["error"]), _public(says.clean(said)))
         else:
-            self._again(claim, "process_crashed", says.clean(_how_it_ended(code, child)))
+            self._again(heart, "process_crashed", says.clean(_how_it_ended(code, child)))
 
-    def _fail(self, claim: Claim, code: str, message: str) -> None:
-        code = code if code in CATALOGUE else "relay_error"
-        with _unless_lost(claim), self.database.write() as session:
-            leases.finish(session, claim, "failed", error={"code": code, "message": message})
+    def _surely(self, heart: Heart, write: Callable[[Session], object]) -> None:
+        """Write, and where the database is away try again, for as long as the claim holds.
 
-    def _again(self, claim: Claim, code: str, message: str) -> None:
-        with _unless_lost(claim), self.database.write() as session:
-            job = leases.held(session, claim)
-            leases.requeue(session, job, {"code": code, "message": message}, self.settings.max_tries)
+        Raises:
+            LeaseLost: it holds no more.
+        """
+        while True:
+            try:
+                with self.database.write() as session:
+                    write(session)
+                return
+            except AWAY:
+                self._wait(heart)
+
+    def _wait(self, heart: Heart) -> None:
+        log.warning("%s: waiting for the database", heart.claim.job_id)
+        if heart.done.wait(CHECK) or heart.lost:
+            raise LeaseLost(heart.claim)
+
+    def _fail(self, heart: Heart, code: str, message: str) -> None:
+        error = {"code": code if code in CATALOGUE else "relay_error", "message": message}
+        self._surely(heart, lambda session: leases.finish(session, heart.claim, "failed", error=error))
+
+    def _again(self, heart: Heart, code: str, message: str) -> None:
+        error = {"code": code, "message": message}
+
+        def write(session: Session) -> None:
+            leases.requeue(session, leases.held(session, heart.claim), error, self.settings.max_tries)
+
+        self._surely(heart, write)
 
 
-class _unless_lost:
-    """Swallows that the claim was lost meanwhile."""
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, LeaseLost):
-            log.warning("%s: attempt %d was taken over", self.claim.job_id, self.claim.attempt)
-            return True
-        return False
+def _public(message: str) -> str:
+    """The first sentence of a core error: what follows lists files, and a file's name may be a patient's."""
+    first, *rest = message.splitlines() or [""]
+    return f"{first} (a preflight job of the data set names the files)" if rest else first
 
 
 def _how_it_ended(code: int, child: Child) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,16 @@ class Says:
         self._metrics: dict[tuple[str, str, int], float] = {}
         self._progress: dict[str, Any] | None = None
         self._log_lines = 0
+        self.alive = time.monotonic()
+        """When it last said that it comes on."""
+        self.training = False
+        """Between a site's start and its end, when steps are due; loading and scoring may be silent for longer."""
         self.last: dict[str, Any] = {}
         """The last JSON line that is no event: the result, or an error."""
 
     def clean(self, text: str) -> str:
-        """`text` without this machine's folders."""
+        """`text` without this machine's folders, and without what a database's text cannot hold."""
+        text = text.replace("\0", "")
         for place, short in self._places:
             text = text.replace(place, short)
         return text
@@ -52,6 +58,8 @@ class Says:
         if "message" in data:
             data["message"] = self.clean(str(data["message"]))
         self._events.append(data)
+        self.alive = time.monotonic()
+        self.training = data["event"] == "started" or (self.training and data["event"] != "finished")
         if data["event"] == "step":
             self._progress = {key: data.get(key) for key in ("site", "step", "steps", "images_per_second", "eta_seconds")}
             self._add(data, {**data["losses"], "images_per_second": data["images_per_second"]})

@@ -9,19 +9,38 @@ import platform
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
 from relay_core.errors import RelayError
-from services.site import leases, workers
+from services.site import jobs, leases, workers
 from services.site.db.engine import Database
+from services.site.db.models import Job
 from services.site.settings import Settings
 from services.trainer.runner import Runner
 
+TIDY_EVERY = 3600.0
+KEEP_DAYS = 14
+"""Days that a failed or cancelled job can be retried from its checkpoints."""
 log = logging.getLogger(__name__)
+
+
+def tidy(database: Database, work: Path) -> int:
+    """Remove the folders of jobs that succeeded, are gone, or ended `KEEP_DAYS` ago; return how many."""
+    removed = 0
+    with database.read() as session:
+        oldest = database.now(session) - KEEP_DAYS * 86400
+        for folder in work.glob("job-*"):
+            job = session.get(Job, folder.name)
+            if job is None or job.state == "succeeded" or (job.state in jobs.TERMINAL and (job.finished_at or 0) < oldest):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+    return removed
 
 
 class Station:
@@ -38,6 +57,7 @@ class Station:
         self.worker = workers.worker_id()
         self.devices = workers.devices(settings.device, settings.gpus)
         self._closed = threading.Event()
+        self._tidied = -TIDY_EVERY
         self._thread = threading.Thread(target=self._stay_seen, name="station", daemon=True)
         self._thread.start()
 
@@ -45,6 +65,9 @@ class Station:
         """Claim a job and run it to its end; return whether there was one."""
         if self.leaving():
             return False
+        if time.monotonic() - self._tidied > TIDY_EVERY:
+            self._tidied = time.monotonic()
+            tidy(self.database, self.settings.work_folder)
         with self.database.write() as session:
             claim = leases.claim(
                 session, worker=self.worker, host=platform.node(), devices=self.devices, lease=self.settings.lease

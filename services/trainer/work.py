@@ -16,6 +16,7 @@ from services.site import artifacts, audit, folders
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, Run
+from services.site.errors import Refusal
 from services.site.leases import Claim
 from services.site.plan import need
 from services.site.runs import run_file
@@ -40,15 +41,20 @@ class Work:
     inputs: dict[str, str] = field(default_factory=dict)
     """Folder of a checkpoint that was put there -> its row's id: not this job's own."""
     base: Checkpoint | None = None
+    sites: int = 0
+    """Sites that it trains: as many checkpoints it leaves."""
+    wanted: list[tuple[str, Path]] = field(default_factory=list)
+    """Digests of stored bytes, and where they are needed."""
 
 
 def environment(devices: tuple[str, ...]) -> dict[str, str]:
     """Variables of the training process: ours without the service's settings and secrets, and its devices."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     kept |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    gpus = [device.partition(":")[2] for device in devices if device.startswith("cuda:")]
+    gpus = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda:")]
     if len(gpus) > 1:
-        kept["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        visible = [name for name in kept.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] if visible else str(i) for i in gpus)
     return kept
 
 
@@ -62,7 +68,9 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
         job = need(session, Job, claim.job_id)
         maker = {"train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight}[job.kind]
         work = Work(job, folder, [])
-        maker(session, store, settings, claim, work)
+        maker(session, settings, claim, work)
+    for digest, target in work.wanted:
+        store.fetch(digest, target)
     return work
 
 
@@ -82,59 +90,57 @@ def _image_folders(session: Session, settings: Settings, params: Mapping[str, An
     return {task_id: folders.inside(settings.data_folder, row.path) for task_id, row in rows.items()}
 
 
-def _train(session: Session, store: ArtifactStore, settings: Settings, claim: Claim, work: Work) -> None:
+def _train(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
     job, folder = work.job, work.folder
     run = run_file(need(session, Run, str(job.run_id)))
     file = write_run_files(folder, run, _image_folders(session, settings, job.params))
     site = job.params["site"]
+    work.sites = 1 if site is not None or run.sites()[0].mode == "joint" else len(run.task_ids)
     if job.checkpoint_id is not None:
         work.base = need(session, Checkpoint, job.checkpoint_id)
-        _place_history(session, store, work, work.base, {i: run.site(i).folder_name for i in run.all_ids})
+        _place_history(session, work, work.base, {i: run.site(i).folder_name for i in run.all_ids})
     only = ["--site", str(site)] if site is not None else []
     work.command = _core(claim, "train", str(file), *only, "--out", str(folder), "--resume")
 
 
-def _place_history(
-    session: Session, store: ArtifactStore, work: Work, base: Checkpoint, folder_names: Mapping[int, str]
-) -> None:
+def _place_history(session: Session, work: Work, base: Checkpoint, folder_names: Mapping[int, str]) -> None:
     """The checkpoint to start from where the engine looks for it, and the scores of the sites before, for the matrix."""
     name = folder_names[base.task_id]
     target = work.folder / name / f"step-{base.step:08d}.safetensors"
-    if not target.is_file():
-        store.fetch(base.digest, target)
+    work.wanted.append((base.digest, target))
     row: Checkpoint | None = base
     while row is not None:
         name = folder_names[row.task_id]
         work.inputs[name] = row.id
         scores = artifacts.attached(session, row.id).get("scores.json")
         if scores is not None:
-            store.fetch(scores.digest, work.folder / name / "scores.json")
+            work.wanted.append((scores.digest, work.folder / name / "scores.json"))
         row = session.get(Checkpoint, row.parent_id) if row.parent_id else None
 
 
-def _input_checkpoint(session: Session, store: ArtifactStore, work: Work) -> Path:
+def _input_checkpoint(session: Session, work: Work) -> Path:
     row = need(session, Checkpoint, str(work.job.checkpoint_id))
     path = work.folder / INPUT / f"step-{row.step:08d}.safetensors"
-    store.fetch(row.digest, path)
+    work.wanted.append((row.digest, path))
     work.inputs[INPUT] = row.id
     return path
 
 
-def _evaluate(session: Session, store: ArtifactStore, settings: Settings, claim: Claim, work: Work) -> None:
-    checkpoint = _input_checkpoint(session, store, work)
+def _evaluate(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+    checkpoint = _input_checkpoint(session, work)
     run = run_file(need(session, Run, str(work.job.run_id)))
     file = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
     work.command = _core(claim, "evaluate", str(checkpoint), "--run", str(file), "--out", str(work.folder))
 
 
-def _samples(session: Session, store: ArtifactStore, settings: Settings, claim: Claim, work: Work) -> None:
-    checkpoint = _input_checkpoint(session, store, work)
+def _samples(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+    checkpoint = _input_checkpoint(session, work)
     count = str(work.job.params["per_site"])
     out = str(work.folder / "samples.png")
     work.command = _core(claim, "samples", str(checkpoint), "--per-site", count, "--out", out)
 
 
-def _preflight(session: Session, store: ArtifactStore, settings: Settings, claim: Claim, work: Work) -> None:
+def _preflight(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
     work.command = _core(
@@ -153,13 +159,20 @@ class _Stored:
 
 
 def store_results(store: ArtifactStore, work: Work) -> _Stored:
-    """Put what a job wrote into the store. Raises Refusal `storage_full`."""
-    own = [c for c in newest_checkpoints(work.folder) if c.path.parent.name not in work.inputs] if _trains(work) else []
-    stored = _Stored([(c, *store.put_file(c.path)) for c in own if c.finished], {})
+    """Put what a job wrote into the store.
+
+    Raises:
+        Refusal: `storage_full`; `checkpoint_invalid` where a training left fewer checkpoints than it trained sites.
+    """
+    inputs = [work.folder / name for name in work.inputs]
+    own = [c for c in newest_checkpoints(work.folder) if c.finished and c.path.parent not in inputs]
+    if len(own) < work.sites:
+        raise Refusal("checkpoint_invalid", f"{work.sites} sites were trained, and {len(own)} left a finished checkpoint")
+    stored = _Stored([(c, *store.put_file(c.path)) for c in own], {})
     for path in sorted(work.folder.rglob("*")):
-        inside = path.relative_to(work.folder)
-        if path.suffix in MEDIA_TYPES and path.is_file() and inside.parts[0] not in work.inputs and path.name != NOTE:
-            stored.files[inside.as_posix()] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
+        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in inputs and path.name != NOTE:
+            inside = path.relative_to(work.folder).as_posix()
+            stored.files[inside] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
     return stored
 
 
@@ -212,7 +225,7 @@ def _publish_checkpoints(session: Session, work: Work, stored: _Stored) -> list[
         session.add(row)
         session.flush()
         audit.record(session, work.job.created_by, "checkpoint.publish", row.id, job=work.job.id, digest=digest)
-        scores = stored.files.get(f"{file.path.parent.name}/scores.json")
+        scores = stored.files.get((file.path.parent / "scores.json").relative_to(work.folder).as_posix())
         if scores is not None:
             artifacts.attach(session, row.id, "scores.json", *scores)
         made.append(row.id)
@@ -228,7 +241,3 @@ def _publish_preflight(session: Session, job: Job, stored: _Stored, last: dict[s
         if name.startswith("previews/"):
             artifacts.attach(session, row.id, name.removeprefix("previews/"), digest, size, media_type)
     return last
-
-
-def _trains(work: Work) -> bool:
-    return work.job.kind == "train"

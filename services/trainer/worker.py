@@ -1,4 +1,4 @@
-"""`python -m services.trainer.worker`: a Celery worker, one pool process, one training at a time.
+"""`python -m services.trainer.worker`: a Celery worker, one pool process a device, one training a device.
 
 The queue only rings; the database says what to do. SIGTERM (docker stop) asks the running training to write a
 checkpoint, hands its job back and leaves: Celery's warm shutdown waits for the task, and the task ends because it is
@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from relay_core.errors import RelayError
+from services.site import workers
 from services.site.dispatch import QUEUE, celery_app
 from services.site.settings import Settings, SettingsError, load_settings
 from services.trainer import tasks
@@ -42,6 +43,7 @@ def make_worker_app(settings: Settings) -> Celery:
     if settings.broker is None:
         raise SettingsError("RELAY_BROKER_URL is not set; without a broker run: python -m services.trainer.poll")
     app = celery_app(settings.broker)
+    app.conf.worker_proc_alive_timeout = 60.0  # a pool process that starts again imports and asks the driver first
     tasks.add_to(app)
 
     @worker_shutting_down.connect(weak=False)
@@ -69,9 +71,10 @@ def main() -> int:
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    processes = len(workers.devices(settings.device, settings.gpus))  # asked before the fork, known after it
     app.worker_main(
-        ["worker", "--pool=prefork", "--concurrency=1", f"--queues={QUEUE}", "--without-gossip", "--without-mingle",
-         f"--loglevel={settings.log_level}", "--hostname=relay@%h"]
+        ["worker", "--pool=prefork", f"--concurrency={processes}", f"--queues={QUEUE}", "--without-gossip",
+         "--without-mingle", f"--loglevel={settings.log_level}", "--hostname=relay@%h"]
     )  # fmt: skip
     return 0
 

@@ -4,19 +4,31 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from services.site import jobs, plan
+from services.site import jobs, leases, plan
 from services.site.artifacts import attached
-from services.site.db.models import Checkpoint, Dataset, Evaluation, JobEvent, Metric
-from services.trainer.station import Station
+from services.site.db.engine import DatabaseError
+from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, JobEvent, Metric
+from services.site.leases import Claim, LeaseLost
+from services.trainer import child as child_module
+from services.trainer.child import Child
+from services.trainer.folder import attempt_folder
+from services.trainer.says import Says
+from services.trainer.station import Station, tidy
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit
+
+
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -216,6 +228,7 @@ def test_a_core_error_fails_the_job_with_its_own_code(small_site: SiteKit, stati
     assert job.state == "failed"
     assert job.error["code"] == "data_invalid"
     assert "Domain1" in job.error["message"]
+    assert ".png" not in job.error["message"]
     assert str(small_site.settings.data_folder) not in job.error["message"]
 
 
@@ -231,3 +244,99 @@ def test_three_crashes_are_the_end(small_site: SiteKit, station: Station, toy: T
     assert (job.state, job.error["code"]) == ("failed", "process_crashed")
     assert "after 3 attempts" in job.error["message"]
     assert not station.work_once()
+
+
+def test_a_database_that_is_away_for_a_while_costs_nothing(
+    small_site: SiteKit, station: Station, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"num_mimgs": 1600e-6, "batch_size": 8, "log_every_n_steps": 1}
+    job_id = small_site.submit_train(small_site.add_run(toy.write(sites=1, train=train), sites=1))
+    thread = work_beside(station)
+    await_step(small_site, job_id, 3)
+    write, away = station.database.write, threading.Event()
+
+    def gone():
+        if away.is_set():
+            raise DatabaseError("the database is not available")
+        return write()
+
+    monkeypatch.setattr(station.database, "write", gone)
+    away.set()
+    time.sleep(2)  # less than the lease
+    away.clear()
+    thread.join(120)
+    job = small_site.job(job_id)
+    assert (job.state, job.attempt, job.error) == ("succeeded", 1, None)
+    assert [e["step"] for e in events_of(small_site, job_id) if e["event"] == "step"] == list(range(1, 201))
+
+
+def test_checkpoints_in_folders_of_the_run_files_choice_are_published(
+    small_site: SiteKit, station: Station, toy: Toy
+) -> None:
+    run = small_site.add_run(toy.write(sites=1, checkpoint={"save": {"dir": "seg/one"}}), sites=1)
+    job_id = small_site.submit_train(run)
+    station.work_once()
+    job = small_site.job(job_id)
+    assert job.state == "succeeded", job.error
+    with small_site.database.read() as session:
+        (row,) = session.scalars(select(Checkpoint)).all()
+        assert list(attached(session, row.id)) == ["scores.json"]
+
+
+def test_an_attempt_that_wakes_after_its_successor_leaves_it_alone(tmp_path: Path) -> None:
+    early, late = (Claim("job-1", attempt, "w", "h", ()) for attempt in (1, 2))
+    folder = attempt_folder(tmp_path, late)
+    (folder / "task_1").mkdir()
+    with pytest.raises(LeaseLost):
+        attempt_folder(tmp_path, early)
+    assert (folder / "task_1").is_dir()
+    assert (attempt_folder(tmp_path, Claim("job-1", 3, "w", "h", ())) / "task_1").is_dir()
+    assert not folder.exists()
+
+
+def test_a_process_that_cannot_be_noted_does_not_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def full(path: Path, content: bytes) -> None:
+        started.append(json.loads(content)["pid"])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(child_module, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        Child(["sleep", "60"], tmp_path, dict(os.environ))
+    assert not Path(f"/proc/{started[0]}/cmdline").exists()
+
+
+def test_memory_and_hangs_are_told_from_crashes(small_site: SiteKit, tmp_path: Path) -> None:
+    child = Child([sys.executable, "-c", "raise MemoryError"], tmp_path, dict(os.environ))
+    while not child.ended:
+        child.take(0.1)
+    assert child.out_of_memory
+    child.close()
+    says = Says(small_site.database, Claim("job-1", 1, "w", "h", ()), tmp_path, tmp_path)
+    for line in (
+        '{"event": "started", "site": "a"}',
+        '{"event": "step", "site": "a", "step": 1, "losses": {"x": NaN}, "images_per_second": 1}',
+    ):  # noqa: E501
+        says.line("out", line)
+    assert says.training
+    before = says.alive
+    says.line("err", "a warning is no step")
+    assert says.alive == before
+    says.line("out", '{"event": "finished", "site": "a", "step": 1, "seconds": 1}')
+    assert not says.training
+
+
+def test_old_work_is_tidied_away(small_site: SiteKit, toy_run: Path) -> None:
+    job_id = small_site.submit_train(small_site.add_run(toy_run))
+    work = small_site.settings.work_folder
+    for name in (job_id, "job-unknown"):
+        (work / name / "attempt-1").mkdir(parents=True)
+    assert tidy(small_site.database, work) == 1
+    with small_site.database.write() as session:
+        jobs.cancel(session, job_id, "test")
+    assert tidy(small_site.database, work) == 0
+    with small_site.database.write() as session:
+        session.execute(update(Job).values(finished_at=1.0))
+    assert tidy(small_site.database, work) == 1
+    assert list(work.iterdir()) == []

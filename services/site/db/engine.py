@@ -43,7 +43,7 @@ class Database:
         if self.sqlite:
             options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}, "pool_size": 16, "max_overflow": 32}
         else:
-            options = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 20, "connect_args": {"connect_timeout": 5}}
+            options = {"pool_pre_ping": True, "pool_size": 10, "max_overflow": 20, "connect_args": _limits(url)}
         self.engine: Engine = create_engine(url, **options)
         self._line = threading.Lock() if self.sqlite else nullcontext()
         if self.sqlite:
@@ -79,7 +79,7 @@ class Database:
             except OperationalError as error:
                 session.rollback()
                 if "locked" not in str(error) or time.monotonic() > give_up:
-                    raise DatabaseError(f"the database is not available: {error.orig}") from error
+                    raise DatabaseError("the database is not available") from error
 
     def now(self, session: Session) -> float:
         """The database's time, in seconds since 1970."""
@@ -88,6 +88,15 @@ class Database:
     def close(self) -> None:
         """Close the pool."""
         self.engine.dispose()
+
+
+def _limits(url: URL) -> dict[str, Any]:
+    """PostgreSQL: nobody who froze or was cut off holds locks for long, and nobody waits for him for ever."""
+    limits = "-c idle_in_transaction_session_timeout=15s -c lock_timeout=15s -c statement_timeout=60s"
+    return {
+        "connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3,
+        "tcp_user_timeout": 15_000, "options": f"{url.query.get('options', '')} {limits}".strip(),
+    }  # fmt: skip
 
 
 def _sqlite_connection(connection: Any, record: Any) -> None:

@@ -39,6 +39,8 @@ def _run(database: Database, step: object) -> None:
     settings = config()
     with database.engine.connect().execution_options(writes=True) as connection:
         if not database.sqlite:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         settings.attributes["connection"] = connection
         step(settings)  # type: ignore[operator]

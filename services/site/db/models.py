@@ -130,6 +130,8 @@ class Job(Base):
     """Attempts since it was submitted or retried by a person."""
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[float | None]
+    not_before: Mapped[float | None]
+    """After a crash it rests until then."""
     rung_at: Mapped[float | None]
     """When the doorbell last rang for it."""
     events: Mapped[int] = mapped_column(default=0)
@@ -169,7 +171,7 @@ class Metric(Base):
     __tablename__ = "metrics"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     site: Mapped[str] = mapped_column(String(100), primary_key=True)
-    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[float]
     attempt: Mapped[int]
