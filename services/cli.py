@@ -164,7 +164,7 @@ def _site(home: Path | None) -> Iterator[tuple[Settings, Database]]:
     from services.site.db.engine import Database
     from services.site.settings import load_settings
 
-    settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings()
+    settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings(needs_key=True)
     database = Database(settings.database)
     try:
         yield settings, database

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -11,6 +12,13 @@ from typing import Any, Self
 import httpx
 
 from relay_core.errors import RelayError
+
+ENDS = ("succeeded", "failed", "cancelled")
+"""Events that end a job, unless a person retries it."""
+PAUSES = (0.5, 5.0)
+"""Seconds between two looks for a lost service: at first, and at most."""
+PATIENCE = 120.0
+"""Seconds without an answer after which it is given up."""
 
 
 class ServiceUnreachable(RelayError):
@@ -88,28 +96,47 @@ class Client:
             params["cursor"] = page["next_cursor"]
 
     def follow(self, job_id: str, warn: Callable[[str], None] = lambda text: None) -> Iterator[dict[str, Any]]:
-        """A job's events to its end; a broken connection is taken up again where it broke."""
-        last, failures = 0, 0
-        while failures < 20:
+        """A job's events to its end; a broken connection is taken up again where it broke.
+
+        Raises:
+            ServiceUnreachable: nobody answers at the start, or for `PATIENCE` seconds later.
+            ServiceRefused: the answer is a problem.
+        """
+        self.call("GET", f"/api/v1/jobs/{job_id}")
+        last, event, pause, lost = 0, "", PAUSES[0], 0.0
+        while True:
             try:
                 for data in self._stream(job_id, last):
-                    last, failures = int(data["seq"]), 0
-                    yield data
-                    if data["event"] in ("succeeded", "failed", "cancelled"):
-                        return
+                    pause, lost = PAUSES[0], 0.0
+                    if data is not None:
+                        last, event = int(data["seq"]), data["event"]
+                        yield data
+                if event in ENDS:
+                    return
+                why = "the stream ended"
             except httpx.HTTPError as error:
-                failures += 1
-                warn(f"connection lost ({error}); trying again")
-            if self.call("GET", f"/api/v1/jobs/{job_id}")["state"] not in ("queued", "running", "cancelling"):
-                failures += 1  # ended: the rest of its events comes with the next turn
-        raise ServiceUnreachable(f"{self._http.base_url}: lost; the job goes on, see: relay jobs watch {job_id}")
+                why = str(error)
+            except ServiceRefused as error:
+                if error.status < 500:
+                    raise
+                why = str(error)
+            now = time.monotonic()
+            if not lost:
+                lost = now
+                warn(f"connection lost ({why}); trying again")
+            if now - lost > PATIENCE:
+                raise ServiceUnreachable(f"{self._http.base_url}: {why}; the job goes on, see: relay jobs watch {job_id}")
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSES[1])
 
-    def _stream(self, job_id: str, after: int) -> Iterator[dict[str, Any]]:
+    def _stream(self, job_id: str, after: int) -> Iterator[dict[str, Any] | None]:
+        """None as soon as the service answers, then the job's events after one."""
         headers = {"Last-Event-ID": str(after), "Accept": "text/event-stream"}
         with self._http.stream("GET", f"/api/v1/jobs/{job_id}/events", headers=headers, timeout=60) as answer:
             if answer.is_error:
                 answer.read()
                 raise ServiceRefused(answer.status_code, _json(answer))
+            yield None
             for line in answer.iter_lines():
                 if line.startswith("data:"):
                     yield json.loads(line.removeprefix("data:"))

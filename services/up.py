@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from sqlalchemy import func, select
 
 from relay_core.errors import RelayError
+from services.api.migration import bring_up_to_date
 from services.site import audit, auth
-from services.site.db.engine import Database
-from services.site.db.migrate import upgrade
+from services.site.db import Database
 from services.site.db.models import Token
 from services.site.settings import Settings, load_settings
 from services.trainer.leash import leashed
@@ -76,20 +76,17 @@ def run_up(home: Path, **overrides: Any) -> None:
 
     Raises:
         SettingsError: a setting is not valid.
-        RelayError: another `relay up` serves the same folder, or the API does not come up.
+        RelayError: another `relay up` serves the same folder, a later version used it, or the API does not come up.
     """
-    settings = load_settings(embedded=True, home=home.absolute(), **overrides)
+    settings = load_settings(embedded=True, home=home.absolute(), instance=secrets.token_hex(8), **overrides)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     with _alone(settings.home), _until_asked() as asked:
-        token = _prepare(settings)
-        url = f"http://{settings.host}:{settings.port}"
+        with _database(settings) as database:
+            bring_up_to_date(database)
         services = _services(settings)
         try:
-            _await_api(services, url, asked)
-            print(f"relay is up at {url}\nsite folder {settings.home}, images below {settings.data_folder}")
-            if token is not None:
-                print(f"admin token, shown this once:\n  export RELAY_TOKEN={token}")
-            print("Ctrl-C stops everything; running jobs go on with the next start", flush=True)
+            if _api_answers(services, settings, asked):
+                _greet(settings)
             while not asked.wait(0.5):
                 for service in services:
                     service.tend()
@@ -102,7 +99,8 @@ def run_up(home: Path, **overrides: Any) -> None:
 def _services(settings: Settings) -> list[Service]:
     environment = {
         **os.environ, "RELAY_EMBEDDED": "1", "RELAY_HOME": str(settings.home), "RELAY_HOST": settings.host,
-        "RELAY_PORT": str(settings.port), "RELAY_DEVICE": settings.device, "PYTHONUNBUFFERED": "1",
+        "RELAY_PORT": str(settings.port), "RELAY_DEVICE": settings.device, "RELAY_INSTANCE": str(settings.instance),
+        "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     logs = settings.home / "logs"
     logs.mkdir(exist_ok=True)
@@ -113,34 +111,53 @@ def _services(settings: Settings) -> list[Service]:
     ]
 
 
-def _prepare(settings: Settings) -> str | None:
-    """Bring the database up to date; at the first start make an admin token and return it."""
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.database)
-    upgrade(database)
-    with database.write() as session:
-        if session.scalar(select(func.count()).select_from(Token)):
-            return None
-        row, text = auth.create_token(session, settings.key, "first admin", "admin")
-        audit.record(session, "relay up", "token.create", row.id, name=row.name, role=row.role)
-    database.close()
-    return text
+    try:
+        yield database
+    finally:
+        database.close()
 
 
-def _await_api(services: list[Service], url: str, asked: threading.Event) -> None:
+def _api_answers(services: list[Service], settings: Settings, asked: threading.Event) -> bool:
+    """Start everything and wait for our own API; False where a stop was asked for meanwhile."""
+    api, url = services[0], _url(settings)
     give_up = time.monotonic() + PATIENCE
     for service in services:
         service.tend()
     while not asked.wait(0.2):
-        try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            pass
-        api = services[0].process
-        if (api is not None and api.poll() is not None) or time.monotonic() > give_up:
-            raise RelayError(
-                f"the API does not answer at {url}, see {services[0].log}; is the port taken? Try: relay up --port 8001"
-            )
+        if _answers(url, settings.instance):
+            return True
+        if (api.process is not None and api.process.poll() is not None) or time.monotonic() > give_up:
+            hint = "is the port taken? Try: relay up --port 8001"
+            raise RelayError(f"the API does not answer at {url}, see {api.log}; {hint}")
+    return False
+
+
+def _answers(url: str, instance: str | None) -> bool:
+    """Whether an API answers that is this instance, not another site's that has the port."""
+    try:
+        found: Any = httpx.get(f"{url}/healthz", timeout=2, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("instance") == instance
+
+
+def _greet(settings: Settings) -> None:
+    """Say where it is; the first time with an admin token. What did not come up has made none that nobody saw."""
+    print(f"relay is up at {_url(settings)}\nsite folder {settings.home}, images below {settings.data_folder}")
+    with _database(settings) as database, database.write() as session:
+        if not session.scalar(select(func.count()).select_from(Token)):
+            row, text = auth.create_token(session, settings.key, "first admin", "admin")
+            audit.record(session, "relay up", "token.create", row.id, name=row.name, role=row.role)
+            print(f"admin token, shown this once:\n  export RELAY_TOKEN={text}")
+    print("Ctrl-C stops everything; running jobs go on with the next start", flush=True)
+
+
+def _url(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
 
 
 @contextmanager

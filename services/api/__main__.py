@@ -1,7 +1,7 @@
 """`python -m services.api`: migrate the database, then serve.
 
-Behind a reverse proxy set FORWARDED_ALLOW_IPS to its address; otherwise X-Forwarded-For is not believed, and a lockout
-after failed logins is the proxy's.
+Behind a reverse proxy set FORWARDED_ALLOW_IPS to its address; otherwise (unset or empty) X-Forwarded-For is not believed,
+and failed logins count for the proxy's address.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import uvicorn
 from relay_core.errors import RelayError
 from services.api import logs
 from services.api.main import create_app
-from services.site.db import Database, migrate
+from services.api.migration import bring_up_to_date
+from services.site.db import Database
 from services.site.settings import load_settings
 
 GRACE = 3
@@ -24,10 +25,10 @@ GRACE = 3
 def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     try:
-        settings = load_settings()
+        settings = load_settings(needs_key=True)
         logs.configure(settings.log_level)
         database = Database(settings.database)
-        migrate.upgrade(database)
+        bring_up_to_date(database)
         database.close()
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -35,7 +36,7 @@ def main() -> int:
     app = create_app(settings, reconcile=settings.reconcile)
     uvicorn.run(
         app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, server_header=False,
-        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ, timeout_graceful_shutdown=GRACE,
+        proxy_headers=bool(os.environ.get("FORWARDED_ALLOW_IPS")), timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
     return 0
 

@@ -67,17 +67,16 @@ Admin = Annotated[Identity, Depends(require("admin"))]
 
 
 def _identify(site: Parts, token: str | None, address: str) -> Identity:
+    """Who holds the token. A valid one always passes: nobody locks out others by failing from their address."""
     settings = site.settings
+    if token is None:
+        raise Refusal("unauthenticated", "send the header Authorization: Bearer relay_...", {"WWW-Authenticate": "Bearer"})
     with site.database.read() as session:
-        auth.check_lockout(session, address, settings.lockout_failures, settings.lockout_seconds)
-        if token is None:
-            raise Refusal(
-                "unauthenticated", "send the header Authorization: Bearer relay_...", {"WWW-Authenticate": "Bearer"}
-            )
         try:
             return auth.authenticate(session, settings.key, token)
         except Refusal as refusal:
             failed = refusal
+        auth.check_lockout(session, address, settings.lockout_failures, settings.lockout_seconds)
     with site.database.write() as session:
         failures = auth.note_failure(session, address, settings.lockout_seconds)
         if failures == settings.lockout_failures:

@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
         settings: default: from the environment.
         reconcile: whether this process looks after lost jobs too; otherwise `relay reconcile` must run somewhere.
     """
-    settings = settings or load_settings()
+    settings = settings or load_settings(needs_key=True)
     registry = CollectorRegistry(auto_describe=False)
 
     @asynccontextmanager

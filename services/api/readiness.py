@@ -40,7 +40,7 @@ class Probe:
         try:
             checks["migrations"] = self._migrations()
             with self.database.read() as session:
-                seen = workers.lately(session, 3 * self.settings.beat + self.settings.lease)
+                seen = workers.lately(session, self.settings.lately)
         except (SQLAlchemyError, RelayError) as error:
             log.warning("the database cannot be read: %s", error)
             checks["database"] = Check(ok=False, detail="cannot be read")

@@ -85,7 +85,7 @@ def authenticate(session: Session, key: bytes, text: str) -> Identity:
 
 
 def check_lockout(session: Session, address: str, failures: int, seconds: float) -> None:
-    """Raise Refusal `locked_out` where `address` failed `failures` times within `seconds`."""
+    """For a login that failed: raise Refusal `locked_out` where `address` failed `failures` times within `seconds`."""
     row = session.get(Lockout, address)
     if row is None or row.failures < failures:
         return

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
+from services.site import workers
 from services.site.db.models import Base, Checkpoint, Dataset, Run
 from services.site.errors import Refusal
 
@@ -111,6 +112,19 @@ def samples(session: Session, checkpoint_id: str, *, per_site: int = 8) -> Plan:
 def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> Plan:
     """Check every file of a data set. Raises Refusal `not_found`."""
     return Plan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})
+
+
+def check_gpus(session: Session, gpus: int, lately: float) -> None:
+    """Whether a worker that was seen within `lately` seconds can take a job of so many GPUs; where none was, one may come.
+
+    A worker without a GPU trains on its CPU what asks for one.
+
+    Raises:
+        Refusal: `device_unavailable`: it would wait for ever.
+    """
+    found = [int(row.facts.get("gpus", 0)) for row in workers.lately(session, lately)]
+    if found and gpus > max(1, *found):
+        raise Refusal("device_unavailable", f"{gpus} GPUs are asked for; the largest worker here has {max(found)}")
 
 
 def need(session: Session, table: type[Row], row_id: str, *, hold: bool = False) -> Row:

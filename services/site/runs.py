@@ -11,6 +11,9 @@ from services.site import audit
 from services.site.db.models import Run
 from services.site.errors import Refusal
 
+MAX_NAME = 100
+"""Characters of a site's name."""
+
 
 def register(session: Session, text: str, name: str, actor: str) -> tuple[Run, bool]:
     """`read`, then `keep`: for a short file, as it holds the transaction while it reads."""
@@ -21,13 +24,18 @@ def read(text: str, name: str) -> Run:
     """A run file as the row to keep. A long one takes seconds: read it outside of a transaction.
 
     Raises:
-        RunFileError: not valid; the message names line and key.
+        RunFileError: not valid; the message names line and key, or the site whose name cannot be kept.
         NotAvailableYet: it asks for what this version cannot do.
         Refusal: `path_escape` where a setting names a file of this machine's.
     """
     run = parse_run(text, name)
     if outside := run.outside_paths():
         raise Refusal("path_escape", f"{name}: paths must be relative and without ..: {', '.join(outside)}")
+    names = {task_id: run.site(task_id).name for task_id in run.all_ids}
+    for task_id, known_as in names.items():
+        if len(known_as) > MAX_NAME or not known_as.isprintable():
+            rule = f"a task_name has at most {MAX_NAME} characters, none of them a control character"
+            raise RunFileError(f"{name}: site {task_id}: {rule}")
     sites = run.sites()
     for site in sites:
         site.require_available()
@@ -38,7 +46,7 @@ def read(text: str, name: str) -> Run:
         name=name,
         content=run.canonical(),
         strategy=sites[0].mode,
-        sites=[{"task_id": i, "name": run.site(i).name, "trained": i in run.task_ids} for i in run.all_ids],
+        sites=[{"task_id": i, "name": names[i], "trained": i in run.task_ids} for i in run.all_ids],
     )
 
 

@@ -68,10 +68,12 @@ class Settings(BaseSettings):
     """Redis URL of the Celery broker, without a password; None: workers poll the database."""
     broker_password: SecretStr | None = None
     secret_key: SecretStr | None = None
-    """Keys the hashes of tokens and the signatures of page cursors."""
+    """Keys the hashes of tokens and the signatures of page cursors: the API's and the command line's, not a worker's."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    instance: str | None = None
+    """What `/healthz` answers with, so that who started this API knows it from another one on the same port."""
     device: str = "auto"
     """What a worker trains on: auto, cpu, cuda or cuda:N."""
     gpus: int = Field(default=1, ge=1)
@@ -94,7 +96,7 @@ class Settings(BaseSettings):
     queue_limit: int = Field(default=10_000, ge=1)
     """Queued jobs beyond which a new one is refused."""
     lockout_failures: int = Field(default=10, ge=1)
-    """Failed logins of one address within `lockout_seconds` that lock it out for as long."""
+    """Failed logins of one address after which more are refused, until `lockout_seconds` after the first."""
     lockout_seconds: float = Field(default=300.0, gt=0)
     reconcile: bool = True
     """Whether the API process also runs the reconciler; else `relay reconcile` must."""
@@ -117,6 +119,11 @@ class Settings(BaseSettings):
         if self.lease < 3 * self.beat:
             raise ValueError(f"lease ({self.lease:g} s) must be at least three beats ({self.beat:g} s each)")
         return self
+
+    @property
+    def lately(self) -> float:
+        """Seconds since its last sign within which a worker counts as being there."""
+        return 3 * self.beat + self.lease
 
     @property
     def data_folder(self) -> Path:
@@ -166,11 +173,16 @@ def _with_password(text: str, password: SecretStr | None, name: str) -> URL:
     return url.set(username=url.username or "", password=password.get_secret_value())
 
 
-def load_settings(**overrides: Any) -> Settings:
+def load_settings(*, needs_key: bool = False, **overrides: Any) -> Settings:
     """Read the environment and refuse what would not be safe.
 
+    Args:
+        needs_key: whether the process makes or checks tokens or cursors; a worker does not.
+        overrides: settings that win over the environment.
+
     Raises:
-        SettingsError: a value is not valid, or a secret is missing, short or a default outside the embedded mode.
+        SettingsError: a value is not valid, or a secret that is needed is missing, short or a default outside the
+            embedded mode.
     """
     try:
         settings = Settings(**overrides)
@@ -183,7 +195,8 @@ def load_settings(**overrides: Any) -> Settings:
         if settings.secret_key is None:
             settings.secret_key = SecretStr(_own_key(settings.home / "secret-key"))
         return settings
-    _require(settings.secret_key, "secret_key", "keys the tokens' hashes")
+    if needs_key:
+        _require(settings.secret_key, "secret_key", "keys the tokens' hashes")
     if settings.database_url and settings.database.get_backend_name() != "sqlite":
         _require(_secret(settings.database.password), "database_password", "guards the database")
     if settings.broker_url:

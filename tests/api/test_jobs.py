@@ -33,6 +33,20 @@ def test_a_training_is_accepted_and_done(site):
     assert len(site.audited("job.submit", job["id"])) == 1
 
 
+def test_more_gpus_than_any_worker_has_are_refused(site):
+    run = site.run()
+    body = {"kind": "train", "run_id": run["id"], "site": 1}
+    with site.worker(gpus=0):
+        problem = refused(submit(site, {**body, "gpus": 2}, f"none-{run['id']}"), 422, "device_unavailable")
+        assert "has 0" in problem["detail"]
+        ok(submit(site, body, f"cpu-{run['id']}"), 202)
+        with site.worker(gpus=4):
+            problem = refused(submit(site, {**body, "gpus": 5}, f"five-{run['id']}"), 422, "device_unavailable")
+            assert "has 4" in problem["detail"]
+            ok(submit(site, {**body, "gpus": 4}, f"four-{run['id']}"), 202)
+    ok(submit(site, {**body, "gpus": 16}, f"later-{run['id']}"), 202)  # a worker may come that has them
+
+
 def test_the_other_kinds(site):
     checkpoint = site.checkpoint()
     run = ok(site.viewer.get(f"/api/v1/runs/{checkpoint.run_id}"))

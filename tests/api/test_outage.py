@@ -62,7 +62,7 @@ def test_an_outage_is_told_and_survived(postgres_url, tmp_path):
             list(lines)  # the stream ends, and its client comes again with Last-Event-ID
         problem = refused(site.viewer.get("/api/v1/jobs"), 503, "database_unavailable")
         assert "127.0.0.1" not in problem["detail"]
-        assert ok(site.anonymous.get("/healthz")) == {"status": "ok"}
+        assert ok(site.anonymous.get("/healthz"))["status"] == "ok"
         time.sleep(5)  # the trial write of a probe counts for so long
         ready = site.anonymous.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["database"]["ok"]) == (503, False)

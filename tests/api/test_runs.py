@@ -1,6 +1,7 @@
 """Run files over REST."""
 
 import pytest
+import yaml
 
 from tests.api.kit import NUMBERS, ok, refused, run_text
 
@@ -58,6 +59,16 @@ def test_what_is_wrong_in_a_run_file_is_named(site):
     refused(upload(site, b""), 422, "run_file_invalid")
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
     refused(upload(site, bomb), 422, "run_file_invalid")
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "a\nb", "a\x7fb", "\u202eb"])
+def test_a_site_whose_name_cannot_be_kept(small_site, name):
+    seed = next(NUMBERS)
+    file = yaml.safe_load(run_text(seed))
+    file["all_tasks_datasets"][1]["kwargs"]["task_name"] = name
+    problem = refused(upload(small_site, yaml.safe_dump(file)), 422, "run_file_invalid")
+    assert "site 2: a task_name" in problem["detail"]
+    assert name not in problem["detail"]
 
 
 def test_a_file_too_large_or_of_another_type_is_not_read(site):

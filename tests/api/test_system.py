@@ -1,12 +1,14 @@
 """Health, readiness, metrics, headers, and a stop."""
 
 import json
+import os
 import subprocess
 import sys
 
 import anyio
 import httpx
 import pytest
+from sqlalchemy import text
 
 from services.api.main import create_app
 from services.site.db import Database, migrate
@@ -16,7 +18,7 @@ from tests.api.kit import ok, refused, running
 
 
 def test_the_process_answers(small_site):
-    assert ok(small_site.anonymous.get("/healthz")) == {"status": "ok"}
+    assert ok(small_site.anonymous.get("/healthz")) == {"status": "ok", "instance": None}
 
 
 def test_ready_only_with_a_worker(site):
@@ -122,6 +124,14 @@ def test_the_log_is_json_without_queries(tmp_path):
     assert "patient-name" not in (tmp_path / "api.log").read_text()
 
 
+@pytest.mark.parametrize(("proxies", "client"), [("", "127.0.0.1"), ("127.0.0.1", "10.9.8.7")])
+def test_a_proxy_is_believed_where_the_settings_name_it(tmp_path, proxies, client):
+    with running(tmp_path, None, FORWARDED_ALLOW_IPS=proxies) as site:
+        site.viewer.get("/api/v1/system", headers={"X-Forwarded-For": "10.9.8.7"})
+    lines = [json.loads(line) for line in (tmp_path / "api.log").read_text().splitlines()]
+    assert [line["client"] for line in lines if line.get("path") == "/api/v1/system"] == [client]
+
+
 def test_an_open_stream_does_not_hold_a_stop_back(tmp_path):
     with running(tmp_path, None) as site:
         job = site.submit()
@@ -144,6 +154,22 @@ def test_a_database_that_is_not_migrated_is_refused(tmp_path):
     database = Database(settings.database)
     migrate.upgrade(database)
     database.close()
+
+
+def test_a_database_of_a_later_version_is_left_alone(tmp_path):
+    settings = load_settings(embedded=True, home=tmp_path)
+    database = Database(settings.database)
+    migrate.upgrade(database)
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+    database.close()
+    command = [sys.executable, "-m", "services.api"]
+    environment = {**os.environ, "RELAY_HOME": str(tmp_path), "RELAY_EMBEDDED": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "at revision later" in done.stderr
+    assert "restore the backup" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_error_inside_is_told_without_its_words(tmp_path, caplog):

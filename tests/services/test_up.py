@@ -7,12 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
+from services import client
 from tests.conftest import Toy
 from tests.services.chaos import free_port
 from tests.services.processes import until
@@ -23,8 +27,8 @@ RELAY = [sys.executable, "-m", "relay_core"]
 class Up:
     """A running `relay up` and the commands given to it."""
 
-    def __init__(self, folder: Path, data: Path) -> None:
-        self.home, self.port = folder / "home", free_port()
+    def __init__(self, folder: Path, data: Path, port: int | None = None, **variables: str) -> None:
+        self.home, self.port = folder / "home", port or free_port()
         self.home.mkdir(exist_ok=True)
         if not (self.home / "data").exists():
             shutil.copytree(data, self.home / "data")
@@ -32,8 +36,9 @@ class Up:
         with self.log.open("wb") as file:
             command = [*RELAY, "up", "--home", str(self.home), "--port", str(self.port), "--device", "cpu"]
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=self.environment(""), cwd=folder, start_new_session=True
-            )
+                command, stdout=file, stderr=subprocess.STDOUT, env={**self.environment(""), **variables}, cwd=folder,
+                start_new_session=True,
+            )  # fmt: skip
         until(lambda: "Ctrl-C stops" in self.log.read_text() or self.process.poll() is not None, 60, "the site is up")
         found = re.search(r"RELAY_TOKEN=(\S+)", self.log.read_text())
         self.token = found.group(1) if found else ""
@@ -48,15 +53,16 @@ class Up:
             text=True, timeout=120, check=False, cwd=self.home,
         )  # fmt: skip
 
-    def children(self) -> list[int]:
+    def children(self, module: str = "") -> list[int]:
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 try:
                     environment = (folder / "environ").read_bytes()
+                    words = (folder / "cmdline").read_bytes()
                 except OSError:
                     continue
-                if f"RELAY_HOME={self.home}".encode() in environment.split(b"\0"):
+                if f"RELAY_HOME={self.home}".encode() in environment.split(b"\0") and module.encode() in words:
                     found.append(int(folder.name))
         return found
 
@@ -119,6 +125,79 @@ def test_ctrl_c_stops_everything_and_the_next_start_goes_on(up: Up, toy: Toy, tm
         assert "going on from step" in watched.stderr
     finally:
         second.stop()
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """What another site's API answers."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status": "ok", "instance": null}')
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_the_first_token_waits_for_an_api_of_its_own(tmp_path: Path, phantom_data: Path) -> None:
+    other = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    first = Up(tmp_path, phantom_data, other.server_port)
+    assert first.process.wait(30) == 1
+    assert "is the port taken?" in first.log.read_text()
+    assert not first.token
+    assert first.children() == []
+    other.shutdown()
+    other.server_close()
+    second = Up(tmp_path, phantom_data, http_proxy="http://127.0.0.1:1")
+    try:
+        assert second.relay("jobs", token=second.token).returncode == 0, second.log.read_text()
+    finally:
+        second.stop()
+
+
+def test_a_watcher_outlives_the_api(up: Up, toy: Toy, tmp_path: Path) -> None:
+    train = {"num_mimgs": 4000e-6, "batch_size": 8, "log_every_n_steps": 1}
+    job_id = up.relay("submit", str(toy.write(sites=1, train=train)), "--detach").stdout.strip()
+    said = tmp_path / "watch.log"
+    with said.open("wb") as file:
+        watcher = subprocess.Popen(
+            [*RELAY, "jobs", "watch", job_id], env=up.environment(up.token), stdout=file, stderr=file
+        )  # fmt: skip
+    until(lambda: "started" in said.read_text() or "on 8 images" in said.read_text(), 60, "the training is seen")
+    (api,) = up.children("services.api")
+    os.kill(api, signal.SIGKILL)
+    until(lambda: "connection lost" in said.read_text(), 30, "the watcher notices")
+    until(lambda: up.relay("jobs", "cancel", job_id).returncode == 0, 60, "the API is back")
+    assert watcher.wait(60) == 1
+    assert "cancelled" in said.read_text()
+
+
+def _client(monkeypatch: pytest.MonkeyPatch, streams: list[httpx.Response]) -> client.Client:
+    """A client whose service answers these streams one after another, and then that its database is away."""
+    monkeypatch.setattr(client, "PAUSES", (0.01, 0.02))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json={"state": "running"})
+        return streams.pop(0) if streams else httpx.Response(503, json={"code": "database_unavailable"})
+
+    made = client.Client("http://site", "token")
+    monkeypatch.setattr(made, "_http", httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer)))
+    return made
+
+
+def test_a_watcher_goes_on_while_it_is_answered_and_gives_up_when_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PATIENCE", 0.1)
+    lost: list[str] = []
+    quiet = [httpx.Response(200, text=": nothing yet\n\n") for _ in range(20)]
+    end = httpx.Response(200, text='data: {"seq": 1, "event": "succeeded"}\n\n')
+    with _client(monkeypatch, [*quiet, httpx.Response(502), end]) as made:
+        assert [data["event"] for data in made.follow("job", lost.append)] == ["succeeded"]
+        lost.clear()
+        with pytest.raises(client.ServiceUnreachable, match="the job goes on"):
+            list(made.follow("job", lost.append))
+    assert len(lost) == 1
 
 
 def test_one_home_one_site(up: Up) -> None:

@@ -37,7 +37,7 @@ _REPLAYED = {"Idempotency-Replayed": {"description": "true: the key made this jo
         **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | _REPLAYED),
         **changes(
             "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing", "checkpoint_invalid",
-            "queue_full", "storage_full",
+            "device_unavailable", "queue_full", "storage_full",
         ),
     },
 )  # fmt: skip
@@ -53,6 +53,7 @@ def submit_job(
             if free < site.settings.min_free_mib:
                 raise Refusal("storage_full", f"{free} MiB are free, {site.settings.min_free_mib} are needed; make room")
             made = _plan(session, body)
+            plan.check_gpus(session, made.gpus, site.settings.lately)
             job, new = jobs.submit(
                 session, kind=body.kind, params=made.params, actor=caller.actor, key=key, body=asked, gpus=made.gpus,
                 run_id=made.run_id, checkpoint_id=made.checkpoint_id, queue_limit=site.settings.queue_limit,

@@ -19,9 +19,9 @@ router = APIRouter(tags=["system"])
 
 
 @router.get("/healthz")
-async def health() -> schemas.Health:
+async def health(site: Site) -> schemas.Health:
     """The process answers; this says nothing about what it needs."""
-    return schemas.Health()
+    return schemas.Health(instance=site.settings.instance)
 
 
 @router.get(

@@ -15,6 +15,8 @@ class Health(Answer):
     """The process answers."""
 
     status: Literal["ok"] = "ok"
+    instance: str | None
+    """What its starter named it, where it did."""
 
 
 class Check(Answer):

@@ -1,0 +1,26 @@
+"""What the API does to the database before it serves."""
+
+from __future__ import annotations
+
+from alembic.script import ScriptDirectory
+
+import relay_core
+from services.site.db import Database, migrate
+from services.site.errors import Refusal
+
+
+def bring_up_to_date(database: Database) -> None:
+    """Migrate to this version's tables.
+
+    Raises:
+        Refusal: `not_ready`: a later version has migrated it already.
+    """
+    current = migrate.current(database)
+    known = {script.revision for script in ScriptDirectory.from_config(migrate.config()).walk_revisions()}
+    if current not in {None, *known}:
+        raise Refusal(
+            "not_ready",
+            f"the database is at revision {current}, which version {relay_core.__version__} does not know: a later version "
+            "migrated it; run that one, or restore the backup from before the upgrade",
+        )
+    migrate.upgrade(database)
