@@ -317,7 +317,7 @@ def test_memory_and_hangs_are_told_from_crashes(small_site: SiteKit, tmp_path: P
     for line in (
         '{"event": "started", "site": "a"}',
         '{"event": "step", "site": "a", "step": 1, "losses": {"x": NaN}, "images_per_second": 1}',
-    ):  # noqa: E501
+    ):
         says.line("out", line)
     assert says.training
     before = says.alive
