@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from relay_core import events
 from relay_core.terminal import Terminal
@@ -28,7 +28,7 @@ def show_status(ready: dict[str, Any], active: Sequence[dict[str, Any]]) -> None
 
 def jobs_table(jobs: Sequence[dict[str, Any]]) -> None:
     """One row a job."""
-    table = Table("job", "kind", "state", "progress", "by", "created", box=None)
+    table = Table(Column("job", no_wrap=True, min_width=32), "kind", "state", "progress", "by", "created", box=None)
     for job in jobs:
         done = job.get("progress") or {}
         share = f"{done['step']}/{done['steps']}" if done.get("steps") else ""

@@ -94,9 +94,14 @@ def _limits(url: URL) -> dict[str, Any]:
     """PostgreSQL: nobody who froze or was cut off holds locks for long, and nobody waits for him for ever."""
     limits = "-c idle_in_transaction_session_timeout=15s -c lock_timeout=15s -c statement_timeout=60s"
     return {
-        "client_encoding": "utf8", "connect_timeout": 5,
-        "keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000, "options": f"{url.query.get('options', '')} {limits}".strip(),
-    }  # fmt: skip
+        "client_encoding": "utf8",
+        "connect_timeout": 5,
+        "keepalives_idle": 5,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        "options": f"{url.query.get('options', '')} {limits}".strip(),
+    }
 
 
 def _sqlite_connection(connection: Any, record: Any) -> None:
