@@ -22,6 +22,12 @@ from tests.conftest import Toy
 SERVER = os.environ.get("RELAY_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toy trainings are faster so."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def postgres() -> Iterator[str]:
     """The URL of a schema of its own."""
