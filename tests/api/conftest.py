@@ -1,31 +1,18 @@
 """One running API on each kind of database, for all tests of this folder."""
 
-import os
-import uuid
 from collections.abc import Iterator
 
-import psycopg
 import pytest
-from sqlalchemy import make_url
 
+from tests import postgres
 from tests.api.kit import Site, running
-
-SERVER = os.environ.get("RELAY_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A schema of its own."""
-    try:
-        connection = psycopg.connect(SERVER, autocommit=True, connect_timeout=3)
-    except psycopg.OperationalError as error:
-        pytest.skip(f"PostgreSQL is not at {SERVER}: {error}")
-    schema = f"api_{uuid.uuid4().hex[:12]}"
-    with connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        url = make_url(SERVER).set(drivername="postgresql+psycopg", query={"options": f"-csearch_path={schema}"})
-        yield url.render_as_string(hide_password=False)
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+    """A schema of the session's own."""
+    with postgres.schema() as url:
+        yield url
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

@@ -1,15 +1,12 @@
 """A site in a folder of its own, on SQLite and on PostgreSQL, and a relay small enough to train in a second or two."""
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
-from sqlalchemy import make_url
 
 from services.site import jobs, plan, runs
 from services.site.artifacts import ArtifactStore
@@ -17,9 +14,8 @@ from services.site.db.engine import Database
 from services.site.db.migrate import upgrade
 from services.site.db.models import Dataset, Job, Run
 from services.site.settings import Settings, load_settings
+from tests import postgres
 from tests.conftest import Toy
-
-SERVER = os.environ.get("RELAY_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +25,10 @@ def _one_thread_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URL of a schema of its own."""
-    try:
-        connection = psycopg.connect(SERVER, autocommit=True, connect_timeout=3)
-    except psycopg.OperationalError as error:
-        pytest.skip(f"PostgreSQL is not at {SERVER}: {error}")
-    schema = f"test_{uuid.uuid4().hex[:12]}"
-    with connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        url = make_url(SERVER).set(drivername="postgresql+psycopg", query={"options": f"-csearch_path={schema}"})
-        yield url.render_as_string(hide_password=False)
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+def postgres_url() -> Iterator[str]:
+    """A schema of the test's own."""
+    with postgres.schema() as url:
+        yield url
 
 
 @dataclass
@@ -92,7 +80,9 @@ class SiteKit:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def site(request: pytest.FixtureRequest, tmp_path: Path, phantom_data: Path) -> Iterator[SiteKit]:
     """A site on each kind of database."""
-    yield from _site(request.getfixturevalue("postgres") if request.param == "postgresql" else None, tmp_path, phantom_data)
+    yield from _site(
+        request.getfixturevalue("postgres_url") if request.param == "postgresql" else None, tmp_path, phantom_data
+    )
 
 
 @pytest.fixture
