@@ -20,9 +20,9 @@ def replace_with(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".writing-{path.name}-{secrets.token_hex(4)}")
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -37,7 +37,8 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     replace_with(path, write)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's content, or the renames in a folder, durable. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

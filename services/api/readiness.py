@@ -13,7 +13,7 @@ from services.api.schemas import Check, Readiness
 from services.site import workers
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database, migrate
-from services.site.db.models import Lockout, Worker
+from services.site.db.models import Lockout, Worker, now
 from services.site.settings import Settings
 
 EVERY = 5.0
@@ -65,7 +65,7 @@ class Probe:
     def _try(self) -> Check:
         try:
             with self.database.write() as session:
-                session.merge(Lockout(address=_MARK, failures=0, since=self.database.now(session)))
+                session.merge(Lockout(address=_MARK, failures=0, since=now(session)))
         except (SQLAlchemyError, RelayError) as error:
             log.warning("the trial write failed: %s", error)
             return Check(ok=False, detail="does not take a write")

@@ -21,7 +21,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from relay_core.files import replace_with
+from relay_core.files import replace_with, sync
 from services.site.db.engine import Database
 from services.site.db.models import Artifact, Attachment, Checkpoint
 from services.site.errors import Refusal
@@ -63,7 +63,7 @@ class ArtifactStore:
             target = self.path(digest.hexdigest())
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(target)
-            sync_folder(target.parent)
+            sync(target.parent)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise Refusal("storage_full", "the artifact volume is full; make room and retry the job") from error
@@ -159,12 +159,3 @@ def sweep(database: Database, store: ArtifactStore, grace: float = GRACE) -> int
                 path.unlink()
                 removed += 1
     return removed
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

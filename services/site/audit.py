@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from services.site.db.models import AuditRecord, clock
+from services.site.db.models import AuditRecord, now
 from services.site.errors import Refusal
 
 GENESIS = "0" * 64
@@ -23,7 +23,7 @@ def record(session: Session, actor: str, action: str, subject: str, **detail: An
     last = session.scalars(select(AuditRecord).order_by(AuditRecord.seq.desc()).limit(1)).first()
     row = AuditRecord(
         seq=last.seq + 1 if last else 1,
-        at=round(float(session.scalar(select(clock())) or 0.0), 3),
+        at=round(now(session), 3),
         actor=actor,
         action=action,
         subject=subject,

@@ -13,11 +13,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from services.site.db.models import Lockout, Token, clock
+from services.site.db.models import Lockout, Token, now
 from services.site.errors import Refusal
 
 Role = Literal["viewer", "operator", "admin"]
@@ -48,8 +48,8 @@ def create_token(session: Session, key: bytes, name: str, role: Role, days: floa
     """Make a token; the text is returned once and kept nowhere."""
     token_id = secrets.token_hex(5)
     text = f"relay_{token_id}_{secrets.token_urlsafe(32)}"
-    now = float(session.scalar(select(clock())) or 0.0)
-    row = Token(id=token_id, name=name, role=role, hash=_hash(key, text), expires_at=now + days * 86400 if days else None)
+    moment = now(session)
+    row = Token(id=token_id, name=name, role=role, hash=_hash(key, text), expires_at=moment + days * 86400 if days else None)
     session.add(row)
     session.flush()
     return row, text
@@ -60,7 +60,7 @@ def revoke_token(session: Session, token_id: str) -> Token:
     row = session.get(Token, token_id)
     if row is None:
         raise Refusal("not_found", f"there is no token {token_id}; see: relay token list")
-    row.revoked_at = row.revoked_at or float(session.scalar(select(clock())) or 0.0)
+    row.revoked_at = row.revoked_at or now(session)
     return row
 
 
@@ -73,8 +73,8 @@ def authenticate(session: Session, key: bytes, text: str) -> Identity:
     parts = text.split("_", 2)
     row = session.get(Token, parts[1]) if len(parts) == 3 and len(parts[1]) <= 64 else None
     right = hmac.compare_digest(_hash(key, text), row.hash if row else "0" * 64)
-    now = float(session.scalar(select(clock())) or 0.0)
-    alive = row is not None and row.revoked_at is None and (row.expires_at is None or row.expires_at > now)
+    moment = now(session)
+    alive = row is not None and row.revoked_at is None and (row.expires_at is None or row.expires_at > moment)
     if row is None or not right or not alive:
         raise Refusal(
             "unauthenticated",
@@ -89,7 +89,7 @@ def check_lockout(session: Session, address: str, failures: int, seconds: float)
     row = session.get(Lockout, address)
     if row is None or row.failures < failures:
         return
-    left = row.since + seconds - float(session.scalar(select(clock())) or 0.0)
+    left = row.since + seconds - now(session)
     if left > 0:
         raise Refusal(
             "locked_out", f"locked for {left:.0f} more seconds after {row.failures} failed logins",
@@ -99,10 +99,10 @@ def check_lockout(session: Session, address: str, failures: int, seconds: float)
 
 def note_failure(session: Session, address: str, seconds: float) -> int:
     """Count a failed login of `address`; return how many there were within `seconds`."""
-    now = float(session.scalar(select(clock())) or 0.0)
-    session.execute(delete(Lockout).where(Lockout.since < now - seconds))
+    moment = now(session)
+    session.execute(delete(Lockout).where(Lockout.since < moment - seconds))
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(Lockout)
-    counted = insert.values(address=address, failures=1, since=now).on_conflict_do_update(
+    counted = insert.values(address=address, failures=1, since=moment).on_conflict_do_update(
         index_elements=["address"], set_={"failures": Lockout.failures + 1}
     )
     return int(session.scalar(counted.returning(Lockout.failures)) or 0)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from services.site import audit
-from services.site.db.models import DeviceLease, Job, JobEvent, clock
+from services.site.db.models import DeviceLease, Job, JobEvent, clock, now
 from services.site.errors import Refusal
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
@@ -64,7 +64,7 @@ def submit(
         raise Refusal("queue_full", f"{queue_limit} jobs wait already; try again later", {"Retry-After": "60"})
     job = Job(
         kind=kind, params=params, created_by=actor, idempotency_key=key, body_digest=digest, gpus=gpus, run_id=run_id,
-        checkpoint_id=checkpoint_id, rung_at=float(session.scalar(select(clock())) or 0.0),
+        checkpoint_id=checkpoint_id, rung_at=now(session),
     )  # fmt: skip
     try:
         with session.begin_nested():
@@ -138,9 +138,9 @@ def retry(session: Session, job_id: str, actor: str) -> Job:
     if job.state not in ("failed", "cancelled"):
         raise Refusal("conflict", f"{job_id} is {job.state}; only a failed or cancelled job can be retried")
     audit.record(session, actor, "job.retry", job_id)
-    now = float(session.scalar(select(clock())) or 0.0)
+    moment = now(session)
     move(job, "queued")
-    job.tries, job.queued_at, job.rung_at = 0, now, now
+    job.tries, job.queued_at, job.rung_at = 0, moment, moment
     job.finished_at = job.error = job.worker = job.progress = job.not_before = None
     session.flush()
     add_events(session, job_id, job.attempt, [{"event": "queued"}])
@@ -171,7 +171,7 @@ def end(
     """Bring a locked job to a terminal state."""
     move(job, state)
     free_devices(session, job)
-    job.finished_at = float(session.scalar(select(clock())) or 0.0)
+    job.finished_at = now(session)
     job.result, job.error, job.lease_until = result, error, None
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": state, **({"error": error} if error else {})}])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from services.site.db.models import DeviceLease, Job, clock
+from services.site.db.models import DeviceLease, Job, clock, now
 from services.site.errors import Refusal
 from services.site.jobs import HELD, add_events, end, free_devices, move
 
@@ -57,15 +57,15 @@ def claim(
         lease: seconds until another may take it, unless renewed.
         job_id: only this one.
     """
-    now = float(session.scalar(select(clock())) or 0.0)
+    moment = now(session)
     busy = select(DeviceLease.device).where(
-        DeviceLease.host == host, DeviceLease.until >= now, DeviceLease.device.in_(devices)
+        DeviceLease.host == host, DeviceLease.until >= moment, DeviceLease.device.in_(devices)
     )
     if session.get_bind().dialect.name == "postgresql":  # two workers of one host must not take the same device
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(host))))
     taken = set(session.scalars(busy))
     free = [device for device in devices if device not in taken]
-    ready = or_(Job.not_before.is_(None), Job.not_before <= now)
+    ready = or_(Job.not_before.is_(None), Job.not_before <= moment)
     choice = select(Job).where(Job.state == "queued", Job.gpus <= len(free), ready).order_by(Job.queued_at, Job.id).limit(1)
     if job_id is not None:
         choice = choice.where(Job.id == job_id)
@@ -76,8 +76,8 @@ def claim(
         update(Job)
         .where(Job.id == job.id, Job.state == "queued")
         .values(
-            state="running", attempt=Job.attempt + 1, tries=Job.tries + 1, worker=worker, lease_until=now + lease,
-            started_at=func.coalesce(Job.started_at, now), progress=None,
+            state="running", attempt=Job.attempt + 1, tries=Job.tries + 1, worker=worker, lease_until=moment + lease,
+            started_at=func.coalesce(Job.started_at, moment), progress=None,
         )
         .returning(Job.attempt)
     )  # fmt: skip
@@ -85,7 +85,7 @@ def claim(
         return None
     got = Claim(job.id, moved, worker, host, tuple(free[: job.gpus]))
     for device in got.devices:
-        session.merge(DeviceLease(host=host, device=device, job_id=job.id, attempt=moved, until=now + lease))
+        session.merge(DeviceLease(host=host, device=device, job_id=job.id, attempt=moved, until=moment + lease))
     add_events(session, job.id, moved, [{"event": "claimed", "worker": worker, "devices": list(got.devices)}])
     return got
 
@@ -149,7 +149,7 @@ def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -
     move(job, "queued")
     job.worker, job.lease_until, job.rung_at, job.progress = None, None, None, None
     if error["code"] not in UNPUNISHED:
-        job.not_before = float(session.scalar(select(clock())) or 0.0) + PAUSE * job.tries
+        job.not_before = now(session) + PAUSE * job.tries
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": "requeued", **error}])
     return job

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from services.site.db.models import Job, Worker, clock
+from services.site.db.models import Job, Worker, clock, now
 from services.site.jobs import HELD
 
 FORGET = 86400.0
@@ -60,7 +60,7 @@ def seen(session: Session, worker: str, facts: dict[str, Any]) -> None:
     if row is None:
         session.add(Worker(id=worker, host=platform.node(), facts=facts))
         return
-    row.facts, row.seen_at = facts, float(session.scalar(select(clock())) or 0.0)
+    row.facts, row.seen_at = facts, now(session)
 
 
 def lately(session: Session, seconds: float) -> list[Worker]:

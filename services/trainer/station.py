@@ -20,7 +20,7 @@ import relay_core
 from relay_core.errors import RelayError
 from services.site import jobs, leases, workers
 from services.site.db.engine import Database
-from services.site.db.models import Job
+from services.site.db.models import Job, now
 from services.site.settings import Settings
 from services.trainer.runner import Runner
 
@@ -34,7 +34,7 @@ def tidy(database: Database, work: Path) -> int:
     """Remove the folders of jobs that succeeded, are gone, or ended `KEEP_DAYS` ago; return how many."""
     removed = 0
     with database.read() as session:
-        oldest = database.now(session) - KEEP_DAYS * 86400
+        oldest = now(session) - KEEP_DAYS * 86400
         for folder in work.glob("job-*"):
             job = session.get(Job, folder.name)
             if job is None or job.state == "succeeded" or (job.state in jobs.TERMINAL and (job.finished_at or 0) < oldest):

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, select
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from relay_core.errors import RelayError
-from services.site.db.models import clock
 
 BUSY_SECONDS = 15
 """How long SQLite waits for another process's transaction; it is asked again for up to `PATIENCE`."""
@@ -80,10 +79,6 @@ class Database:
                 session.rollback()
                 if "locked" not in str(error) or time.monotonic() > give_up:
                     raise DatabaseError("the database is not available") from error
-
-    def now(self, session: Session) -> float:
-        """The database's time, in seconds since 1970."""
-        return float(session.scalar(select(clock())) or 0.0)
 
     def close(self) -> None:
         """Close the pool."""

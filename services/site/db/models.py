@@ -6,9 +6,21 @@ import secrets
 import time
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Float, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Float,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    select,
+)
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 
@@ -32,6 +44,11 @@ def _sqlite_clock(element: clock, compiler: Any, **kwargs: Any) -> str:
 @compiles(clock, "postgresql")
 def _postgresql_clock(element: clock, compiler: Any, **kwargs: Any) -> str:
     return "extract(epoch from clock_timestamp())::float8"
+
+
+def now(session: Session) -> float:
+    """The database's time at this moment, in seconds since 1970."""
+    return float(session.scalar(select(clock())) or 0.0)
 
 
 class Base(DeclarativeBase):
