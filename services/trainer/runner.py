@@ -117,7 +117,8 @@ class Runner:
         except LeaseLost:
             raise
         except RelayError as error:
-            self._fail(heart, error.code, str(error))
+            end = self._again if error.code == "storage_full" else self._fail  # somebody may make room meanwhile
+            end(heart, error.code, str(error))
         except OSError as error:
             log.exception("%s: attempt %d could not go on", heart.claim.job_id, heart.claim.attempt)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -32,6 +32,7 @@ from services.site.settings import load_settings
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit, open_site
 from tests.services.processes import end, start, trainings, until
+from tests.services.volumes import fill, small_volume
 
 TRAIN = {"num_mimgs": 1200e-6, "batch_size": 8, "log_every_n_steps": 5, "checkpoint_seconds": 0.5}
 
@@ -45,8 +46,8 @@ def free_port() -> int:
 class Chaos:
     """Processes of a site, the jobs that it accepted, and the faults done to it."""
 
-    def __init__(self, site: SiteKit, folder: Path, run: str, seed: int) -> None:
-        self.site, self.folder, self.random = site, folder, random.Random(seed)
+    def __init__(self, site: SiteKit, folder: Path, run: str, seed: int, volumes: list[Path]) -> None:
+        self.site, self.folder, self.random, self.volumes = site, folder, random.Random(seed), volumes
         self.port, self.redis_port = free_port(), free_port()
         self.counts: collections.Counter[str] = collections.Counter()
         self.accepted: dict[str, str] = {}
@@ -99,14 +100,14 @@ class Chaos:
             return
         if answer.status_code == 202:
             self.accepted[key], self.pending = answer.json()["id"], None
-        elif answer.status_code != 503:
+        elif answer.status_code not in (503, 507):
             raise AssertionError(f"{answer.status_code}: {answer.text}")
 
     def fault(self) -> str:
         """One of the faults, at random."""
         kind = self.random.choices(
             ["kill training", "kill worker", "kill api", "kill reconciler", "freeze worker", "flush redis", "kill redis",
-             "cancel"], [5, 5, 3, 2, 2, 3, 2, 3],
+             "cancel", "fill disk"], [5, 5, 3, 2, 2, 3, 2, 3, 3 if self.volumes else 0],
         )[0]  # fmt: skip
         done = getattr(self, "_" + kind.replace(" ", "_"))()
         if done:
@@ -153,14 +154,24 @@ class Chaos:
             return False
         group = process.pid
         os.killpg(group, signal.SIGSTOP)
-        end_at = time.monotonic() + self.site.settings.lease * self.random.uniform(0.5, 2.5)
+        self._go_on(self.site.settings.lease * self.random.uniform(0.5, 2.5))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGCONT)
+        return True
+
+    def _fill_disk(self) -> bool:
+        ballast = fill(self.random.choice(self.volumes))
+        self._go_on(self.random.uniform(0.5, 5.0))
+        ballast.unlink()
+        return True
+
+    def _go_on(self, seconds: float) -> None:
+        """Everyday life."""
+        end_at = time.monotonic() + seconds
         while time.monotonic() < end_at:
             self.tend()
             self.feed()
             time.sleep(0.1)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGCONT)
-        return True
 
     def _cancel(self) -> bool:
         if not self.accepted:
@@ -176,11 +187,7 @@ class Chaos:
         self.tend()
         until(lambda: self._ready() or self.tend(), 60, "the site is ready")
         while sum(self.counts.values()) < faults:
-            end_at = time.monotonic() + self.random.uniform(0.1, pause)
-            while time.monotonic() < end_at:
-                self.tend()
-                self.feed()
-                time.sleep(0.1)
+            self._go_on(self.random.uniform(0.1, pause))
             kind = self.fault()
             if kind:
                 print(f"{sum(self.counts.values())}/{faults} {kind}", file=sys.stderr, flush=True)
@@ -244,11 +251,16 @@ def play(folder: Path, data: Path, faults: int, seed: int, pause: float = 3.0) -
     """A site in `folder` under faults; return what was counted."""
     settings = load_settings(
         embedded=True, home=folder / "site", data_root=data, device="cpu", beat=0.5, lease=2.5, ring_after=1.0,
-        stop_grace=10.0, max_tries=20,
+        stop_grace=10.0, max_tries=20, min_free_mib=0,
     )  # fmt: skip
-    with open_site(settings) as site:
+    with contextlib.ExitStack() as stack:
+        volumes = []
+        with contextlib.suppress(PermissionError):  # elsewhere no disk fills up
+            for path in (settings.artifact_folder, settings.work_folder):
+                volumes.append(stack.enter_context(small_volume(path, 256)))
+        site = stack.enter_context(open_site(settings))
         run = site.add_run(Toy(data, folder).write(sites=1, train=TRAIN), sites=1)
-        chaos = Chaos(site, folder, run.id, seed)
+        chaos = Chaos(site, folder, run.id, seed, volumes)
         try:
             chaos.go(faults, pause)
         finally:

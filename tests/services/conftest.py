@@ -1,8 +1,8 @@
 """A site in a folder of its own, on SQLite and on PostgreSQL, and a relay small enough to train in a second or two."""
 
+import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from services.site.db.models import Dataset, Job, Run
 from services.site.settings import Settings, load_settings
 from tests import postgres
 from tests.conftest import Toy
+from tests.services.volumes import small_volume
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ class SiteKit:
 
     def environment(self) -> dict[str, str]:
         """Variables for a process of this site."""
-        names = ("beat", "lease", "ring_after", "stop_grace", "hang_minutes", "max_tries", "device")
+        names = ("beat", "lease", "ring_after", "stop_grace", "hang_minutes", "max_tries", "device", "min_free_mib")
         values = {f"RELAY_{name.upper()}": str(getattr(self.settings, name)) for name in names}
         url = self.settings.database.render_as_string(hide_password=False)
         paths = {
@@ -100,7 +101,7 @@ def _site(url: str | None, folder: Path, data: Path) -> Iterator[SiteKit]:
         yield site
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_site(settings: Settings) -> Iterator[SiteKit]:
     """A migrated site."""
     database = Database(settings.database)
@@ -109,6 +110,17 @@ def open_site(settings: Settings) -> Iterator[SiteKit]:
         yield SiteKit(settings, database, ArtifactStore(settings.artifact_folder))
     finally:
         database.close()
+
+
+@pytest.fixture
+def artifact_volume(tmp_path: Path) -> Iterator[Path]:
+    """The artifacts of `small_site` on 16 MiB."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(small_volume(tmp_path / "site" / "artifacts", 16))
+        except PermissionError as reason:
+            pytest.skip(str(reason))
+        yield folder
 
 
 @pytest.fixture

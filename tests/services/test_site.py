@@ -20,6 +20,7 @@ from services.site.errors import Refusal
 from services.site.folders import inside
 from services.site.settings import SettingsError, load_settings
 from tests.services.conftest import SiteKit
+from tests.services.volumes import fill
 
 STRONG = "9f2c4d5e6a7b8c9d0e1f2a3b4c5d6e7f"
 
@@ -286,13 +287,14 @@ def test_attached_bytes_need_a_row(site: SiteKit) -> None:
         assert [artifact.digest for artifact in attached(session, "o").values()] == ["b" * 64]
 
 
-def test_the_store_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-
-    def full(self: Path, mode: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "open", full)
+def test_the_store_fills_up(artifact_volume: Path) -> None:
+    store = ArtifactStore(artifact_volume)
+    kept, _ = store.put([b"kept"])
+    ballast = fill(artifact_volume)
     with pytest.raises(Refusal) as caught:
-        ArtifactStore(tmp_path).put([b"x"])
+        store.put([bytes(1 << 20)])
     assert caught.value.code == "storage_full"
+    assert list((artifact_volume / "staging").iterdir()) == []
+    assert b"".join(store.read(kept)) == b"kept"
+    ballast.unlink()
+    store.put([bytes(1 << 20)])

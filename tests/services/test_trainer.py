@@ -24,6 +24,7 @@ from services.trainer.says import Says
 from services.trainer.station import Station, tidy
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit
+from tests.services.volumes import fill
 
 
 @pytest.fixture(autouse=True)
@@ -305,6 +306,26 @@ def test_a_process_that_cannot_be_noted_does_not_live_on(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space"):
         Child(["sleep", "60"], tmp_path, dict(os.environ))
     assert not Path(f"/proc/{started[0]}/cmdline").exists()
+
+
+def test_a_training_waits_for_room_and_then_publishes_once(
+    artifact_volume: Path, small_site: SiteKit, station: Station, toy_run: Path
+) -> None:
+    job_id = small_site.submit_train(small_site.add_run(toy_run))
+    ballast = fill(artifact_volume)
+    assert station.work_once()
+    job = small_site.job(job_id)
+    assert job.state == "queued"
+    assert events_of(small_site, job_id)[-1]["code"] == "storage_full"
+    with small_site.database.read() as session:
+        assert session.scalars(select(Checkpoint)).all() == []
+    ballast.unlink()
+    assert station.work_once()
+    assert small_site.job(job_id).state == "succeeded"
+    with small_site.database.read() as session:
+        assert len(session.scalars(select(Checkpoint)).all()) == 2
+        for row in session.scalars(select(Checkpoint)):
+            assert b"".join(small_site.store.read(row.digest))
 
 
 def test_memory_and_hangs_are_told_from_crashes(small_site: SiteKit, tmp_path: Path) -> None:
