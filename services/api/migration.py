@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from alembic.script import ScriptDirectory
+from sqlalchemy.exc import OperationalError
 
 import relay_core
 from services.site.db import Database, migrate
+from services.site.db.engine import DatabaseError
 from services.site.errors import Refusal
 
 
@@ -14,8 +16,15 @@ def bring_up_to_date(database: Database) -> None:
 
     Raises:
         Refusal: `not_ready`: a later version has migrated it already.
+        DatabaseError: nothing answers.
     """
-    current = migrate.current(database)
+    try:
+        current = migrate.current(database)
+    except OperationalError as error:
+        reason = f"{error.orig}".strip().splitlines()[0]
+        raise DatabaseError(
+            f"{database.url!r} cannot be opened: {reason}; start it, or correct RELAY_DATABASE_URL"
+        ) from error
     known = {script.revision for script in ScriptDirectory.from_config(migrate.config()).walk_revisions()}
     if current not in {None, *known}:
         raise Refusal(

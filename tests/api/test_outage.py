@@ -1,7 +1,10 @@
 """The database goes away and comes back, while the API runs."""
 
+import os
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -71,3 +74,20 @@ def test_an_outage_is_told_and_survived(postgres_url, tmp_path):
         assert ok(site.viewer.get(f"/api/v1/jobs/{job['id']}"))["state"] == "queued"
         ok(site.operator.post(f"/api/v1/jobs/{job['id']}/cancel"), 202)
     wire.close()
+
+
+def test_a_start_without_a_database_says_what_is_missing():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    variables = {
+        "RELAY_EMBEDDED": "1", "RELAY_SECRET_KEY": "k" * 32, "RELAY_DATABASE_PASSWORD": "geheimgeheimgeheim",
+        "RELAY_DATABASE_URL": f"postgresql+psycopg://relay@127.0.0.1:{port}/relay",
+    }  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "services.api"], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr
+    assert f"127.0.0.1:{port}/relay cannot be opened" in ended.stderr
+    assert "geheim" not in ended.stderr

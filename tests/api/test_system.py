@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from services.api.main import create_app
+from services.site import jobs
 from services.site.db import Database, migrate
 from services.site.errors import CATALOGUE, Refusal
 from services.site.settings import load_settings
@@ -46,6 +47,11 @@ def test_a_full_disk_takes_no_job(tmp_path):
         body = {"kind": "preflight", "dataset_id": site.dataset()["id"]}
         refused(site.operator.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": "x"}), 507, "storage_full")
         assert not ok(site.viewer.get("/api/v1/jobs"))["items"]
+        with site.database.write() as session:
+            job, _ = jobs.submit(session, kind="preflight", params={}, actor="test", key=None, body={})
+            jobs.cancel(session, job.id, "test")
+        refused(site.operator.post(f"/api/v1/jobs/{job.id}/retry"), 507, "storage_full")
+        assert ok(site.viewer.get(f"/api/v1/jobs/{job.id}"))["state"] == "cancelled"
         assert site.anonymous.get("/readyz").json()["checks"]["storage"]["ok"] is False
 
 

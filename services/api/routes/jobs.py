@@ -45,13 +45,12 @@ def submit_job(
     body: Annotated[schemas.JobRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
 ) -> schemas.Job:
     """Queue a job of kind train, evaluate, samples or preflight."""
-    asked, free = body.model_dump(mode="json"), site.store.free_mib()
+    asked = body.model_dump(mode="json")
     with site.database.write() as session:
         job = jobs.replayed(session, caller.actor, key, asked)
         new = job is None
         if job is None:
-            if free < site.settings.min_free_mib:
-                raise Refusal("storage_full", f"{free} MiB are free, {site.settings.min_free_mib} are needed; make room")
+            _need_room(site)
             made = _plan(session, body)
             plan.check_gpus(session, made.gpus, site.settings.lately)
             job, new = jobs.submit(
@@ -65,6 +64,12 @@ def submit_job(
         response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = f"{router.prefix}/{found.id}"
     return found
+
+
+def _need_room(site: Site) -> None:
+    free = site.store.free_mib()
+    if free < site.settings.min_free_mib:
+        raise Refusal("storage_full", f"{free} MiB are free, {site.settings.min_free_mib} are needed; make room")
 
 
 def _plan(session: Session, body: schemas.JobRequest) -> Plan:
@@ -128,11 +133,17 @@ def cancel_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.J
 @router.post(
     "/{job_id}/retry",
     status_code=202,
-    responses={**success(202, "It is in the queue again."), **refusals("forbidden", "not_found", "conflict")},
+    responses={
+        **success(202, "It is in the queue again."),
+        **refusals("forbidden", "not_found", "conflict", "device_unavailable", "storage_full"),
+    },
 )
 def retry_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Job:
     """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
     with site.database.write() as session:
-        job = schemas.Job.model_validate(jobs.retry(session, job_id, caller.actor))
+        row = jobs.retry(session, job_id, caller.actor)
+        _need_room(site)
+        plan.check_gpus(session, row.gpus, site.settings.lately)
+        job = schemas.Job.model_validate(row)
     site.doorbell.ring(job.id)
     return job
