@@ -26,7 +26,7 @@ import redis
 from sqlalchemy import func, select
 
 from relay_core.data import make_phantoms
-from services.site import audit, auth, jobs
+from services.site import audit, auth, jobs, leases
 from services.site.db.models import Checkpoint, Evaluation, Job, JobEvent
 from services.site.settings import load_settings
 from tests.conftest import Toy
@@ -240,7 +240,7 @@ class Chaos:
     def _note_takeovers(self, session: object, job_id: str) -> None:
         waiting = None
         for event in session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq)):
-            if event.data["event"] == "requeued":
+            if event.data["event"] == "requeued" and event.data["code"] in leases.UNPUNISHED:  # a crash rests before
                 waiting = event.at
             elif event.data["event"] == "claimed" and waiting is not None:
                 self.takeovers.append(round(event.at - waiting, 2))
