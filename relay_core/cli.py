@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import relay_core
+from relay_core import handoff
 from relay_core.errors import DataError, RelayError, Stopped
 from relay_core.session import play
 
@@ -116,19 +116,6 @@ def train(
         print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in matrices.items()}), flush=True)
     else:
         print(f"\n{matrices['dice_per_sample'].to_markdown()}\nwritten to {out}")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the phantoms, both trainings and the pictures.")] = Path("demo"),
-    sites: Annotated[int, typer.Option(min=2, max=8, help="Number of hospitals.")] = 3,
-    device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of phantoms and training.")] = 0,
-) -> None:
-    """Play a relay over phantom hospitals, and plain fine-tuning beside it; show what each forgets."""
-    from relay_core.demo import run_demo
-
-    run_demo(out, sites, seed, partial(play, device=device, resume=True))
 
 
 @app.command()
@@ -253,3 +240,6 @@ def recipes() -> None:
 
     for name, path in shipped().items():
         print(f"{name:28} {path.read_text().splitlines()[0].removeprefix('# ')}")
+
+
+handoff.register(app)

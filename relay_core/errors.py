@@ -59,6 +59,28 @@ class CheckpointError(RelayError):
     exit_code = 5
 
 
+class BundleError(RelayError):
+    """A bundle is refused, or cannot be made.
+
+    Args:
+        code: which of `CODES`.
+        message: what was wrong, where, and the way out.
+    """
+
+    exit_code = 10
+    CODES = frozenset({
+        "bundle_damaged", "bundle_version_unknown", "bundle_newer", "bundle_too_large", "signature_invalid",
+        "signer_unknown", "signer_revoked", "bundle_other_run", "hop_out_of_order", "bundle_used", "bundle_stale",
+        "wrong_recipient", "history_broken", "weights_invalid", "key_missing", "key_locked", "bundle_incomplete",
+    })  # fmt: skip
+
+    def __init__(self, code: str, message: str) -> None:
+        if code not in self.CODES:
+            raise ValueError(code)
+        self.code = code
+        super().__init__(message)
+
+
 class TrainingDiverged(RelayError):
     """Loss or gradients stayed non-finite; the last checkpoint before it is kept."""
 

@@ -63,12 +63,7 @@ class RunFile:
     @property
     def digest(self) -> str:
         """SHA-256 of what the sites share: no paths, no machine's own settings."""
-        shared = []
-        for site in self.sites():
-            plain = site.model_dump(mode="json", exclude={"num_workers", "root_path", "checkpoint"})
-            for key in ("img_folder", "root_path"):
-                plain["dataset"]["kwargs"].pop(key, None)
-            shared.append(plain)
+        shared = [site.shared() for site in self.sites()]
         return hashlib.sha256(json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def resolved(self) -> dict[str, Any]:

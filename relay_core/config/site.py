@@ -168,6 +168,13 @@ class SiteSettings(Settings):
         if self.strategy.name == "relay" and self.resolution != side:
             raise RunFileError(f"dataset.kwargs.img_size is {self.resolution}, the generators draw {side} (img_resolution)")
 
+    def shared(self) -> dict[str, Any]:
+        """Plain settings that all sites of a relay agree on: no paths, no machine's own."""
+        plain = self.model_dump(mode="json", exclude={"num_workers", "root_path", "checkpoint"})
+        for key in ("img_folder", "root_path"):
+            plain["dataset"]["kwargs"].pop(key, None)
+        return plain
+
     def without_pretraining(self) -> SiteSettings:
         """The same for networks whose weights come from a checkpoint: no file of pretrained weights is needed."""
         plain = {"pretrain": False, "pretrain_file": None}

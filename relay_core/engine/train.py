@@ -184,11 +184,9 @@ class _Saver:
             "consumed": self.stream.consumed,
             "images": len(site.images),
             "steps": self.steps,
-            "settings": settings.model_dump(mode="json", exclude={"root_path", "checkpoint", "num_workers"}),
+            "settings": settings.shared(),
             **state,
         }
-        for key in ("img_folder", "root_path"):
-            meta["settings"]["dataset"]["kwargs"].pop(key, None)
         if distributed.rank() != 0:
             return Checkpoint(site.folder, "", {**meta, "step": step}, tensors)
         written = checkpoint.write(site.folder, step, meta, tensors)

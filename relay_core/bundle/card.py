@@ -1,0 +1,86 @@
+"""MODEL_CARD.md: what a person at the next hospital reads before the model is used. Facts only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from relay_core.bundle.history import Record
+from relay_core.bundle.keys import spoken
+from relay_core.config import RunFile
+
+_SHOWN = ("dice_per_sample", "dice", "accuracy", "hd95")
+
+
+def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile) -> str:
+    """The card, in Markdown.
+
+    Args:
+        made: the manifest.
+        records: the history, its last hop included.
+        run: the relay's run file.
+    """
+    settings = run.site(made["task_id"])
+    images = sum(record["images"] for record in records)
+    counts = {name: shape for name, (_, shape) in made["tensors"].items()}
+    networks = list(dict.fromkeys(name.split("/")[1] for name in counts))
+    return "\n".join([
+        f"# Relay model, hop {made['hop']} of {len(run.task_ids)}",
+        "",
+        f"Trained at {len(records)} site{'s' if len(records) > 1 else ''} in turn on {images} labelled images; none of them "
+        "is in this file. Signed by "
+        f"{_plain(made['signer']['name'])}, key `{spoken(made['signer']['fingerprint'])}`.",
+        "",
+        "| hop | site | labelled images | steps | signed | relay |",
+        "|--:|---|--:|--:|---|---|",
+        *(
+            f"| {r['hop']} | {_plain(r['site'])} | {r['images']} | {r['steps']} | {_day(r['created_at'])} | "
+            f"{_plain(r['relay'])} |"
+            for r in records
+        ),
+        "",
+        "## Scores",
+        "",
+        "Each site's solver on the test sets that its site had, when it left that site.",
+        "",
+        f"| after | test set | {' | '.join(_SHOWN)} |",
+        f"|---|---|{'--:|' * len(_SHOWN)}",
+        *(
+            f"| {_plain(record['site'])} | {_plain(name)} | {' | '.join(_number(row.get(key)) for key in _SHOWN)} |"
+            for record in records
+            for name, row in record["metrics"].items()
+        ),
+        "",
+        "## Settings",
+        "",
+        f"- run `{made['run']}`, strategy {settings.strategy.name}, data set {settings.dataset.name}, "
+        f"{settings.resolution} x {settings.resolution} pixels, {settings.data.num_classes} classes",
+        f"- networks: {', '.join(networks)}; weights carried in {'half' if made['half'] else 'single'} precision",
+        f"- relay {_plain(made['relay'])}; `run.yaml` in this bundle has every setting",
+        "",
+        "## Intended use",
+        "",
+        "Segmentation of images like those of the sites above, as a research aid; and as the start of the next site's "
+        "training. The generators draw pseudo images for that training only.",
+        "",
+        "## Limits",
+        "",
+        "- Not a medical device: nobody has validated it for a decision about a patient.",
+        "- The scores above are of the sites' own test sets; on other scanners and populations expect less.",
+        "- Generators can remember training images. No membership test has been made on this model.",
+        "",
+    ])  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """A name in a table: what Markdown would read as something else is left out."""
+    return "".join(c if c.isalnum() or c in " .-_+()" else "?" for c in text[:100])
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else ""

@@ -1,0 +1,87 @@
+"""Where a model has been: one record a hop, chained by hashes, each signed by its own site."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from relay_core.bundle import canonical
+from relay_core.bundle.keys import KeyFolder, Roster, fingerprint, verify
+from relay_core.bundle.values import are_metrics, is_count, is_digest, is_moment, is_name, is_version
+from relay_core.errors import BundleError
+
+MAX_HOPS = 1000
+_FIELDS = frozenset({
+    "hop", "task_id", "site", "run", "parent", "weights", "images", "steps", "metrics", "relay", "created_at", "signer",
+    "previous", "signature",
+})  # fmt: skip
+Record = dict[str, Any]
+
+
+def link(record: Record) -> str:
+    """What the next record names as its `previous`."""
+    return canonical.sha256(canonical.dump(record))
+
+
+def add(history: Sequence[Record], record: Mapping[str, Any], keys: KeyFolder) -> list[Record]:
+    """The history with one more record, signed. Raises BundleError as `KeyFolder.sign`."""
+    card = keys.card
+    signer = {"name": card.name, "fingerprint": card.fingerprint, "public_key": card.public_key}
+    made = {**record, "signer": signer, "previous": link(history[-1]) if history else None}
+    (signature,) = keys.sign(_message(made))
+    return [*history, {**made, "signature": base64.b64encode(signature).decode()}]
+
+
+def _message(record: Mapping[str, Any]) -> bytes:
+    return b"relay hop 1\0" + canonical.dump({key: value for key, value in record.items() if key != "signature"})
+
+
+def check(history: Any, roster: Roster | None) -> list[Record]:
+    """The records, if they are an unbroken chain from the first site.
+
+    Args:
+        history: what `history.json` holds.
+        roster: whom to trust; None: any key that fits its signature.
+
+    Raises:
+        BundleError: `history_broken`, `signer_unknown`, `signer_revoked`.
+    """
+    if not isinstance(history, list) or not 1 <= len(history) <= MAX_HOPS:
+        raise BundleError("history_broken", "history.json is not a list of hops")
+    for number, record in enumerate(history, 1):
+        _check_record(record, number, history[number - 2] if number > 1 else None)
+        if roster is not None:
+            signer = record["signer"]["fingerprint"]
+            roster.require(signer, record["run"], f"hop {number} of the history ({record['site'][:100]})")
+    return history
+
+
+def _check_record(record: Any, number: int, before: Record | None) -> None:
+    try:
+        signer, signature = record["signer"], base64.b64decode(record["signature"], validate=True)
+        sound = (
+            record.keys() == _FIELDS
+            and record["hop"] == number
+            and all(is_count(record[key]) for key in ("hop", "task_id", "images", "steps"))
+            and is_name(record["site"])
+            and is_version(record["relay"])
+            and are_metrics(record["metrics"])
+            and is_moment(record["created_at"])
+            and is_digest(record["run"])
+            and is_digest(record["weights"])
+            and record["previous"] == (link(before) if before else None)
+            and (is_digest(record["parent"]) if before else record["parent"] is None)
+            and (before is None or record["run"] == before["run"])
+            and signer.keys() == {"name", "fingerprint", "public_key"}
+            and is_name(signer["name"])
+            and signer["fingerprint"] == fingerprint(signer["public_key"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise BundleError(
+            "history_broken", f"hop {number} of the history is not sound, or does not follow from the one before"
+        )
+    if not verify(signer["public_key"], _message(record), signature):
+        raise BundleError("history_broken", f"hop {number} of the history was not signed by the site that it names")

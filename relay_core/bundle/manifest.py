@@ -1,0 +1,144 @@
+"""`manifest.json`: what a bundle is. FORMAT.md describes each field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import relay_core
+from relay_core.bundle import canonical
+from relay_core.bundle.values import are_metrics, is_count, is_digest, is_mean, is_moment, is_name, is_number, is_version
+from relay_core.bundle.weights import Table, read_table
+from relay_core.errors import BundleError
+
+FORMAT = 1
+_FIELDS = frozenset({
+    "format", "relay", "run", "hop", "task_id", "site", "signer", "recipient", "parent", "created_at", "half", "tensors",
+    "metrics", "checkpoint", "tools",
+})  # fmt: skip
+_CHECKPOINT = frozenset({"strategy", "step", "steps", "images", "consumed", "state"})
+MAX_STEPS = 10**8
+"""Checkpoints are named by their step, with eight digits."""
+Manifest = dict[str, Any]
+
+
+def check(data: bytes) -> tuple[Manifest, Table]:
+    """A manifest of this format, and the tensors that it lists.
+
+    Raises:
+        BundleError: `bundle_version_unknown`, `bundle_newer`, `bundle_damaged`, `weights_invalid`.
+    """
+    found = canonical.load(data, "manifest.json")
+    if not isinstance(found, dict):
+        raise BundleError("bundle_damaged", "manifest.json is not readable")
+    if type(found.get("format")) is not int or found["format"] != FORMAT:
+        raise BundleError(
+            "bundle_version_unknown", f"its format is {str(found.get('format'))[:20]!r}; this version reads {FORMAT}"
+        )
+    if not is_version(found.get("relay")):
+        raise BundleError("bundle_damaged", "manifest.json does not say which version made it")
+    if _major(found["relay"]) > _major(relay_core.__version__):
+        raise BundleError(
+            "bundle_newer",
+            f"it was made by relay {str(found['relay'])[:20]!r}; this is {relay_core.__version__}: update this site first",
+        )
+    sound = (
+        found.keys() == _FIELDS
+        and is_digest(found["run"])
+        and all(is_count(found[key]) and found[key] > 0 for key in ("hop", "task_id"))
+        and is_name(found["site"])
+        and isinstance(found["signer"], dict)
+        and found["signer"].keys() == {"name", "fingerprint"}
+        and is_name(found["signer"]["name"])
+        and is_digest(found["signer"]["fingerprint"])
+        and (found["recipient"] is None or is_digest(found["recipient"]))
+        and (found["parent"] is None or is_digest(found["parent"]))
+        and is_moment(found["created_at"])
+        and type(found["half"]) is bool
+        and are_metrics(found["metrics"])
+        and isinstance(found["checkpoint"], dict)
+        and found["checkpoint"].keys() == _CHECKPOINT
+        and all(is_count(found["checkpoint"][key]) for key in ("step", "steps", "images", "consumed"))
+        and found["checkpoint"]["steps"] <= found["checkpoint"]["step"] < MAX_STEPS
+        and found["checkpoint"]["strategy"] in ("relay", "baseline")
+        and isinstance(found["tools"], dict)
+        and all(is_name(name) and is_name(version) for name, version in found["tools"].items())
+    )
+    if not sound:
+        raise BundleError("bundle_damaged", "manifest.json lacks a field, or has one that this format does not know")
+    _check_state(found["checkpoint"]["strategy"], found["checkpoint"]["state"])
+    return found, read_table(found["tensors"])
+
+
+Scores = dict[str, dict[str, float | str | None]]
+"""Test set -> metric -> mean; the one text is `hd95_unit`."""
+
+
+def brief(scores: dict[str, Any]) -> Scores:
+    """A site's scores without anything about single patients."""
+    return {
+        name: {key: _plain(value) for key, value in row.items() if is_mean(key, _plain(value))}
+        for name, row in scores.items()
+    }
+
+
+def scores_of(path: Path, checkpoint: str) -> Scores:
+    """`brief` of a `scores.json`.
+
+    Args:
+        path: the file.
+        checkpoint: digest of the checkpoint that it must be about.
+
+    Raises:
+        BundleError: `bundle_incomplete`: it is another file, or about another checkpoint.
+    """
+    try:
+        found = json.loads(path.read_text())
+        scored, metrics = found["checkpoint"], brief(found["scores"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BundleError("bundle_incomplete", f"{path} is not a scores.json of relay train or relay evaluate") from None
+    if scored != checkpoint:
+        raise BundleError("bundle_incomplete", f"{path} has the scores of another checkpoint: relay evaluate --out")
+    return metrics
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not is_number(value) else value
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _check_state(strategy: str, state: Any) -> None:
+    """The site banks and how strongly the discriminators' inputs are augmented: plain numbers in their ranges."""
+    try:
+        sound = state == {} if strategy == "baseline" else (
+            state.keys() == {"previous", "current", "stage", "label", "img", "frozen"}
+            and state["frozen"] == []
+            and type(state["stage"]) is int and 1 <= state["stage"] <= 3
+            and all(_is_bank(state[bank]) for bank in ("previous", "current"))
+            and all(_is_game(state[game]) for game in ("label", "img"))
+        )  # fmt: skip
+    except (AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise BundleError("bundle_damaged", "the manifest's site bank or augmentation state is not sound")
+
+
+def _is_bank(bank: Any) -> bool:
+    slots = [(slot["id"], slot["frequency"]) for slot in bank.values() if slot.keys() == {"id", "frequency"}]
+    plain = all(is_count(i) and is_count(n) and 1 <= n < 1 << 40 for i, n in slots)
+    return plain and len(slots) == len(bank) and len({i for i, _ in slots}) == len(bank)
+
+
+def _is_game(game: Any) -> bool:
+    ada = game["ada"]
+    return (
+        game.keys() == {"ada", "path_mean"}
+        and ada.keys() == {"p", "sign_sum", "count"}
+        and all(is_number(value) for value in (game["path_mean"], ada["p"], ada["sign_sum"]))
+        and 0 <= ada["p"] <= 1
+        and is_count(ada["count"])
+    )

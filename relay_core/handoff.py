@@ -1,0 +1,410 @@
+"""The hand-off's part of the command `relay`: keys, bundles, export, import, reports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relay_core.errors import BundleError
+
+if TYPE_CHECKING:
+    from relay_core.bundle.container import Progress
+    from relay_core.bundle.facts import Facts
+    from relay_core.bundle.keys import KeyFolder, Roster
+
+KeysOption = Annotated[
+    Path, typer.Option("--keys", envvar="RELAY_KEYS", help="Folder of this site's keys and of whom it trusts.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", exists=True, dir_okay=False, help="A .relay file.")]
+RunOption = Annotated[str, typer.Option("--run", help="Run file or recipe of the relay.")]
+KEYS = Path("relay-site/keys")
+
+keys_app = typer.Typer(help="This site's keys, and the sites that it trusts.", no_args_is_help=True)
+bundle_app = typer.Typer(help="Look at bundles, without a service.", no_args_is_help=True)
+report_app = typer.Typer(help="Signed evaluations, metrics only, for the coordinator.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("export")(export_)
+    app.command("import")(import_)
+    app.add_typer(keys_app, name="keys")
+    app.add_typer(bundle_app, name="bundle")
+    app.add_typer(report_app, name="report")
+
+
+def _keys(folder: Path) -> KeyFolder:
+    from relay_core.bundle.keys import KeyFolder
+
+    return KeyFolder(folder)
+
+
+@keys_app.command()
+def create(
+    name: Annotated[str, typer.Option(help="What the other sites will call this one.")],
+    keys: KeysOption = KEYS,
+    generate_passphrase: Annotated[
+        bool, typer.Option("--generate-passphrase", help="Make one up and leave it beside the keys, mode 600.")
+    ] = False,
+) -> None:
+    """Make this site's keys; card.json is for the other sites."""
+    from relay_core.bundle.keys import spoken
+    from relay_core.bundle.values import is_name
+
+    folder = _keys(keys)
+    if not is_name(name):
+        raise typer.BadParameter("a name is one line of at most 200 characters")
+    if folder.exists:
+        raise BundleError("key_missing", f"{keys} holds a key already; choose another folder")
+    passphrase = folder.keep_passphrase() if generate_passphrase else folder.passphrase()
+    if len(passphrase) < 12:
+        raise BundleError("key_locked", "a passphrase has at least 12 characters")
+    card = folder.create(name, passphrase)
+    print(f"made {keys}/signing.pem and age.key (encrypted), and {keys}/card.json, which the other sites need")
+    print(f"fingerprint, to read aloud: {spoken(card.fingerprint)}")
+
+
+def _card(path: Path) -> Any:
+    from relay_core.bundle.keys import Card
+
+    return Card.from_json(path.read_bytes(), path.name)
+
+
+@keys_app.command("fingerprint")
+def fingerprint_(
+    card: Annotated[Path | None, typer.Argument(help="Another site's card.json; default: this site's.")] = None,
+    keys: KeysOption = KEYS,
+) -> None:
+    """A key's fingerprint in groups to read aloud."""
+    from relay_core.bundle.keys import spoken
+
+    found = _card(card) if card else _keys(keys).card
+    print(f"{found.name}: {spoken(found.fingerprint)}\n{found.fingerprint}")
+
+
+@keys_app.command()
+def trust(
+    card: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The other site's card.json.")],
+    keys: KeysOption = KEYS,
+    run: Annotated[str | None, typer.Option(help="For this run alone (its digest); default: for every one.")] = None,
+) -> None:
+    """Trust a site, after comparing its fingerprint by telephone."""
+    from relay_core.bundle.keys import spoken
+
+    found, folder = _card(card), _keys(keys)
+    with _roster(folder) as roster:
+        roster.trust(found, run)
+    print(f"trusted: {found.name}, {spoken(found.fingerprint)}")
+
+
+@keys_app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name or fingerprint.")],
+    keys: KeysOption = KEYS,
+) -> None:
+    """Trust a key no more: bundles with it anywhere in their history are refused from now on."""
+    with _roster(_keys(keys)) as roster:
+        entry = roster.revoke(name)
+    print(f"revoked: {entry.card.name}, {entry.card.fingerprint}")
+
+
+@contextlib.contextmanager
+def _roster(folder: KeyFolder) -> Iterator[Roster]:
+    """The roster, to change; two people at once do not undo each other."""
+    folder.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(folder.folder):
+        roster = folder.roster
+        yield roster
+        folder.save(roster)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time has a folder."""
+    import fcntl
+    import os
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _cleanly() -> Iterator[None]:
+    """Asked to end, it ends as with Ctrl-C: what was decrypted is removed on the way out."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@keys_app.command("list")
+def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
+    """Whom this site trusts."""
+    from dataclasses import asdict
+
+    from relay_core.bundle.keys import spoken
+
+    entries = _keys(keys).roster.entries
+    if as_json:
+        print(json.dumps([{**asdict(entry), "fingerprint": entry.card.fingerprint} for entry in entries]))
+        return
+    for entry in entries:
+        state = "revoked" if entry.revoked_at else "trusted" + (f" for run {entry.run[:12]}" if entry.run else "")
+        print(f"{spoken(entry.card.fingerprint)}  {state}  {entry.card.name}")
+
+
+class _Bytes:
+    """Says how far it is: JSON lines for machines, one line that grows on a terminal."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json, self._next = as_json, time.monotonic() + 1.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if (now := time.monotonic()) < self._next:
+            return
+        self._next = now + 1.0
+        if self.as_json:
+            print(json.dumps({"event": "progress", "done": done, "total": total}), flush=True)
+        elif sys.stderr.isatty():
+            print(f"\r{done >> 20} of {total >> 20} MiB", end="\r", file=sys.stderr, flush=True)
+
+
+def _progress(as_json: bool) -> Progress:
+    return _Bytes(as_json)
+
+
+def export_(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint file, or the folder of a trained site.")
+    ],
+    run: RunOption,
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    keys: KeysOption = KEYS,
+    scores: Annotated[
+        Path | None, typer.Option(help="The site's scores.json; default: the one beside the checkpoint.")
+    ] = None,
+    parent: Annotated[Path | None, typer.Option(help="bundle/provenance.json of what the training started from.")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Encrypt for this site of the roster: its name or fingerprint.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Carry the weights in half precision.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a signed bundle of a finished training, for the next site."""
+    from relay_core.bundle.writer import Provenance, export
+    from relay_core.config import load_run
+
+    found = newest_file(checkpoint)
+    beside = found.parent / "scores.json"
+    with _cleanly():
+        facts = export(
+            found, load_run(run), _keys(keys), out, scores=scores or (beside if beside.is_file() else None),
+            parent=Provenance.read(parent) if parent else None, recipient=to, half=half, progress=_progress(as_json),
+        )  # fmt: skip
+    _say(facts, as_json, f"wrote {out}, {facts.size / 1e6:.1f} MB")
+
+
+def newest_file(path: Path) -> Path:
+    """A checkpoint's file, from it or its folder. Raises CheckpointError."""
+    from relay_core.errors import CheckpointError
+
+    if path.is_file():
+        return path
+    found = sorted(path.glob("step-*.safetensors"))
+    if not found:
+        raise CheckpointError(f"{path}: no checkpoint there")
+    return found[-1]
+
+
+def import_(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Option(help="Folder of this site's trainings: the --out of relay train.")],
+    keys: KeysOption = KEYS,
+    run: Annotated[str | None, typer.Option("--run", help="Run file or recipe of the relay.")] = None,
+    site: Annotated[int | None, typer.Option(help="Which site of the run this one is (task_id).")] = None,
+    known: Annotated[
+        Path | None, typer.Option(help="JSON of runs and earlier imports, instead of --run and --site.")
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="To be scored only: whose turn it is does not matter.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle through and through, and put its checkpoint where `relay train --site` starts from it."""
+    from relay_core.bundle.importer import receive
+    from relay_core.bundle.provenance import Known
+    from relay_core.config import load_run
+    from relay_core.engine.layout import hand_over_layout
+    from relay_core.files import write_atomically
+
+    if known is None and run is None:
+        raise typer.BadParameter("name the relay's run file with --run")
+    out.mkdir(parents=True, exist_ok=True)
+    with _cleanly(), _alone(out):
+        record = out / "imports.json"
+        if known is not None:
+            knowledge = Known.read(known)
+        else:
+            loaded = load_run(str(run))
+            earlier = json.loads(record.read_text()) if record.is_file() and not evaluate else []
+            knowledge = Known({loaded.digest: (loaded, site)}, earlier)
+        facts, target = receive(
+            bundle, knowledge, _keys(keys), out, hand_over_layout, evaluate=evaluate, progress=_progress(as_json)
+        )
+        if known is None and not evaluate:  # to look at a model does not use it up
+            brief = {key: getattr(facts, key) for key in ("digest", "run", "hop", "created_at")}
+            write_atomically(record, json.dumps([*knowledge.imported, brief], indent=1).encode())
+    _say(facts, as_json, f"accepted; the next site starts from {target}")
+
+
+def _say(facts: Facts, as_json: bool, done: str) -> None:
+    if as_json:
+        print(json.dumps({"bundle": facts.to_json()}), flush=True)
+        return
+    print(f"{done}\n{_text(facts)}")
+
+
+def _text(facts: Facts) -> str:
+    from relay_core.bundle.keys import spoken
+
+    lines = [
+        f"bundle     {facts.digest}",
+        f"run        {facts.run}, hop {facts.hop}, by {facts.site}; relay {facts.version}",
+        f"signer     {facts.signer['name']}, {spoken(facts.signer['fingerprint'])}"
+        f" ({'trusted here' if facts.signer['trusted'] else 'NOT trusted here'})",
+        f"made       {_moment(facts.created_at)}; {'for one site, encrypted' if facts.recipient else 'for any site'}"
+        f"{'; half precision' if facts.half else ''}",
+    ]
+    return "\n".join([*lines, *_hops(facts)])
+
+
+def _hops(facts: Facts) -> list[str]:
+    from relay_core.bundle.keys import spoken
+
+    lines = []
+    for hop in facts.history:
+        dice = ", ".join(f"{name} {row['dice_per_sample']:.3f}" for name, row in hop["metrics"].items()
+                         if row.get("dice_per_sample") is not None)  # fmt: skip
+        trusted = "" if hop["trusted"] else ", NOT trusted here"
+        lines.append(
+            f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {_moment(hop['created_at'])}, signed by "
+            f"{hop['signer']} ({spoken(hop['fingerprint'])}{trusted}); Dice {dice or 'not reported'}; "
+            f"bundle {hop['bundle'][:16]}"
+        )
+    return lines
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+@contextlib.contextmanager
+def _looked_at(bundle: Path, keys: Path, trust: bool) -> Iterator[Any]:
+    import tempfile
+
+    from relay_core.bundle.reader import opened
+
+    with _cleanly(), tempfile.TemporaryDirectory() as work, opened(bundle, _keys(keys), Path(work), trust=trust) as found:
+        yield found
+
+
+@bundle_app.command("verify")
+def verify_(bundle: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
+    """Whether a bundle is whole, signed by sites that are trusted here, and holds what its run's networks need."""
+    from relay_core.bundle.weights import check_networks
+
+    with _looked_at(bundle, keys, trust=True) as found:
+        try:
+            from relay_core.engine.layout import hand_over_layout
+        except ModuleNotFoundError:
+            print("networks not compared: pip install 'relay-learning[train]'", file=sys.stderr)
+        else:
+            check_networks(found.table, hand_over_layout(found.run.site(found.manifest["task_id"])))
+        _say(found.facts, as_json, "verified")
+
+
+@bundle_app.command("inspect")
+def inspect_(
+    bundle: BundleArgument,
+    keys: KeysOption = KEYS,
+    card: Annotated[bool, typer.Option("--card", help="Print the model card instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What a bundle says, whether or not its signers are trusted here."""
+    with _looked_at(bundle, keys, trust=False) as found:
+        if card:
+            print(found.members["MODEL_CARD.md"].decode())
+            return
+        _say(found.facts, as_json, f"{bundle.name}: {found.facts.size / 1e6:.1f} MB, {len(found.table)} tensors")
+
+
+@bundle_app.command("history")
+def history_(bundle: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
+    """Where a model has been, hop by hop."""
+    with _looked_at(bundle, keys, trust=False) as found:
+        print(json.dumps(found.history) if as_json else "\n".join(_hops(found.facts)))
+
+
+@bundle_app.command("diff")
+def diff_(first: BundleArgument, second: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
+    """What changed from one bundle to another: facts, settings, and how far each network moved."""
+    from relay_core.bundle.compare import differences, differences_text
+
+    with _looked_at(first, keys, trust=False) as a, _looked_at(second, keys, trust=False) as b:
+        found = differences(a, b)
+        print(json.dumps(found) if as_json else differences_text(found))
+
+
+@report_app.command("sign")
+def sign_(
+    scores: Annotated[
+        Path, typer.Argument(metavar="SCORES", exists=True, dir_okay=False, help="scores.json of an evaluation.")
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="What was scored.")],
+    run: RunOption,
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    keys: KeysOption = KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign an evaluation, metrics only, for the coordinator."""
+    from dataclasses import asdict
+
+    from relay_core.bundle.report import sign
+    from relay_core.config import load_run
+
+    made = sign(scores, newest_file(checkpoint), load_run(run), _keys(keys), out)
+    print(json.dumps({"report": asdict(made)}) if as_json else f"wrote {out}")
+
+
+@report_app.command("matrix")
+def matrix_(
+    reports: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Signed reports of one run.")],
+    run: RunOption,
+    keys: KeysOption = KEYS,
+    out: Annotated[Path | None, typer.Option(help="Also write the matrices here: JSON, CSV, PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The site x test-set matrix, from the reports of all sites; every signature is checked."""
+    from relay_core.bundle.report import read
+    from relay_core.collect import matrices_of
+    from relay_core.config import load_run
+
+    found = matrices_of([read(path, _keys(keys)) for path in reports], load_run(run), out)
+    if as_json:
+        print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in found.items()}))
+    else:
+        print(found["dice_per_sample"].to_markdown())
