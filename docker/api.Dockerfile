@@ -10,7 +10,7 @@ RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt '.[ap
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/relay /opt/relay
-RUN mkdir -p /data /var/lib/relay/artifacts && chown -R 10001:10001 /var/lib/relay
+RUN mkdir -p /data /var/lib/relay/artifacts /var/lib/relay/inbox && chown -R 10001:10001 /var/lib/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     RELAY_HOME=/var/lib/relay RELAY_DATA_ROOT=/data RELAY_HOST=0.0.0.0 RELAY_PORT=8000
 USER 10001:10001

@@ -5,7 +5,7 @@ set -eu
 folder="${1:-secrets}"
 mkdir -p "$folder"
 chmod 700 "$folder"
-for name in secret_key database_password broker_password; do
+for name in secret_key database_password broker_password key_passphrase; do
   [ -s "$folder/$name" ] && continue
   openssl rand -hex 32 | tr -d '\n' > "$folder/$name"
   chmod 644 "$folder/$name"

@@ -33,9 +33,12 @@ audit_app = typer.Typer(help="The site's audit log.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add the service's commands (entry point `relay_core.commands`)."""
+    app.command()(demo)
     app.command()(up)
     app.command()(status)
     app.command()(submit)
+    app.command()(exports)
+    app.command()(imports)
     app.command()(reconcile)
     app.add_typer(jobs_app, name="jobs")
     app.add_typer(token_app, name="token")
@@ -53,6 +56,19 @@ def up(
 
     home.mkdir(parents=True, exist_ok=True)
     run_up(home, host=host, port=port, device=device)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the hospitals, the courier's disk and the result.")] = Path("demo"),
+    sites: Annotated[int, typer.Option(min=2, max=8, help="Number of hospitals.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of phantoms and trainings.")] = 0,
+) -> None:
+    """Play a relay over phantom hospitals, each a service of its own, with a courier between them."""
+    from services.demo import run_demo
+
+    out.mkdir(parents=True, exist_ok=True)
+    run_demo(out, sites, seed, device)
 
 
 @contextmanager
@@ -156,6 +172,49 @@ def submit(
         print(job["id"], flush=True)
         if not detach:
             watch_job(client, job["id"])
+
+
+def exports(
+    checkpoint: Annotated[str | None, typer.Argument(metavar="CHECKPOINT_ID", help="Left out: list what was built.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Encrypt for this site: its name or fingerprint.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Carry the weights in half precision.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; default: named after the bundle.")] = None,
+    url: UrlOption = URL,
+    token: TokenOption = None,
+) -> None:
+    """Have the signed bundle of a checkpoint built, and fetch it; a broken download goes on where it broke."""
+    from services.handoff import export_checkpoint, exports_table
+
+    with _client(url, token) as client:
+        if checkpoint is None:
+            exports_table(list(client.pages("/api/v1/exports")))
+        else:
+            print(export_checkpoint(client, checkpoint, to, half, out))
+
+
+def imports(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Left out: list.")] = None,
+    purpose: Annotated[str, typer.Option(help="train, or evaluate: only to score it.")] = "train",
+    accept: Annotated[str | None, typer.Option(metavar="ID", help="Use this import for the next training.")] = None,
+    reject: Annotated[str | None, typer.Option(metavar="ID", help="Let this import go.")] = None,
+    reason: Annotated[str, typer.Option(help="Why it is rejected.")] = "",
+    url: UrlOption = URL,
+    token: TokenOption = None,
+) -> None:
+    """Bring a bundle and see what is in it; then accept or reject it."""
+    from services.handoff import bring, imports_table, show_import
+
+    if len([given for given in (file, accept, reject) if given is not None]) > 1:
+        raise RelayError("give one of FILE, --accept and --reject")
+    with _client(url, token) as client:
+        if file is not None:
+            show_import(bring(client, file, purpose))
+        elif accept is not None:
+            show_import(client.call("POST", f"/api/v1/imports/{accept}/accept"))
+        elif reject is not None:
+            show_import(client.call("POST", f"/api/v1/imports/{reject}/reject", json={"reason": reason}))
+        else:
+            imports_table(list(client.pages("/api/v1/imports")))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from relay_core.config import RunFile, SiteSettings
 from services.client import Client, ServiceRefused
 
 
-def submit_run(client: Client, run: RunFile, site: int | None, data: str) -> dict[str, Any]:
+def submit_run(client: Client, run: RunFile, site: int | None, data: str, key: str | None = None) -> dict[str, Any]:
     """Upload a run, register the image folders of its sites that the service has, queue the training.
 
     Args:
@@ -16,19 +16,25 @@ def submit_run(client: Client, run: RunFile, site: int | None, data: str) -> dic
         run: the run file.
         site: train this site alone; None: what the service says this site is, or all of them.
         data: folder below the service's data root that the run's `img_folder`s lie in.
+        key: Idempotency-Key of the training; None: a new one.
 
     Raises:
         ServiceRefused, ServiceUnreachable: see `Client.call`.
     """
-    name = run.path.name
+    kept = upload_run(client, run, data)
+    body: dict[str, Any] = {"kind": "train", "run_id": kept["id"]}
+    return client.submit({**body, "site": site} if site is not None else body, key)
+
+
+def upload_run(client: Client, run: RunFile, data: str) -> dict[str, Any]:
+    """Upload a run, and register the image folders of its sites that the service has. Raises as `submit_run`."""
     headers = {"Content-Type": "application/yaml"}
-    kept = client.call("POST", "/api/v1/runs", params={"name": name}, content=run.canonical(), headers=headers)
+    kept = client.call("POST", "/api/v1/runs", params={"name": run.path.name}, content=run.canonical(), headers=headers)
     known = {row["name"] for row in client.pages("/api/v1/datasets")}
     for settings in (run.site(task_id) for task_id in run.all_ids):
         if settings.name not in known:
             _register(client, settings, data)
-    body: dict[str, Any] = {"kind": "train", "run_id": kept["id"]}
-    return client.submit({**body, "site": site} if site is not None else body)
+    return dict(kept)
 
 
 def _register(client: Client, settings: SiteSettings, data: str) -> None:

@@ -76,5 +76,7 @@ def _show(terminal: Terminal, data: dict[str, Any]) -> None:
     elif data["event"] in ("failed", "requeued"):
         error = data.get("error") or data
         terminal.say(f"{data['event']}: {error.get('message', '')}")
+    elif data["event"] == "progress":
+        terminal.say(f"{data.get('done')} of {data.get('total')}")
     else:
         terminal.say(data["event"])

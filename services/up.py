@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 from sqlalchemy import func, select
 
+from relay_core.bundle.keys import KeyFolder, spoken
 from relay_core.errors import RelayError
 from services.api.migration import bring_up_to_date
 from services.site import audit, auth
@@ -76,13 +77,15 @@ def run_up(home: Path, **overrides: Any) -> None:
 
     Raises:
         SettingsError: a setting is not valid.
-        RelayError: another `relay up` serves the same folder, a later version used it, or the API does not come up.
+        RelayError: another `relay up` serves the same folder, a later version used it, the site's key cannot be made, or
+            the API does not come up.
     """
     settings = load_settings(embedded=True, home=home.absolute(), instance=secrets.token_hex(8), **overrides)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     with _alone(settings.home), _until_asked() as asked:
         with _database(settings) as database:
             bring_up_to_date(database)
+        _make_key(settings)
         services = _services(settings)
         try:
             if _api_answers(services, settings, asked):
@@ -94,6 +97,18 @@ def run_up(home: Path, **overrides: Any) -> None:
             print("stopping", file=sys.stderr, flush=True)
             for service in reversed(services):
                 service.stop(settings.stop_grace + 10)
+
+
+def _make_key(settings: Settings) -> None:
+    """At the first start, make the key that this site signs its models with."""
+    if KeyFolder(settings.keys_folder).exists:
+        return
+    create = ["keys", "create", "--keys", str(settings.keys_folder), "--name", settings.site_name]
+    given = any(name in os.environ for name in ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE"))
+    command = [sys.executable, "-m", "relay_core", *create, *([] if given else ["--generate-passphrase"])]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise RelayError(f"the site's key cannot be made: {done.stderr.strip().removeprefix('error: ')}")
 
 
 def _services(settings: Settings) -> list[Service]:
@@ -147,6 +162,8 @@ def _answers(url: str, instance: str | None) -> bool:
 def _greet(settings: Settings) -> None:
     """Say where it is; the first time with an admin token. What did not come up has made none that nobody saw."""
     print(f"relay is up at {_url(settings)}\nsite folder {settings.home}, images below {settings.data_folder}")
+    print(f"this site's key: {spoken(KeyFolder(settings.keys_folder).card.fingerprint)}")
+    print(f"the other sites need its card: {settings.keys_folder / 'card.json'}")
     with _database(settings) as database, database.write() as session:
         if not session.scalar(select(func.count()).select_from(Token)):
             row, text = auth.create_token(session, settings.key, "first admin", "admin")

@@ -84,6 +84,24 @@ def _identify(site: Parts, token: str | None, address: str) -> Identity:
     raise failed
 
 
+def need_room(site: Parts, size: int = 0) -> None:
+    """Raise Refusal `storage_full` where the store would have less than `min_free_mib` left after `size` more bytes."""
+    free = site.store.free_mib()
+    if free - (size >> 20) < site.settings.min_free_mib:
+        needed = f"{site.settings.min_free_mib} are needed" + (f" besides the {size >> 20} that come" if size >> 20 else "")
+        raise Refusal("storage_full", f"{free} MiB are free, {needed}; make room")
+
+
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,200}$",
+        description="The same key with the same body gives the same job, however often it is sent.",
+        examples=["9f1c2b9e-7a55-4d0c-8a3e-0d5f6f3c1b77"],
+    ),
+]
+
 IfMatch = Annotated[
     str,
     Header(

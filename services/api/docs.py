@@ -17,6 +17,7 @@ from services.site.errors import CATALOGUE
 Responses = dict[int | str, dict[str, Any]]
 
 ETAG = {"ETag": {"description": "Version, for If-Match.", "required": True, "schema": {"type": "string"}}}
+REPLAYED = {"Idempotency-Replayed": {"description": "true: the key made this job before.", "schema": {"type": "string"}}}
 LOCATION = {"Location": {"description": "Where it is.", "required": True, "schema": {"type": "string"}}}
 
 _ALWAYS = ("internal", "database_unavailable")
@@ -26,6 +27,7 @@ _HEADERS = {
     "locked_out": "Retry-After",
     "database_unavailable": "Retry-After",
     "precondition_failed": "ETag",
+    "range_not_satisfiable": "Content-Range",
 }
 _DESCRIPTION = """
 One hospital site of a relay: data sets, runs, jobs, checkpoints, evaluations.

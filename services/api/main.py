@@ -16,7 +16,7 @@ from services.api import docs, metrics, problems
 from services.api.deps import Parts
 from services.api.middleware import BodyLimit, RequestContext
 from services.api.readiness import Probe
-from services.api.routes import ROUTERS
+from services.api.routes import ROUTERS, imports
 from services.site import reconcile as reconciler
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database, migrate
@@ -67,7 +67,7 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
         redirect_slashes=False, generate_unique_id_function=docs.operation_id, telemetry=NO_TELEMETRY,
     )  # fmt: skip
     app.openapi = docs.schema_of(app)  # type: ignore[method-assign]
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, streams={imports.PATH})
     app.add_middleware(RequestContext, durations=metrics.durations(registry))
     problems.add_handlers(app)
     for router in ROUTERS:

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Collection
 
 from prometheus_client import Histogram
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.api.problems import problem
 
 MAX_BODY = 2 << 20
-"""Bytes of a request's body; nothing that this API reads is larger."""
+"""Bytes of a request's body; nothing that this API reads at once is larger."""
 DRAIN = 32 << 20
 """Bytes of a refused body that are still read, so that the client gets to see the answer."""
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
@@ -91,18 +92,24 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses a body that says, or turns out, to be larger than `limit` bytes."""
+    """Refuses a body that says, or turns out, to be larger than `limit` bytes.
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
-        self.app, self.limit = app, limit
+    Args:
+        app: what takes the others.
+        limit: in bytes.
+        streams: addresses that read their bodies as they come, and cap them by themselves.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int = MAX_BODY, streams: Collection[str] = ()) -> None:
+        self.app, self.limit, self.streams = app, limit, streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] != "http" or scope["method"] not in _BODY_METHODS:
+        if scope["type"] != "http" or scope["method"] not in _BODY_METHODS or scope["path"] in self.streams:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdigit() and int(declared) > self.limit:
-            await _drain(receive)
+            await drain(receive)
             await problem(scope, "too_large", f"a body may have {self.limit} bytes here")(scope, receive, send)
             return
         size = 0
@@ -112,14 +119,16 @@ class BodyLimit:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self.limit:
-                await _drain(receive)
+                if message.get("more_body", False):
+                    await drain(receive)
                 raise HTTPException(413)
             return message
 
         await self.app(scope, counted, send)
 
 
-async def _drain(receive: Receive) -> None:
+async def drain(receive: Receive) -> None:
+    """Read on after a refusal, up to `DRAIN` bytes, so that the client gets to see the answer."""
     size, more = 0, True
     while more and size < DRAIN:
         message = await receive()

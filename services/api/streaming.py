@@ -1,20 +1,87 @@
-"""Stored bytes as an answer: streamed, and verified while they go."""
+"""Stored bytes as an answer: streamed and verified, whole or in part."""
 
 from __future__ import annotations
 
 import base64
+import re
+from dataclasses import dataclass
 from itertools import chain
+from typing import Annotated
 
+from fastapi import Depends, Header
 from starlette.responses import Response, StreamingResponse
 
 from services.api.deps import Parts
+from services.api.docs import Responses, success
+from services.api.schemas import Absent
 from services.site.db.models import Artifact
+from services.site.errors import Refusal
 
-HEADERS = {name: {"required": True, "schema": {"type": "string"}} for name in ("ETag", "Content-Length", "Repr-Digest")}
+_TEXT = {"required": True, "schema": {"type": "string"}}
+HEADERS = dict.fromkeys(("ETag", "Content-Length", "Repr-Digest"), _TEXT)
+_ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
-def stored(site: Parts, artifact: Artifact, media_type: str, filename: str | None = None, body: bool = True) -> Response:
-    """The bytes of an artifact. The last of them are sent only if all had the right digest.
+@dataclass(frozen=True)
+class Part:
+    """Which bytes of a file a client asks for; by default all."""
+
+    range: str | None = None
+    if_range: str | None = None
+
+    def of(self, artifact: Artifact) -> tuple[int, int] | None:
+        """First and last byte, or None for the whole file.
+
+        A header that is not one range of bytes, or that is for another version of the file, is passed over (RFC 9110).
+
+        Raises:
+            Refusal: `range_not_satisfiable`.
+        """
+        found = _ONE_RANGE.fullmatch(self.range or "")
+        if found is None or (self.if_range is not None and self.if_range != f'"{artifact.digest}"'):
+            return None
+        first, last, suffix = found.groups()
+        if suffix is not None:
+            begin, end = max(0, artifact.size - int(suffix)), artifact.size - 1
+        else:
+            begin, end = int(first), min(int(last or artifact.size), artifact.size - 1)
+            if last and int(last) < begin:
+                return None
+        if begin > end:
+            size = {"Content-Range": f"bytes */{artifact.size}"}
+            raise Refusal("range_not_satisfiable", f"the file has {artifact.size} bytes", size)
+        return begin, end
+
+
+async def _part(
+    range_: Annotated[
+        str | Absent,
+        Header(alias="Range", description="One range of bytes, to go on with a download.", examples=["bytes=0-1023"]),
+    ] = None,
+    if_range: Annotated[
+        str | Absent, Header(alias="If-Range", description="The ETag: where the file is another by now, all of it comes.")
+    ] = None,
+) -> Part:
+    return Part(range_, if_range)
+
+
+PartQuery = Annotated[Part, Depends(_part)]
+
+
+def download(description: str, media_type: str) -> Responses:
+    """What a route answers that serves files whole or in part, for its `responses`."""
+    headers = HEADERS | {"Accept-Ranges": _TEXT}
+    whole = success(200, description, media_type=media_type, headers=headers)
+    part = success(206, "The range of it.", media_type=media_type, headers=headers | {"Content-Range": _TEXT})
+    return {**whole, **part}
+
+
+def stored(
+    site: Parts, artifact: Artifact, media_type: str, filename: str | None = None, body: bool = True,
+    part: Part | None = None,
+) -> Response:  # fmt: skip
+    """The bytes of an artifact, verified: of the whole file, the last are sent only if all had the right digest; before a
+    part of it is sent, all of it is read.
 
     Args:
         site: whose store.
@@ -22,9 +89,10 @@ def stored(site: Parts, artifact: Artifact, media_type: str, filename: str | Non
         media_type: what to call them.
         filename: what a browser saves them as; None: it may show them.
         body: False answers HEAD.
+        part: what of it is asked for; None: there are no parts.
 
     Raises:
-        Refusal: `artifact_damaged`, where that is seen before the first byte goes out.
+        Refusal: `artifact_damaged`, where that is seen before the first byte goes out; `range_not_satisfiable`.
     """
     headers = {
         "ETag": f'"{artifact.digest}"',
@@ -33,8 +101,17 @@ def stored(site: Parts, artifact: Artifact, media_type: str, filename: str | Non
     }
     if filename is not None:
         headers["Content-Disposition"] = f'attachment; filename="{filename}"'
+    if part is not None:
+        headers["Accept-Ranges"] = "bytes"
     if not body:
         return Response(media_type=media_type, headers=headers)
-    chunks = site.store.read(artifact.digest)
+    chosen = part.of(artifact) if part is not None else None
+    status, chunks = 200, site.store.read(artifact.digest)
+    if chosen is not None:
+        headers |= {
+            "Content-Length": str(chosen[1] - chosen[0] + 1),
+            "Content-Range": f"bytes {chosen[0]}-{chosen[1]}/{artifact.size}",
+        }
+        status, chunks = 206, site.store.read_part(artifact.digest, *chosen)
     first = next(chunks, b"")
-    return StreamingResponse(chain([first], chunks), media_type=media_type, headers=headers)
+    return StreamingResponse(chain([first], chunks), status, media_type=media_type, headers=headers)

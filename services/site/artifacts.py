@@ -15,7 +15,9 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -40,37 +42,36 @@ class ArtifactStore:
         """Where the bytes of a digest lie."""
         return self.folder / "sha256" / digest[:2] / digest[2:]
 
+    @contextlib.contextmanager
+    def incoming(self, limit: int | None = None) -> Iterator[Incoming]:
+        """A file to write to; what was not kept at the end of the block is gone.
+
+        Raises:
+            Refusal: `storage_full`, or `too_large` beyond `limit` bytes.
+        """
+        staging = self.folder / "staging"
+        temporary = staging / secrets.token_hex(8)
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                yield Incoming(self, file, temporary, limit)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Refusal("storage_full", "the artifact volume is full; make room and try again") from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
     def put(self, chunks: Iterable[bytes], limit: int | None = None) -> tuple[str, int]:
         """Store a stream; return its digest and size in bytes.
 
         Raises:
             Refusal: `storage_full`, or `too_large` beyond `limit` bytes; nothing stays of it.
         """
-        staging = self.folder / "staging"
-        digest, size = hashlib.sha256(), 0
-        temporary = staging / secrets.token_hex(8)
-        try:
-            staging.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                for chunk in chunks:
-                    size += len(chunk)
-                    if limit is not None and size > limit:
-                        raise Refusal("too_large", f"more than {limit} bytes")
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            target = self.path(digest.hexdigest())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(target)
-            sync(target.parent)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Refusal("storage_full", "the artifact volume is full; make room and retry the job") from error
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
-        return digest.hexdigest(), size
+        with self.incoming(limit) as file:
+            for chunk in chunks:
+                file.write(chunk)
+            return file.keep()
 
     def put_file(self, path: Path) -> tuple[str, int]:
         """`put` for a file."""
@@ -83,21 +84,37 @@ class ArtifactStore:
         Raises:
             Refusal: `artifact_damaged`.
         """
-        try:
-            file = self.path(digest).open("rb")
-        except FileNotFoundError:
-            raise Refusal("artifact_damaged", f"the bytes of {digest} are not in the store; restore a backup") from None
         check, held = hashlib.sha256(), b""
-        with file:
+        with self._open(digest) as file:
             while chunk := file.read(CHUNK):
                 check.update(chunk)
                 if held:
                     yield held
                 held = chunk
-        if check.hexdigest() != digest:
-            raise Refusal("artifact_damaged", f"the bytes of {digest} were changed on disk; restore a backup")
+        _must_be(digest, check)
         if held:
             yield held
+
+    def read_part(self, digest: str, first: int, last: int) -> Iterator[bytes]:
+        """The bytes `first` to `last`, chunk by chunk; the whole file is verified before the first of them comes.
+
+        Raises:
+            Refusal: `artifact_damaged`.
+        """
+        with self._open(digest) as file:
+            check = hashlib.file_digest(file, "sha256")
+            _must_be(digest, check)
+            file.seek(first)
+            left = last + 1 - first
+            while chunk := file.read(min(CHUNK, left)):
+                left -= len(chunk)
+                yield chunk
+
+    def _open(self, digest: str) -> BufferedReader:
+        try:
+            return self.path(digest).open("rb")
+        except FileNotFoundError:
+            raise Refusal("artifact_damaged", f"the bytes of {digest} are not in the store; restore a backup") from None
 
     def fetch(self, digest: str, target: Path) -> None:
         """Copy verified bytes to `target`, whole or not at all. Raises Refusal `artifact_damaged`."""
@@ -115,6 +132,39 @@ class ArtifactStore:
         return shutil.disk_usage(self.folder).free >> 20
 
 
+def _must_be(digest: str, found: Any) -> None:
+    if found.hexdigest() != digest:
+        raise Refusal("artifact_damaged", f"the bytes of {digest} were changed on disk; restore a backup")
+
+
+class Incoming:
+    """Bytes on their way into the store; made by `ArtifactStore.incoming`."""
+
+    def __init__(self, store: ArtifactStore, file: BinaryIO, path: Path, limit: int | None) -> None:
+        self._store, self._file, self._path, self._limit = store, file, path, limit
+        self._digest = hashlib.sha256()
+        self.size = 0
+        """Bytes so far."""
+
+    def write(self, chunk: bytes) -> None:
+        """Add bytes. Raises Refusal `too_large` beyond the limit."""
+        self.size += len(chunk)
+        if self._limit is not None and self.size > self._limit:
+            raise Refusal("too_large", f"more than {self._limit} bytes")
+        self._digest.update(chunk)
+        self._file.write(chunk)
+
+    def keep(self) -> tuple[str, int]:
+        """Make it durable under its digest; return digest and size in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        target = self._store.path(self._digest.hexdigest())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._path.replace(target)
+        sync(target.parent)
+        return self._digest.hexdigest(), self.size
+
+
 def keep(session: Session, digest: str, size: int, media_type: str) -> None:
     """Say that bytes are in the store."""
     insert = (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert(Artifact)
@@ -129,9 +179,10 @@ def attach(session: Session, owner: str, name: str, digest: str, size: int, medi
     session.flush()
 
 
-def detach(session: Session, owner: str) -> None:
-    """`owner` needs nothing any more."""
-    session.execute(delete(Attachment).where(Attachment.owner == owner))
+def detach(session: Session, owner: str, name: str | None = None) -> None:
+    """`owner` needs nothing any more, or what is called `name` no more."""
+    only = [Attachment.name == name] if name is not None else []
+    session.execute(delete(Attachment).where(Attachment.owner == owner, *only))
 
 
 def attached(session: Session, owner: str) -> dict[str, Artifact]:

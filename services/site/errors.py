@@ -38,6 +38,7 @@ CATALOGUE: dict[str, Entry] = {
     "precondition_required": Entry(428, "An If-Match header is needed"),
     "precondition_failed": Entry(412, "Somebody changed it in between"),
     "conflict": Entry(409, "Its present state does not allow that"),
+    "range_not_satisfiable": Entry(416, "The file has no such bytes"),
     "name_taken": Entry(409, "The name is taken"),
     "in_use": Entry(409, "Something still needs it"),
     # data sets
@@ -56,6 +57,7 @@ CATALOGUE: dict[str, Entry] = {
     "internal": Entry(500, "Something went wrong inside"),
     # what a client of this API meets
     "service_unreachable": Entry(503, "The service cannot be reached"),
+    "download_damaged": Entry(502, "The file was damaged on its way"),
     # how a job fails
     "worker_lost": Entry(500, "The worker was lost"),
     "process_crashed": Entry(500, "The training process ended unexpectedly"),
@@ -70,6 +72,24 @@ CATALOGUE: dict[str, Entry] = {
     "training_diverged": Entry(500, "The training diverged"),
     "device_unavailable": Entry(422, "The device is not available"),
     "stopped": Entry(409, "The training was stopped"),
+    # the core's, of a model that is handed on
+    "key_missing": Entry(409, "A key is missing"),
+    "key_locked": Entry(409, "The site's key cannot be opened"),
+    "bundle_incomplete": Entry(409, "Something that belongs into the bundle is missing"),
+    "bundle_damaged": Entry(422, "The bundle is damaged"),
+    "bundle_version_unknown": Entry(422, "The bundle's format is not known"),
+    "bundle_newer": Entry(422, "The bundle was made by a newer version"),
+    "bundle_too_large": Entry(413, "The bundle is too large"),
+    "signature_invalid": Entry(422, "The signature is not valid"),
+    "signer_unknown": Entry(422, "The signer is not trusted here"),
+    "signer_revoked": Entry(422, "The signer's key was revoked"),
+    "wrong_recipient": Entry(422, "The bundle is for somebody else"),
+    "history_broken": Entry(422, "The history of the relay is broken"),
+    "weights_invalid": Entry(422, "The weights cannot be used"),
+    "bundle_other_run": Entry(409, "The bundle belongs to no run of this site"),
+    "hop_out_of_order": Entry(409, "It is not this site's turn"),
+    "bundle_used": Entry(409, "The bundle was imported already"),
+    "bundle_stale": Entry(409, "A newer bundle was imported already"),
 }
 
 

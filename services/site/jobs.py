@@ -14,12 +14,12 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from services.site import audit
+from services.site import artifacts, audit
 from services.site.db.models import DeviceLease, Job, JobEvent, clock, now
 from services.site.errors import Refusal
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
-Kind = Literal["train", "evaluate", "preflight", "samples"]
+Kind = Literal["train", "evaluate", "preflight", "samples", "export", "import", "report"]
 
 MOVES: dict[State, frozenset[State]] = {
     "queued": frozenset({"running", "cancelled"}),
@@ -176,6 +176,9 @@ def end(
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": state, **({"error": error} if error else {})}])
     audit.record(session, actor, f"job.{state}", job.id)
+    if state != "succeeded" and (bundle_id := job.params.get("import")):
+        artifacts.detach(session, bundle_id)  # swept in a day; until then a retry finds the file
+        audit.record(session, actor, "import.refuse", bundle_id, code=error["code"] if error else state)
     return job
 
 

@@ -14,8 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
-from services.site import workers
-from services.site.db.models import Base, Checkpoint, Dataset, Run
+from services.site import artifacts, workers
+from services.site.db.models import Base, Bundle, Checkpoint, Dataset, Evaluation, Job, Run
 from services.site.errors import Refusal
 
 Row = TypeVar("Row", bound=Base)
@@ -75,8 +75,10 @@ def _base(session: Session, run: Run, before: int | None, checkpoint_id: str | N
         if checkpoint_id is not None:
             raise Refusal("invalid_request", "the first site of a run starts from nothing: leave checkpoint_id out")
         return None
+    only_scored = select(Bundle.checkpoint_id).where(Bundle.purpose == "evaluate", Bundle.checkpoint_id.is_not(None))
     if checkpoint_id is None:
         newest = select(Checkpoint).where(Checkpoint.run_id == run.id, Checkpoint.task_id == before)
+        newest = newest.where(Checkpoint.id.not_in(only_scored))
         newest = newest.order_by(Checkpoint.id.desc()).limit(1)
         base = session.scalars(newest.with_for_update(read=True, key_share=True)).first()
         if base is None:
@@ -85,6 +87,8 @@ def _base(session: Session, run: Run, before: int | None, checkpoint_id: str | N
     base = need(session, Checkpoint, checkpoint_id, hold=True)
     if base.run_id != run.id or base.task_id != before:
         raise Refusal("checkpoint_invalid", f"{base.id} is not of site {before} of run {run.name}")
+    if session.scalars(only_scored.where(Bundle.checkpoint_id == base.id)).first() is not None:
+        raise Refusal("checkpoint_invalid", f"{base.id} was imported to be scored; import it for training")
     return base
 
 
@@ -112,6 +116,54 @@ def samples(session: Session, checkpoint_id: str, *, per_site: int = 8) -> Plan:
 def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> Plan:
     """Check every file of a data set. Raises Refusal `not_found`."""
     return Plan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})
+
+
+def export(session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False) -> Plan:
+    """Build the bundle that carries a checkpoint to the next site.
+
+    Args:
+        session: to read with.
+        checkpoint_id: the checkpoint.
+        recipient: name or fingerprint of a trusted key: only its owner can open the file; None: everybody can.
+        half: whether to carry weights in half precision.
+
+    Raises:
+        Refusal: `not_found`; `conflict` for one that was imported; `bundle_incomplete` where the site before it in the
+            relay was trained here too, and never exported.
+    """
+    checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    if (brought := _bundle_of(session, checkpoint.id, "import")) is not None:
+        raise Refusal("conflict", f"{checkpoint.id} was brought here, by {brought.id}: export what is trained from it")
+    before = None
+    if (parent := checkpoint.parent_id) is not None:
+        before = _bundle_of(session, parent, "import") or _bundle_of(session, parent, "export")
+        if before is None:
+            raise Refusal("bundle_incomplete", f"{checkpoint.id} grew out of {parent}; export that one first")
+    params = {"recipient": recipient, "half": half, "parent": before.id if before else None}
+    return Plan(params, 0, checkpoint.run_id, checkpoint.id)
+
+
+def _bundle_of(session: Session, checkpoint_id: str, direction: str) -> Bundle | None:
+    """The newest bundle that a checkpoint went into, or came from."""
+    found = select(Bundle).where(Bundle.checkpoint_id == checkpoint_id, Bundle.direction == direction)
+    return session.scalars(found.order_by(Bundle.id.desc()).limit(1)).first()
+
+
+def report(session: Session, evaluation_id: str) -> Plan:
+    """Sign an evaluation's scores, for the coordinator of the relay.
+
+    Raises:
+        Refusal: `not_found`; `conflict` where its checkpoint was deleted; `bundle_incomplete` where its scores are gone.
+    """
+    evaluation = need(session, Evaluation, evaluation_id, hold=True)
+    if evaluation.checkpoint_id is None:
+        raise Refusal("conflict", f"the checkpoint that {evaluation.id} scored was deleted")
+    checkpoint = need(session, Checkpoint, evaluation.checkpoint_id, hold=True)
+    trained = need(session, Job, evaluation.job_id).kind == "train"
+    owner = checkpoint.id if trained else evaluation.job_id
+    if "scores.json" not in artifacts.attached(session, owner):
+        raise Refusal("bundle_incomplete", f"{owner} has no scores.json; evaluate {checkpoint.id} again")
+    return Plan({"evaluation": evaluation.id, "scores": owner}, 0, evaluation.run_id, checkpoint.id)
 
 
 def check_gpus(session: Session, gpus: int, lately: float) -> None:

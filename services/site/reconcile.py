@@ -13,6 +13,7 @@ from services.site import artifacts, jobs, leases, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.dispatch import Doorbell
+from services.site.inbox import Inbox
 from services.site.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,11 @@ def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -
 
 
 def run(database: Database, doorbell: Doorbell, settings: Settings, stop: threading.Event) -> None:
-    """Look every `PERIOD` seconds until `stop`, and sweep the store now and then, in a thread of its own."""
-    sweeper = threading.Thread(target=_sweep, args=(database, settings, stop), name="sweeper", daemon=True)
-    sweeper.start()
+    """Look every `PERIOD` seconds until `stop`; in threads of their own, sweep the store now and then, watch the inbox."""
+    threading.Thread(target=_sweep, args=(database, settings, stop), name="sweeper", daemon=True).start()
+    if settings.inbox is not None:
+        inbox = Inbox(settings.inbox.absolute(), database, doorbell, settings)
+        threading.Thread(target=inbox.watch, args=(stop,), name="inbox", daemon=True).start()
     looked = time.time()
     while not stop.is_set():
         if time.time() - looked > settings.lease / 2:  # the machine slept: let the workers renew their leases first

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     """Content-addressed store of checkpoints and pictures; default: `home/artifacts`."""
     work: Path | None = None
     """Where running jobs write; default: `home/work`. Shared by the workers of a site, so that another can resume."""
+    keys: Path | None = None
+    """The site's signing key and the keys that it trusts; default: `home/keys`. Workers alone need it."""
+    inbox: Path | None = None
+    """Watched folder: a `*.relay` that is put there is imported; None: no folder is watched."""
 
     database_url: str | None = None
     """SQLAlchemy URL without a password; default: SQLite at `home/relay.db`."""
@@ -93,6 +97,8 @@ class Settings(BaseSettings):
     """Seconds that a training has to checkpoint and leave after SIGTERM."""
     min_free_mib: int = Field(default=512, ge=0)
     """Free space of the artifact volume below which the site is not ready and takes no job."""
+    max_bundle_mib: int = Field(default=8192, ge=1)
+    """Size of a bundle beyond which it is not taken in."""
     queue_limit: int = Field(default=10_000, ge=1)
     """Queued jobs beyond which a new one is refused."""
     lockout_failures: int = Field(default=10, ge=1)
@@ -139,6 +145,11 @@ class Settings(BaseSettings):
     def work_folder(self) -> Path:
         """Absolute `work`."""
         return (self.work or self.home / "work").absolute()
+
+    @property
+    def keys_folder(self) -> Path:
+        """Absolute `keys`."""
+        return (self.keys or self.home / "keys").absolute()
 
     @property
     def database(self) -> URL:

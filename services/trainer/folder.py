@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from relay_core.config import RunFile
-from relay_core.errors import CheckpointError
+from services.site.headers import CheckpointFile, read_header
 from services.site.leases import Claim, LeaseLost
 from services.trainer.child import NOTE, end_leftover
 
-MAX_HEADER = 100 << 20
 _NOT_CARRIED = frozenset({NOTE, "events.jsonl"})
 
 
@@ -73,37 +68,6 @@ def write_run_files(folder: Path, run: RunFile, folders: Mapping[int, Path]) -> 
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump({"extends": "relay.yaml", "current_tasks": {"task_confs": places}}), encoding="utf-8")
     return path
-
-
-@dataclass(frozen=True)
-class CheckpointFile:
-    """A checkpoint on disk, as far as its header tells; the engine verified the rest when it wrote or read it."""
-
-    path: Path
-    digest: str
-    meta: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        """Whether its training used up its budget."""
-        return int(self.meta["step"]) >= int(self.meta["steps"])
-
-
-def read_header(path: Path) -> CheckpointFile:
-    """The JSON part of a checkpoint, without its tensors and without torch.
-
-    Raises:
-        CheckpointError: not a checkpoint of relay.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))["__metadata__"]
-        return CheckpointFile(path, str(header["digest"]), json.loads(header["relay"]))
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise CheckpointError(f"{path.name}: damaged or not a checkpoint of relay ({error})") from None
 
 
 def newest_checkpoints(folder: Path) -> list[CheckpointFile]:

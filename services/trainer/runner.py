@@ -24,7 +24,7 @@ from services.site.db.models import Job
 from services.site.errors import CATALOGUE
 from services.site.leases import Claim, LeaseLost
 from services.site.settings import Settings
-from services.trainer import work
+from services.trainer import results, work
 from services.trainer.child import Child
 from services.trainer.folder import attempt_folder
 from services.trainer.says import Says
@@ -132,8 +132,8 @@ class Runner:
         folder = attempt_folder(self.settings.work_folder, claim)
         made = self._prepare(heart, folder)
         self._surely(heart, lambda session: leases.held(session, claim, self.settings.lease))  # still ours after all that
-        child = Child(made.command, folder, work.environment(claim.devices))
-        says = Says(self.database, claim, folder, self.settings.data_folder)
+        child = Child(made.command, folder, work.environment(claim.devices, made.keys))
+        says = Says(self.database, claim, folder, self.settings.data_folder, made.names)
         try:
             why = self._watch(child, says, heart)
         finally:
@@ -189,11 +189,11 @@ class Runner:
         code, claim = child.code, heart.claim
         said = str(says.last.get("message", ""))
         if code == 0 or (made.job.kind == "preflight" and "ok" in says.last):
-            stored = work.store_results(self.store, made)
+            stored = results.store_results(self.store, made)
 
             def publish(session: Session) -> None:
                 leases.held(session, claim)
-                leases.finish(session, claim, "succeeded", result=work.publish(session, made, stored, says.last))
+                leases.finish(session, claim, "succeeded", result=results.publish(session, made, stored, says.last))
 
             self._surely(heart, publish)
             shutil.rmtree(made.folder.parent, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ MAX_LOG = 10_000
 
 
 class Says:
-    """Takes a process's lines; writes them in batches, under the claim."""
+    """Takes a process's lines; writes them in batches, under the claim.
 
-    def __init__(self, database: Database, claim: Claim, folder: Path, data: Path) -> None:
+    Args:
+        database: of the site.
+        claim: of the job.
+        folder: where it works.
+        data: the site's data root.
+        names: further texts that nobody should read -> what is read instead.
+    """
+
+    def __init__(
+        self, database: Database, claim: Claim, folder: Path, data: Path, names: Mapping[str, str] | None = None
+    ) -> None:
         self.database, self.claim = database, claim
-        self._places = [(f"{folder}/", ""), (f"{data}/", ""), (str(folder), "."), (str(data), ".")]
+        self._places = [(f"{folder}/", ""), (f"{data}/", ""), (str(folder), "."), (str(data), "."), *(names or {}).items()]
         self._events: list[dict[str, Any]] = []
         self._metrics: dict[tuple[str, str, int], float] = {}
         self._progress: dict[str, Any] | None = None

@@ -1,34 +1,33 @@
-"""What each kind of job runs, and what of it is published."""
+"""What each kind of job runs, and with which files."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, audit, folders
+from services.site import artifacts, folders, handoff
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
-from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, Run
+from services.site.db.models import Bundle, Checkpoint, Dataset, Job, Run
 from services.site.errors import Refusal
 from services.site.leases import Claim
 from services.site.plan import need
 from services.site.runs import run_file
 from services.site.settings import Settings
-from services.trainer.child import NOTE
-from services.trainer.folder import CheckpointFile, newest_checkpoints, write_run_files
+from services.trainer.folder import write_run_files
 
-MEDIA_TYPES = {".png": "image/png", ".json": "application/json", ".csv": "text/csv"}
-"""Suffixes of files that are published; run files name folders of this machine and are not."""
-CHECKPOINT = "application/vnd.safetensors"
 INPUT = "input"
-"""Folder below an attempt's that holds the checkpoint of an evaluation."""
+"""Folder below an attempt's that holds what a job looks at: it is not the job's own."""
+KEY_VARIABLES = ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE")
 
 
 @dataclass
@@ -45,12 +44,24 @@ class Work:
     """Sites that it trains: as many checkpoints it leaves."""
     wanted: list[tuple[str, Path]] = field(default_factory=list)
     """Digests of stored bytes, and where they are needed."""
+    keys: Path | None = None
+    """Folder of the keys that it signs with, or checks signatures with."""
+    names: dict[str, str] = field(default_factory=dict)
+    """What its messages may hold, and what people read instead."""
 
 
-def environment(devices: tuple[str, ...]) -> dict[str, str]:
-    """Variables of the training process: ours without the service's settings and secrets, and its devices."""
+def environment(devices: tuple[str, ...], keys: Path | None = None) -> dict[str, str]:
+    """Variables of a job's process: ours without the service's settings and secrets, and its devices.
+
+    Args:
+        devices: that it may use.
+        keys: the folder of keys, for a job that needs it; such a job is told their passphrase too.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
     kept |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    if keys is not None:
+        kept |= {name: os.environ[name] for name in KEY_VARIABLES if name in os.environ}
+        kept["RELAY_KEYS"] = str(keys)
     gpus = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda:")]
     if len(gpus) > 1:
         visible = [name for name in kept.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -66,9 +77,11 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
     """
     with database.read() as session:
         job = need(session, Job, claim.job_id)
-        maker = {"train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight}[job.kind]
         work = Work(job, folder, [])
-        maker(session, settings, claim, work)
+        if job.kind in ("export", "import", "report"):  # they begin anew: what an attempt before left may be half of it
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _MAKERS[job.kind](session, settings, claim, work)
     for digest, target in work.wanted:
         store.fetch(digest, target)
     return work
@@ -149,95 +162,72 @@ def _preflight(session: Session, settings: Settings, claim: Claim, work: Work) -
     )  # fmt: skip
 
 
-@dataclass
-class _Stored:
-    """Bytes of a finished job, in the store and not yet named by a row."""
-
-    checkpoints: list[tuple[CheckpointFile, str, int]]
-    files: dict[str, tuple[str, int, str]]
-    """Name below the attempt's folder -> digest, size, media type."""
-
-
-def store_results(store: ArtifactStore, work: Work) -> _Stored:
-    """Put what a job wrote into the store.
-
-    Raises:
-        Refusal: `storage_full`; `checkpoint_invalid` where a training left fewer checkpoints than it trained sites.
-    """
-    inputs = [work.folder / name for name in work.inputs]
-    own = [c for c in newest_checkpoints(work.folder) if c.finished and c.path.parent not in inputs]
-    if len(own) < work.sites:
-        raise Refusal("checkpoint_invalid", f"{work.sites} sites were trained, and {len(own)} left a finished checkpoint")
-    stored = _Stored([(c, *store.put_file(c.path)) for c in own], {})
-    for path in sorted(work.folder.rglob("*")):
-        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in inputs and path.name != NOTE:
-            inside = path.relative_to(work.folder).as_posix()
-            stored.files[inside] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
-    return stored
+def _export(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+    params, file = work.job.params, str(work.folder / handoff.FILE)
+    checkpoint = _input_checkpoint(session, work)
+    work.command = _core(claim, "export", str(checkpoint), *_run_and_keys(session, settings, work), "--out", file)
+    _option(work, "--scores", artifacts.attached(session, work.inputs[INPUT]).get("scores.json"), "scores.json")
+    if params["parent"] is not None:
+        before = artifacts.attached(session, params["parent"]).get("provenance.json")
+        if before is None:
+            raise Refusal("bundle_incomplete", f"{params['parent']} has lost its provenance.json; export that hop again")
+        _option(work, "--parent", before, "provenance.json")
+    if params["recipient"] is not None:
+        work.command += [f"--to={params['recipient']}"]  # in one word: a name may begin with a dash
+    if params["half"]:
+        work.command += ["--half"]
 
 
-def publish(session: Session, work: Work, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
-    """Write the rows of a finished job; return its result.
-
-    Args:
-        session: in the transaction that ends the job.
-        work: the job.
-        stored: from `store_results`.
-        last: the last line of the process.
-    """
-    job = work.job
-    if job.kind == "preflight":
-        return _publish_preflight(session, job, stored, last)
-    made = _publish_checkpoints(session, work, stored)
-    result: dict[str, Any] = {"checkpoints": made, "files": []}
-    matrices = {
-        Path(name).stem: json.loads((work.folder / name).read_text())
-        for name in stored.files
-        if name.startswith("evaluation/") and name.endswith(".json")
-    }
-    if matrices:
-        newest = made[-1] if made else job.checkpoint_id
-        row = Evaluation(job_id=job.id, run_id=job.run_id, checkpoint_id=newest, matrices=matrices)
-        session.add(row)
-        session.flush()
-        result["evaluation"] = row.id
-        for name, (digest, size, media_type) in stored.files.items():
-            if name.startswith("evaluation/"):
-                artifacts.attach(session, row.id, name.removeprefix("evaluation/"), digest, size, media_type)
-    for name, (digest, size, media_type) in stored.files.items():
-        if not name.startswith("evaluation/"):
-            result["files"].append(name.replace("/", "."))
-            artifacts.attach(session, job.id, name.replace("/", "."), digest, size, media_type)
-    return result
+def _import(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+    row = need(session, Bundle, work.job.params["import"])
+    file = ArtifactStore(settings.artifact_folder).path(row.digest)
+    try:
+        os.utime(file)  # a refused one is swept a day after it was let go: while it is verified again it stays
+    except FileNotFoundError:
+        raise Refusal("artifact_damaged", f"the file of {row.id} is no longer in the store; bring it again") from None
+    work.names |= {str(file): row.id, file.name: row.id}
+    work.inputs[INPUT], work.keys = row.id, settings.keys_folder
+    (work.folder / INPUT).mkdir(exist_ok=True)
+    runs = []
+    for run in session.scalars(select(Run).order_by(Run.id)):
+        path = work.folder / INPUT / f"{run.id}.yaml"
+        path.write_text(run.content, encoding="utf-8")
+        runs.append({"file": str(path), "site": run.site})
+    known = {"runs": runs, "imported": handoff.imported(session, str(row.purpose))}
+    path = work.folder / INPUT / "known.json"
+    path.write_text(json.dumps(known), encoding="utf-8")
+    scoring = ["--evaluate"] if row.purpose == "evaluate" else []
+    keys = ["--keys", str(settings.keys_folder)]
+    out = ["--out", str(work.folder)]
+    work.command = _core(claim, "import", str(file), "--known", str(path), *keys, *out, *scoring)
 
 
-def _publish_checkpoints(session: Session, work: Work, stored: _Stored) -> list[str]:
-    made: list[str] = []
-    parent = work.base.id if work.base else None
-    local = work.job.run_id is not None and need(session, Run, work.job.run_id).strategy == "local"
-    for file, digest, size in stored.checkpoints:
-        artifacts.keep(session, digest, size, CHECKPOINT)
-        row = Checkpoint(
-            run_id=work.job.run_id, job_id=work.job.id, parent_id=None if local else parent, digest=digest,
-            task_id=int(file.meta["task_id"]), site=str(file.meta["site"]), step=int(file.meta["step"]),
-            content_digest=file.digest,
-        )  # fmt: skip
-        session.add(row)
-        session.flush()
-        audit.record(session, work.job.created_by, "checkpoint.publish", row.id, job=work.job.id, digest=digest)
-        scores = stored.files.get((file.path.parent / "scores.json").relative_to(work.folder).as_posix())
-        if scores is not None:
-            artifacts.attach(session, row.id, "scores.json", *scores)
-        made.append(row.id)
-        parent = row.id
-    return made
+def _report(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+    checkpoint, scores = _input_checkpoint(session, work), work.folder / INPUT / "scores.json"
+    found = artifacts.attached(session, work.job.params["scores"]).get("scores.json")
+    if found is None:
+        raise Refusal("bundle_incomplete", f"{work.job.params['scores']} has lost its scores.json")
+    work.wanted.append((found.digest, scores))
+    where = ["--checkpoint", str(checkpoint), "--out", str(work.folder / "report.json")]
+    work.command = _core(claim, "report", "sign", str(scores), *_run_and_keys(session, settings, work), *where)
 
 
-def _publish_preflight(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
-    row = need(session, Dataset, job.params["dataset"])
-    row.report = {**last, "job": job.id}
-    artifacts.detach(session, row.id)
-    for name, (digest, size, media_type) in stored.files.items():
-        if name.startswith("previews/"):
-            artifacts.attach(session, row.id, name.removeprefix("previews/"), digest, size, media_type)
-    return last
+def _run_and_keys(session: Session, settings: Settings, work: Work) -> list[str]:
+    work.keys = settings.keys_folder
+    path = work.folder / "relay.yaml"
+    path.write_text(need(session, Run, str(work.job.run_id)).content, encoding="utf-8")
+    return ["--run", str(path), "--keys", str(settings.keys_folder)]
+
+
+def _option(work: Work, option: str, artifact: artifacts.Artifact | None, name: str) -> None:
+    """A stored file as an input of the command, where there is one."""
+    if artifact is not None:
+        path = work.folder / INPUT / name
+        work.wanted.append((artifact.digest, path))
+        work.command += [option, str(path)]
+
+
+_MAKERS: dict[str, Callable[[Session, Settings, Claim, Work], None]] = {
+    "train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight, "export": _export,
+    "import": _import, "report": _report,
+}  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import secrets
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,10 +21,10 @@ import httpx
 import yaml
 from sqlalchemy import select
 
-from services.site import artifacts, audit, auth, jobs, leases, workers
+from services.site import artifacts, audit, auth, handoff, jobs, leases, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database
-from services.site.db.models import AuditRecord, Checkpoint, Evaluation, Job, new_id
+from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation, Job, new_id
 from services.site.settings import Settings, load_settings
 from tests.conftest import MODEL
 
@@ -45,6 +47,16 @@ def run_text(seed: int, sites: int = 2, **extra: Any) -> str:
     }
     ids = list(range(1, sites + 1))
     return yaml.safe_dump({"common": common, "all_tasks_datasets": entries, "current_tasks": {"task_ids": ids}})
+
+
+def facts(run_id: str, **more: Any) -> dict[str, Any]:
+    """What a signed manifest says, of a model of its own."""
+    signer = {"name": "north", "fingerprint": "f" * 64, "trusted": True}
+    return {
+        "digest": secrets.token_hex(32), "run": run_id, "hop": 1, "task_id": 1, "site": "North", "signer": signer,
+        "recipient": None, "parent": None, "created_at": time.time(), "half": False, "version": "0", "step": 6, "images": 8,
+        "metrics": {}, "history": [], "size": 8, "file_sha256": "0" * 64, **more,
+    }  # fmt: skip
 
 
 @dataclass
@@ -163,6 +175,40 @@ class Site:
             self.attach(row.id, "dice_per_sample.csv", b"after,Domain1\n", "text/csv", session)
             self.attach(row.id, "dice_per_sample.png", b"\x89PNG...", "image/png", session)
         return row
+
+    def export(self, checkpoint: Checkpoint | None = None, content: bytes = b"a bundle") -> Bundle:
+        """What the building of a bundle leaves."""
+        checkpoint = checkpoint or self.checkpoint()
+        headers = {"Idempotency-Key": secrets.token_hex(8)}
+        job = ok(self.operator.post("/api/v1/exports", json={"checkpoint_id": checkpoint.id}, headers=headers), 202)
+        claim = self.claim(job["id"])
+        files = {handoff.FILE: (*self.store.put([content]), handoff.MEDIA_TYPE)}
+        with self.database.write() as session:
+            row = handoff.built(session, session.get_one(Job, job["id"]), facts(checkpoint.run_id), files)
+            leases.finish(session, claim, "succeeded", result={"bundle": row.id})
+        return row
+
+    def bring(self, content: bytes = b"", key: str | None = None, **params: str) -> httpx.Response:
+        """An upload; by default of a file that nobody brought before."""
+        headers = {"Idempotency-Key": key or secrets.token_hex(8), "Content-Type": "application/vnd.relay.bundle"}
+        content = content or secrets.token_bytes(32)
+        return self.operator.post("/api/v1/imports", content=content, headers=headers, params=params)
+
+    def quarantined(self, run_id: str, **more: Any) -> dict[str, Any]:
+        """A brought bundle that a worker has verified."""
+        brought = ok(self.bring(), 202)
+        claim = self.claim(brought["job_id"])
+        told = {"digest": "0" * 64, "relay": json.dumps({"task_id": 1, "site": "North", "step": 6, "steps": 6})}
+        header = json.dumps({"__metadata__": told}).encode()
+        weights = [struct.pack("<Q", len(header)), header, secrets.token_bytes(8)]
+        files = {
+            handoff.CHECKPOINT: (*self.store.put(weights), "application/vnd.safetensors"),
+            "MODEL_CARD.md": (*self.store.put([b"# A model"]), "text/markdown; charset=utf-8"),
+        }
+        with self.database.write() as session:
+            handoff.quarantine(session, session.get_one(Job, brought["job_id"]), facts(run_id, **more), files)
+            leases.finish(session, claim, "succeeded")
+        return ok(self.viewer.get(f"/api/v1/imports/{brought['id']}"))
 
     def attach(self, owner: str, name: str, content: bytes, media_type: str, session: Any = None) -> str:
         """Bytes in the store that `owner` needs; returns their digest."""

@@ -5,7 +5,7 @@ import pytest
 from services.site import auth
 from tests.api.kit import ok, refused
 
-JOB, DATASET, CHECKPOINT = (f"{name}-{'0' * 28}" for name in ("job", "dataset", "checkpoint"))
+JOB, DATASET, CHECKPOINT, BUNDLE = (f"{name}-{'0' * 28}" for name in ("job", "dataset", "checkpoint", "bundle"))
 WRITES = [
     ("POST", "/api/v1/datasets"),
     ("PATCH", f"/api/v1/datasets/{DATASET}"),
@@ -17,13 +17,18 @@ WRITES = [
     ("POST", f"/api/v1/jobs/{JOB}/retry"),
     ("PATCH", f"/api/v1/checkpoints/{CHECKPOINT}"),
     ("DELETE", f"/api/v1/checkpoints/{CHECKPOINT}"),
+    ("POST", "/api/v1/exports"),
+    ("POST", "/api/v1/imports"),
+    ("POST", f"/api/v1/imports/{BUNDLE}/accept"),
+    ("POST", f"/api/v1/imports/{BUNDLE}/reject"),
 ]
 
 
 def test_every_address_but_the_public_ones_asks_who_is_there(small_site):
     paths = ok(small_site.anonymous.get("/openapi.json"))["paths"]
     ids = {"job_id": JOB, "dataset_id": DATASET, "checkpoint_id": CHECKPOINT, "run_id": "0" * 64, "name": "x"}
-    ids["evaluation_id"], asked = f"evaluation-{'0' * 28}", 0
+    ids |= {"evaluation_id": f"evaluation-{'0' * 28}", "bundle_id": BUNDLE}
+    asked = 0
     for path, operations in paths.items():
         if not path.startswith("/api/"):
             continue

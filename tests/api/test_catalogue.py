@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import services
+from relay_core.errors import BundleError
 from services.site.errors import CATALOGUE
 
 SERVICES = Path(services.__file__).parent
@@ -40,6 +41,7 @@ def test_every_refusal_and_every_error_has_an_entry():
     found = [*refusals(), *error_classes()]
     assert len(found) > 50
     assert [(place, code) for place, code in found if code not in CATALOGUE] == []
+    assert set(CATALOGUE) >= BundleError.CODES
 
 
 def test_every_entry_is_used():
@@ -50,7 +52,7 @@ def test_every_entry_is_used():
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    used = literals | {code for _, code in error_classes()}
+    used = literals | {code for _, code in error_classes()} | BundleError.CODES
     assert set(CATALOGUE) <= used, set(CATALOGUE) - used
 
 

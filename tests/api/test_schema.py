@@ -23,6 +23,7 @@ jobs = {{ values = ["{queued}", "{ended}"] }}
 ended = {{ values = ["{ended}"] }}
 checkpoints = {{ values = ["{checkpoint}"] }}
 evaluations = {{ values = ["{evaluation}"] }}
+bundles = {{ values = ["{built}", "{brought}"] }}
 
 [parameters]
 "path.dataset_id" = {{ dictionary = "datasets", probability = 0.6 }}
@@ -30,6 +31,7 @@ evaluations = {{ values = ["{evaluation}"] }}
 "path.job_id" = {{ dictionary = "jobs", probability = 0.6 }}
 "path.checkpoint_id" = {{ dictionary = "checkpoints", probability = 0.6 }}
 "path.evaluation_id" = {{ dictionary = "evaluations", probability = 0.6 }}
+"path.bundle_id" = {{ dictionary = "bundles", probability = 0.6 }}
 "body.dataset_id" = {{ dictionary = "datasets", probability = 0.8 }}
 "body.run_id" = {{ dictionary = "runs", probability = 0.8 }}
 "body.checkpoint_id" = {{ dictionary = "checkpoints", probability = 0.8 }}
@@ -53,6 +55,11 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 412, 422]
 include-operation-id-regex = "^(register|submit)_"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 422]
 
+# ... or how many bytes a file has.
+[[operations]]
+include-operation-id-regex = "^download_"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 416]
+
 # The story of a job that has not ended is a stream without an end.
 [[operations]]
 include-operation-id = "stream_events"
@@ -71,13 +78,14 @@ def test_every_answer_is_a_documented_one(tmp_path):
         evaluation = site.evaluation(checkpoint)
         path = f"/api/v1/checkpoints/{checkpoint.id}"
         ok(site.operator.patch(path, json={"pinned": True}, headers={"If-Match": '"1"'}))  # it is not deleted so
+        built, brought = site.export(checkpoint).id, site.quarantined(checkpoint.run_id)["id"]
         dataset = site.dataset()["id"]
         queued = site.submit({"kind": "preflight", "dataset_id": dataset})["id"]
         config = tmp_path / "schemathesis.toml"
         config.write_text(
             CONFIG.format(
                 dataset=dataset, run=checkpoint.run_id, queued=queued, ended=ended, checkpoint=checkpoint.id,
-                evaluation=evaluation.id,
+                evaluation=evaluation.id, built=built, brought=brought,
             )
         )  # fmt: skip
         done = subprocess.run(

@@ -1,5 +1,7 @@
 """`relay up` and its clients, as a person uses them."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -81,6 +83,9 @@ def up(tmp_path: Path, phantom_data: Path) -> Iterator[Up]:
 
 def test_submit_follows_a_training_to_its_end(up: Up, toy: Toy) -> None:
     assert up.token, up.log.read_text()
+    spoken = re.search(r"this site's key: ([0-9a-f ]{39})\n", up.log.read_text())[1]
+    assert spoken in up.relay("keys", "fingerprint", "--keys", str(up.home / "keys")).stdout
+    assert (up.home / "keys" / "passphrase").stat().st_mode & 0o777 == 0o600
     status = up.relay("status", "--json")
     assert status.returncode in (0, 1), status.stderr
     until(lambda: json.loads(up.relay("status", "--json").stdout)["ready"]["status"] == "ready", 30, "the worker is seen")
@@ -198,6 +203,56 @@ def test_a_watcher_goes_on_while_it_is_answered_and_gives_up_when_it_is_not(monk
         with pytest.raises(client.ServiceUnreachable, match="the job goes on"):
             list(made.follow("job", lost.append))
     assert len(lost) == 1
+
+
+def _files(monkeypatch: pytest.MonkeyPatch, content: bytes, breaks: list[int]) -> client.Client:
+    """A client whose service has one file, and breaks off its answers after so many bytes."""
+    monkeypatch.setattr(client, "PAUSES", (0.01, 0.02))
+    tag, digest = '"tag"', base64.b64encode(hashlib.sha256(content).digest()).decode()
+    asked: list[str | None] = []
+
+    class Broken(httpx.SyncByteStream):
+        def __init__(self, data: bytes) -> None:
+            self.data = data
+
+        def __iter__(self) -> Iterator[bytes]:
+            if not breaks:
+                yield self.data
+                return
+            yield self.data[: breaks.pop(0)]
+            raise httpx.ReadError("broken")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"ETag": tag, "Repr-Digest": f"sha-256=:{digest}:", "Content-Length": str(len(content))}
+        if request.method == "HEAD":
+            return httpx.Response(200, headers=headers)
+        asked.append(request.headers.get("range"))
+        begin = int(asked[-1].removeprefix("bytes=").rstrip("-")) if asked[-1] else 0
+        headers["Content-Length"] = str(len(content) - begin)
+        return httpx.Response(206 if begin else 200, headers=headers, stream=Broken(content[begin:]))
+
+    made = client.Client("http://site", "token")
+    monkeypatch.setattr(made, "_http", httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer)))
+    made.asked = asked  # type: ignore[attr-defined]
+    return made
+
+
+def test_a_download_goes_on_where_it_broke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content, target = os.urandom(1000), tmp_path / "a.relay"
+    with _files(monkeypatch, content, [300, 300]) as made:
+        made.download("/file", target)
+        assert made.asked == [None, "bytes=300-", "bytes=600-"]
+    assert target.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [target]
+    part = tmp_path / "b.relay.part"
+    part.write_bytes(b"another file's")
+    with _files(monkeypatch, content, []) as made, pytest.raises(client.DownloadDamaged):
+        made.download("/file", tmp_path / "b.relay")
+    assert not part.exists()
+    monkeypatch.setattr(client, "PATIENCE", 0.05)
+    with _files(monkeypatch, content, [10] + [0] * 100) as made, pytest.raises(client.ServiceUnreachable, match="goes on"):
+        made.download("/file", tmp_path / "b.relay")
+    assert part.read_bytes() == content[:10]
 
 
 def test_one_home_one_site(up: Up) -> None:

@@ -1,6 +1,6 @@
 """The addresses, one module a noun."""
 
-from services.api.routes import audit, checkpoints, datasets, evaluations, jobs, runs, story, system
+from services.api.routes import audit, checkpoints, datasets, evaluations, exports, imports, jobs, runs, story, system
 
 ROUTERS = (
     system.router,
@@ -10,6 +10,8 @@ ROUTERS = (
     story.router,
     checkpoints.router,
     evaluations.router,
+    exports.router,
+    imports.router,
     audit.router,
 )
 

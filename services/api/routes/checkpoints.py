@@ -13,7 +13,7 @@ from services.api import pages, schemas
 from services.api.deps import IfMatch, Operator, Parts, Site, Viewer, check_version, etag
 from services.api.docs import ETAG, changes, refusals, success
 from services.api.pages import PageQuery
-from services.api.streaming import HEADERS, stored
+from services.api.streaming import Part, PartQuery, download, stored
 from services.site import artifacts, audit
 from services.site.db.models import Artifact, Checkpoint, Evaluation, Job
 from services.site.errors import Refusal
@@ -54,29 +54,32 @@ def get_checkpoint(
 _DOWNLOAD: Any = {
     "response_class": Response,
     "responses": {
-        **success(200, "The safetensors file.", media_type=MEDIA_TYPE, headers=HEADERS),
-        **refusals("not_found", "artifact_damaged"),
+        **download("The safetensors file.", MEDIA_TYPE),
+        **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
     },
 }
 
 
 @router.get("/{checkpoint_id}/download", **_DOWNLOAD)
-def download_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Viewer) -> Response:
-    """Its file; the bytes are verified while they are sent, and the last come only if all were right."""
-    return _file(site, checkpoint_id, body=True)
+def download_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Viewer, part: PartQuery) -> Response:
+    """Its file; the bytes are verified while they are sent, and the last come only if all were right.
+
+    With `Range`, the whole file is verified before the first byte is sent.
+    """
+    return _file(site, checkpoint_id, body=True, part=part)
 
 
 @router.head("/{checkpoint_id}/download", **_DOWNLOAD)
 def head_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Viewer) -> Response:
     """Size and digest of its file."""
-    return _file(site, checkpoint_id, body=False)
+    return _file(site, checkpoint_id, body=False, part=Part())
 
 
-def _file(site: Parts, checkpoint_id: str, body: bool) -> Response:
+def _file(site: Parts, checkpoint_id: str, body: bool, part: Part) -> Response:
     with site.database.read() as session:
         row = need(session, Checkpoint, checkpoint_id)
         artifact = session.get_one(Artifact, row.digest)
-    return stored(site, artifact, MEDIA_TYPE, filename=f"{row.id}.safetensors", body=body)
+    return stored(site, artifact, MEDIA_TYPE, filename=f"{row.id}.safetensors", body=body, part=part)
 
 
 @router.patch(

@@ -91,6 +91,23 @@ def matrix_png(
     return stored(site, _attachment(site, evaluation_id, metric, "png"), "image/png")
 
 
+@router.get(
+    "/{evaluation_id}/report.json",
+    response_class=Response,
+    responses={
+        **success(200, "The signed report.", media_type="application/json", headers=HEADERS, schema={"type": "object"}),
+        **refusals("not_found", "artifact_damaged"),
+    },
+)
+def get_report(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer) -> Response:
+    """Its signed report, metrics only, for the coordinator of the relay; POST /api/v1/exports makes it."""
+    with site.database.read() as session:
+        found = artifacts.attached(session, need(session, Evaluation, evaluation_id).id).get("report.json")
+    if found is None:
+        raise Refusal("not_found", f"{evaluation_id} was not signed yet: POST it to /api/v1/exports")
+    return stored(site, found, "application/json", f"{evaluation_id}.json")
+
+
 def _attachment(site: Parts, evaluation_id: str, metric: str, kind: str) -> artifacts.Artifact:
     with site.database.read() as session:
         row = need(session, Evaluation, evaluation_id)

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, assert_never
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Query, Response
 from sqlalchemy.orm import Session
 
 from services.api import pages, schemas
-from services.api.deps import Operator, Site, Viewer
-from services.api.docs import LOCATION, changes, refusals, success
+from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
+from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.pages import PageQuery
 from services.site import jobs, plan
 from services.site.db.models import Job
-from services.site.errors import Refusal
 from services.site.plan import Plan, need
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
-
-IdempotencyKey = Annotated[
-    str,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x21-\x7e]{1,200}$",
-        description="The same key with the same body gives the same job, however often it is sent.",
-        examples=["9f1c2b9e-7a55-4d0c-8a3e-0d5f6f3c1b77"],
-    ),
-]
-_REPLAYED = {"Idempotency-Replayed": {"description": "true: the key made this job before.", "schema": {"type": "string"}}}
 
 
 @router.post(
     "",
     status_code=202,
     responses={
-        **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | _REPLAYED),
+        **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | REPLAYED),
         **changes(
             "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing", "checkpoint_invalid",
             "device_unavailable", "queue_full", "storage_full",
@@ -44,13 +32,13 @@ _REPLAYED = {"Idempotency-Replayed": {"description": "true: the key made this jo
 def submit_job(
     body: Annotated[schemas.JobRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
 ) -> schemas.Job:
-    """Queue a job of kind train, evaluate, samples or preflight."""
+    """Queue a job of kind train, evaluate, samples or preflight; for the other kinds see exports and imports."""
     asked = body.model_dump(mode="json")
     with site.database.write() as session:
         job = jobs.replayed(session, caller.actor, key, asked)
         new = job is None
         if job is None:
-            _need_room(site)
+            need_room(site)
             made = _plan(session, body)
             plan.check_gpus(session, made.gpus, site.settings.lately)
             job, new = jobs.submit(
@@ -64,12 +52,6 @@ def submit_job(
         response.headers["Idempotency-Replayed"] = "true"
     response.headers["Location"] = f"{router.prefix}/{found.id}"
     return found
-
-
-def _need_room(site: Site) -> None:
-    free = site.store.free_mib()
-    if free < site.settings.min_free_mib:
-        raise Refusal("storage_full", f"{free} MiB are free, {site.settings.min_free_mib} are needed; make room")
 
 
 def _plan(session: Session, body: schemas.JobRequest) -> Plan:
@@ -142,7 +124,7 @@ def retry_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Jo
     """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
     with site.database.write() as session:
         row = jobs.retry(session, job_id, caller.actor)
-        _need_room(site)
+        need_room(site)
         plan.check_gpus(session, row.gpus, site.settings.lately)
         job = schemas.Job.model_validate(row)
     site.doorbell.ring(job.id)

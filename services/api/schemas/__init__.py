@@ -2,6 +2,7 @@
 
 from services.api.schemas.common import Absent, CheckpointId, DatasetId, EvaluationId, JobId, Page, Problem, RunId, Words
 from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest
+from services.api.schemas.handoff import BundleId, Export, ExportRequest, HandOffRequest, Import, Rejection, ReportRequest
 from services.api.schemas.jobs import (
     EvaluateRequest,
     Event,
@@ -21,6 +22,7 @@ from services.api.schemas.system import AuditRecord, CatalogueEntry, Check, Heal
 __all__ = [
     "Absent",
     "AuditRecord",
+    "BundleId",
     "CatalogueEntry",
     "Check",
     "Checkpoint",
@@ -36,7 +38,11 @@ __all__ = [
     "EvaluationSummary",
     "Event",
     "EventPage",
+    "Export",
+    "ExportRequest",
+    "HandOffRequest",
     "Health",
+    "Import",
     "Job",
     "JobId",
     "JobRequest",
@@ -44,6 +50,8 @@ __all__ = [
     "PreflightRequest",
     "Problem",
     "Readiness",
+    "Rejection",
+    "ReportRequest",
     "Run",
     "RunChange",
     "RunId",

@@ -17,10 +17,13 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    case,
+    exists,
     select,
+    text,
 )
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 
@@ -226,6 +229,63 @@ class Evaluation(Base):
     matrices: Mapped[dict[str, Any]]
     """Metric -> rows, columns, values and transfer figures."""
     created_at: Mapped[float] = mapped_column(default=clock())
+
+
+_IMPORTED = text("direction = 'import' AND state IN ('quarantined', 'accepted')")
+
+
+class Bundle(Base):
+    """A model that is handed on: one built here to be carried away, or one that was brought."""
+
+    __tablename__ = "bundles"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("bundle"))
+    direction: Mapped[str] = mapped_column(String(10))
+    """export or import."""
+    state: Mapped[str] = mapped_column(String(20))
+    """Of an export: built. Of an import: received, quarantined, then accepted or rejected; `shown` says more."""
+    purpose: Mapped[str | None] = mapped_column(String(10))
+    """Of an import: train, to go on from it here; evaluate, only to score it."""
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True)
+    """Of an import: not known before it was verified."""
+    checkpoint_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    """The one in it, or the one made of it when it was accepted (no foreign key: checkpoints may be deleted)."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    """What built or verifies it."""
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the file; its bytes are attached, as long as they are needed."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes of the file."""
+    content_digest: Mapped[str | None] = mapped_column(String(64), index=True)
+    """What it is known by, encrypted or not."""
+    facts: Mapped[dict[str, Any] | None]
+    """What its signed manifest says."""
+    created_by: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[float] = mapped_column(default=clock())
+    decided_by: Mapped[str | None] = mapped_column(String(200))
+    """Who accepted or rejected it."""
+    decided_at: Mapped[float | None]
+    reason: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        Index(  # two verifications at once cannot both bring the same model in
+            "uq_bundles_imported", "content_digest", "purpose", unique=True, sqlite_where=_IMPORTED,
+            postgresql_where=_IMPORTED,
+        ),
+        CheckConstraint(
+            "(direction = 'export' AND state = 'built') OR (direction = 'import' AND state IN "
+            "('received', 'quarantined', 'accepted', 'rejected'))",
+            name="state",
+        ),
+    )  # fmt: skip
+
+    shown: Mapped[str] = column_property(
+        case(
+            (state != "received", state),
+            (exists().where(Job.id == job_id, Job.state.in_(("queued", "running", "cancelling"))), "verifying"),
+            else_="refused",
+        )
+    )
+    """The state, where `received` is told apart by its job: verifying while that waits or runs, else refused."""
 
 
 class Token(Base):

@@ -1,0 +1,118 @@
+"""Exports: what is built here to be carried away."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Response
+
+from services.api import pages, schemas
+from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
+from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
+from services.api.pages import PageQuery
+from services.api.streaming import Part, PartQuery, download, stored
+from services.site import artifacts, audit, handoff, jobs, plan
+from services.site.db.models import Bundle
+from services.site.errors import Refusal
+from services.site.plan import Plan, need
+
+router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses={
+        **success(202, "Accepted: a job builds it.", headers=LOCATION | REPLAYED),
+        **changes(
+            "idempotency_key_missing", "idempotency_key_reused", "not_found", "conflict", "bundle_incomplete", "queue_full",
+            "storage_full",
+        ),
+    },
+)  # fmt: skip
+def submit_export(
+    body: Annotated[schemas.HandOffRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
+) -> schemas.Job:
+    """Build the signed bundle of a checkpoint, or sign the scores of an evaluation. The job's result names what it made."""
+    asked = body.model_dump(mode="json")
+    with site.database.write() as session:
+        job = jobs.replayed(session, caller.actor, key, asked)
+        new = job is None
+        if job is None:
+            need_room(site)
+            kind: jobs.Kind = "export" if isinstance(body, schemas.ExportRequest) else "report"
+            made: Plan = (
+                plan.export(session, body.checkpoint_id, recipient=body.recipient, half=body.half)
+                if isinstance(body, schemas.ExportRequest)
+                else plan.report(session, body.evaluation_id)
+            )
+            job, new = jobs.submit(
+                session, kind=kind, params=made.params, actor=caller.actor, key=key, body=asked, gpus=made.gpus,
+                run_id=made.run_id, checkpoint_id=made.checkpoint_id, queue_limit=site.settings.queue_limit,
+            )  # fmt: skip
+        found = schemas.Job.model_validate(job)
+    if new:
+        site.doorbell.ring(found.id)
+    else:
+        response.headers["Idempotency-Replayed"] = "true"
+    response.headers["Location"] = f"/api/v1/jobs/{found.id}"
+    return found
+
+
+@router.get("", responses=refusals("cursor_invalid"))
+def list_exports(
+    site: Site,
+    caller: Viewer,
+    paging: PageQuery,
+    run_id: Annotated[schemas.RunId | schemas.Absent, Query()] = None,
+) -> schemas.Page[schemas.Export]:
+    """Bundles that were built here, newest first."""
+    filters = {"direction": "export", "run_id": run_id}
+    with site.database.read() as session:
+        rows, cursor = pages.read(session, site.settings.key, Bundle, paging, filters, [Bundle.id])
+    return schemas.Page(items=[schemas.Export.model_validate(row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/{bundle_id}", responses=refusals("not_found"))
+def get_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schemas.Export:
+    """One of them, with what its manifest says."""
+    with site.database.read() as session:
+        return schemas.Export.model_validate(_export(need(session, Bundle, bundle_id)))
+
+
+_DOWNLOAD: Any = {
+    "response_class": Response,
+    "responses": {
+        **download("The bundle.", handoff.MEDIA_TYPE),
+        **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
+    },
+}
+
+
+@router.get("/{bundle_id}/download", **_DOWNLOAD)
+def download_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer, part: PartQuery) -> Response:
+    """Its file, to be carried away; the audit log says who fetched it.
+
+    The bytes are verified while they are sent, and the last come only if all were right; with `Range`, the whole file is
+    verified before the first byte is sent.
+    """
+    with site.database.write() as session:
+        row = _export(need(session, Bundle, bundle_id))
+        artifact = artifacts.attached(session, row.id)[handoff.FILE]
+        audit.record(session, caller.actor, "export.download", row.id, digest=row.digest, range=part.range)
+    return stored(site, artifact, handoff.MEDIA_TYPE, filename=f"{row.id}.relay", part=part)
+
+
+@router.head("/{bundle_id}/download", **_DOWNLOAD)
+def head_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Response:
+    """Size and digest of its file."""
+    with site.database.read() as session:
+        row = _export(need(session, Bundle, bundle_id))
+        artifact = artifacts.attached(session, row.id)[handoff.FILE]
+    return stored(site, artifact, handoff.MEDIA_TYPE, filename=f"{row.id}.relay", body=False, part=Part())
+
+
+def _export(row: Bundle) -> Bundle:
+    if row.direction != "export":
+        raise Refusal("not_found", f"{row.id} was imported, see /api/v1/imports/{row.id}")
+    return row

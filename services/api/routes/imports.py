@@ -1,0 +1,184 @@
+"""Imports: what was brought here, and whether it may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.api import pages, schemas
+from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
+from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
+from services.api.middleware import drain
+from services.api.pages import PageQuery
+from services.api.streaming import HEADERS, stored
+from services.site import artifacts, handoff
+from services.site.db.models import Bundle, Job
+from services.site.errors import Refusal
+from services.site.plan import need
+
+PATH = "/api/v1/imports"
+TYPES = (handoff.MEDIA_TYPE, "application/octet-stream")
+CARD = "MODEL_CARD.md"
+MARKDOWN = "text/markdown"
+
+router = APIRouter(prefix=PATH, tags=["hand-off"])
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """A file that lies in the store and has no row yet."""
+
+    digest: str
+    size: int
+    purpose: handoff.Purpose
+    key: str
+
+
+async def _upload(
+    request: Request,
+    caller: Operator,
+    site: Site,
+    key: IdempotencyKey,
+    purpose: Annotated[handoff.Purpose, Query(description="evaluate: only to score it, whoever's turn it is.")] = "train",
+) -> _Upload:
+    """Take the body straight to the artifact volume, chunk by chunk; nothing stays of one that is refused."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    declared = request.headers.get("content-length", "0")
+    size = int(declared) if declared.isdigit() else 0
+    limit, more = site.settings.max_bundle_mib << 20, True
+    try:
+        if given not in TYPES:
+            raise Refusal("unsupported_media_type", f"send the file itself as {' or '.join(TYPES)}")
+        if size > limit:
+            raise Refusal("too_large", f"a bundle may have {limit} bytes here (RELAY_MAX_BUNDLE_MIB)")
+        need_room(site, size)
+        with site.store.incoming(limit) as file:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Refusal("bad_request", "the upload broke off")
+                more = message.get("more_body", False)
+                await to_thread.run_sync(file.write, message.get("body", b""))
+            if not file.size:
+                raise Refusal("bad_request", "the body is empty: send the file itself")
+            digest, size = await to_thread.run_sync(file.keep)
+    except Refusal:
+        if more:
+            await drain(request.receive)
+        raise
+    return _Upload(digest, size, purpose, key)
+
+
+_BODY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
+
+
+@router.post(
+    "",
+    status_code=202,
+    responses={
+        **success(202, "Taken in; a job verifies it.", headers=LOCATION | REPLAYED),
+        **changes("idempotency_key_missing", "idempotency_key_reused", "queue_full", "storage_full"),
+    },
+    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(TYPES, _BODY)}},
+)
+def submit_import(
+    caller: Operator, upload: Annotated[_Upload, Depends(_upload)], site: Site, response: Response
+) -> schemas.Import:
+    """Bring a bundle, given as the body itself. A job verifies it; then it waits in quarantine for an operator."""
+    with site.database.write() as session:
+        row, new = handoff.receive(
+            session, upload.digest, upload.size, purpose=upload.purpose, actor=caller.actor, key=upload.key,
+            queue_limit=site.settings.queue_limit,
+        )  # fmt: skip
+        (found,) = _shown(session, [row])
+    if new:
+        site.doorbell.ring(found.job_id)
+    else:
+        response.headers["Idempotency-Replayed"] = "true"
+    response.headers["Location"] = f"{PATH}/{found.id}"
+    return found
+
+
+@router.get("", responses=refusals("cursor_invalid"))
+def list_imports(
+    site: Site,
+    caller: Viewer,
+    paging: PageQuery,
+    state: Annotated[handoff.Shown | schemas.Absent, Query()] = None,
+    run_id: Annotated[schemas.RunId | schemas.Absent, Query()] = None,
+) -> schemas.Page[schemas.Import]:
+    """Bundles that were brought here, newest first."""
+    filters = {"direction": "import", "shown": state, "run_id": run_id}
+    with site.database.read() as session:
+        rows, cursor = pages.read(session, site.settings.key, Bundle, paging, filters, [Bundle.id])
+        return schemas.Page(items=_shown(session, rows), next_cursor=cursor)
+
+
+@router.get("/{bundle_id}", responses=refusals("not_found"))
+def get_import(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schemas.Import:
+    """One of them: who signed it, what it was trained on before, how it scored; or why it was refused."""
+    with site.database.read() as session:
+        return _shown(session, [_import(session, bundle_id)])[0]
+
+
+@router.get(
+    "/{bundle_id}/card",
+    response_class=Response,
+    responses={
+        **success(200, "The model card.", media_type=MARKDOWN, headers=HEADERS, schema={"type": "string"}),
+        **refusals("not_found", "artifact_damaged"),
+    },
+)
+def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Response:
+    """Its model card, for people."""
+    with site.database.read() as session:
+        row = _import(session, bundle_id)
+        card = artifacts.attached(session, row.id).get(CARD)
+    if card is None:
+        raise Refusal("not_found", f"{row.id} is {row.shown}: it has no model card here")
+    return stored(site, card, MARKDOWN)
+
+
+@router.post(
+    "/{bundle_id}/accept", responses=refusals("forbidden", "not_found", "conflict", "bundle_stale", "checkpoint_invalid")
+)
+def accept_import(bundle_id: schemas.BundleId, site: Site, caller: Operator) -> schemas.Import:
+    """Make it a checkpoint of this site, which the next training starts from; look at signer, history and metrics first."""
+    with site.database.write() as session:
+        return _shown(session, [handoff.accept(session, site.store, bundle_id, caller.actor)])[0]
+
+
+@router.post("/{bundle_id}/reject", responses=changes("not_found", "conflict"))
+def reject_import(
+    bundle_id: schemas.BundleId, body: Annotated[schemas.Rejection, Body()], site: Site, caller: Operator
+) -> schemas.Import:
+    """Let it go: its bytes are swept away, the row with what it said stays."""
+    with site.database.write() as session:
+        return _shown(session, [handoff.reject(session, bundle_id, caller.actor, body.reason)])[0]
+
+
+def _import(session: Session, bundle_id: str) -> Bundle:
+    row = need(session, Bundle, bundle_id)
+    if row.direction != "import":
+        raise Refusal("not_found", f"{row.id} was built here, see /api/v1/exports/{row.id}")
+    return row
+
+
+def _shown(session: Session, rows: Sequence[Bundle]) -> list[schemas.Import]:
+    """The rows, those that were refused with the error of their job."""
+    refused = [row.job_id for row in rows if row.shown == "refused"]
+    found = session.execute(select(Job.id, Job.error).where(Job.id.in_(refused))).tuples()
+    errors: dict[str, dict[str, Any] | None] = dict(found.all())
+    fields = [name for name in schemas.Import.model_fields if name not in ("state", "error")]
+    return [
+        schemas.Import.model_validate(
+            {**{name: getattr(row, name) for name in fields}, "state": row.shown, "error": errors.get(row.job_id)}
+        )
+        for row in rows
+    ]

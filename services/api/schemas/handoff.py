@@ -1,0 +1,143 @@
+"""Exports and imports on the wire."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Discriminator, Field, JsonValue, StringConstraints, Tag
+
+from services.api.schemas.common import (
+    EXAMPLE_CHECKPOINT,
+    EXAMPLE_EVALUATION,
+    EXAMPLE_JOB,
+    EXAMPLE_RUN,
+    EXAMPLE_TIME,
+    Answer,
+    Ask,
+    CheckpointId,
+    EvaluationId,
+    JobId,
+)
+from services.api.schemas.jobs import JobError
+from services.site.handoff import Purpose, Shown
+
+EXAMPLE_BUNDLE = "bundle-019a8c1d2e3f4a5b6c7d8e9f0a1b"
+
+BundleId = Annotated[str, StringConstraints(pattern=r"^bundle-[0-9a-f]{28}$"), Field(examples=[EXAMPLE_BUNDLE])]
+Recipient = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$"),
+    Field(examples=["South Clinic"]),
+]
+Reason = Annotated[
+    str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00]*$"), Field(examples=["Dice fell on Domain1"])
+]
+
+_FACTS: dict[str, JsonValue] = {
+    "digest": EXAMPLE_RUN, "run": EXAMPLE_RUN, "hop": 1, "task_id": 1, "site": "Domain1",
+    "signer": {"name": "North Clinic", "fingerprint": EXAMPLE_RUN}, "recipient": None, "parent": None,
+    "created_at": 1795449900.25, "half": False, "version": "0.2.0", "step": 2000, "images": 60,
+    "metrics": {"Domain1": {"dice_per_sample": 0.91}}, "history": [], "size": 91234567, "file_sha256": EXAMPLE_RUN,
+}  # fmt: skip
+
+
+class ExportRequest(Ask):
+    """Build the signed bundle that carries a checkpoint to the next site."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"checkpoint_id": EXAMPLE_CHECKPOINT, "recipient": "South Clinic", "half": False}]}
+    )
+
+    checkpoint_id: CheckpointId
+    recipient: Recipient | None = None
+    """Name or fingerprint of a trusted key that the file is encrypted for; null: whoever has the file can read it."""
+    half: bool = False
+    """Carry the weights in half precision: a file of half the size."""
+
+
+class ReportRequest(Ask):
+    """Sign an evaluation's scores, metrics only, for the coordinator of the relay."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"evaluation_id": EXAMPLE_EVALUATION}]})
+
+    evaluation_id: EvaluationId
+
+
+def _what(body: Any) -> str:
+    return "report" if isinstance(body, dict) and "evaluation_id" in body else "model"
+
+
+HandOffRequest = Annotated[
+    Annotated[ExportRequest, Tag("model")] | Annotated[ReportRequest, Tag("report")], Discriminator(_what)
+]
+
+
+class _Bundle(Answer):
+    id: BundleId
+    run_id: str | None
+    checkpoint_id: str | None
+    job_id: JobId
+    digest: str
+    """SHA-256 of the file."""
+    size: int
+    """Bytes of the file."""
+    content_digest: str | None
+    """What the bundle is known by, encrypted or not."""
+    facts: dict[str, Any] | None
+    """What its signed manifest says: signer, hop, metrics, history."""
+    created_by: str
+    created_at: datetime
+
+
+class Export(_Bundle):
+    """A signed bundle that lies ready to be fetched."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": EXAMPLE_BUNDLE, "run_id": EXAMPLE_RUN, "checkpoint_id": EXAMPLE_CHECKPOINT, "job_id": EXAMPLE_JOB,
+                    "digest": EXAMPLE_RUN, "size": 91234567, "content_digest": EXAMPLE_RUN, "facts": _FACTS,
+                    "created_by": "ana (3f9c01d2ab)", "created_at": EXAMPLE_TIME,
+                }
+            ]
+        }
+    )  # fmt: skip
+
+
+class Import(_Bundle):
+    """A bundle that was brought here; nothing uses it before an operator accepted it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": EXAMPLE_BUNDLE, "state": "quarantined", "purpose": "train", "run_id": EXAMPLE_RUN,
+                    "checkpoint_id": None, "job_id": EXAMPLE_JOB, "digest": EXAMPLE_RUN, "size": 91234567,
+                    "content_digest": EXAMPLE_RUN, "facts": _FACTS, "error": None, "created_by": "ana (3f9c01d2ab)",
+                    "created_at": EXAMPLE_TIME, "decided_by": None, "decided_at": None, "reason": None,
+                }
+            ]
+        }
+    )  # fmt: skip
+
+    state: Shown
+    """verifying -> quarantined or refused; quarantined -> accepted or rejected."""
+    purpose: Purpose
+    """train: to go on from it here; evaluate: only to score it."""
+    error: JobError | None
+    """Of a refused one: why; null: its verification was cancelled."""
+    decided_by: str | None
+    """Who accepted or rejected it."""
+    decided_at: datetime | None
+    reason: str | None
+    """Why it was rejected."""
+
+
+class Rejection(Ask):
+    """Why an import is not wanted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "Dice fell on Domain1"}]})
+
+    reason: Reason

@@ -1,0 +1,148 @@
+"""What of a finished job is kept: its files in the store, its rows in the database."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from services.site import artifacts, audit, handoff
+from services.site.artifacts import ArtifactStore
+from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, Run
+from services.site.errors import Refusal
+from services.site.headers import CheckpointFile
+from services.site.plan import need
+from services.trainer.child import NOTE
+from services.trainer.folder import newest_checkpoints
+from services.trainer.work import Work
+
+MEDIA_TYPES = {
+    ".png": "image/png", ".json": "application/json", ".csv": "text/csv", ".md": "text/markdown; charset=utf-8",
+    ".relay": handoff.MEDIA_TYPE,
+}  # fmt: skip
+"""Suffixes of files that are published; run files name folders of this machine and are not."""
+CHECKPOINT = "application/vnd.safetensors"
+
+
+@dataclass
+class _Stored:
+    """Bytes of a finished job, in the store and not yet named by a row."""
+
+    checkpoints: list[tuple[CheckpointFile, str, int]]
+    files: dict[str, tuple[str, int, str]]
+    """Name below the attempt's folder -> digest, size, media type."""
+
+
+def store_results(store: ArtifactStore, work: Work) -> _Stored:
+    """Put what a job wrote into the store.
+
+    Raises:
+        Refusal: `storage_full`; `checkpoint_invalid` where a training left fewer checkpoints than it trained sites.
+    """
+    inputs = [work.folder / name for name in work.inputs]
+    own = [c for c in newest_checkpoints(work.folder) if c.finished and c.path.parent not in inputs]
+    if len(own) < work.sites:
+        raise Refusal("checkpoint_invalid", f"{work.sites} sites were trained, and {len(own)} left a finished checkpoint")
+    stored = _Stored([(c, *store.put_file(c.path)) for c in own], {})
+    for path in sorted(work.folder.rglob("*")):
+        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in inputs and path.name != NOTE:
+            inside = path.relative_to(work.folder).as_posix()
+            stored.files[inside] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
+    return stored
+
+
+def publish(session: Session, work: Work, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
+    """Write the rows of a finished job; return its result.
+
+    Args:
+        session: in the transaction that ends the job.
+        work: the job.
+        stored: from `store_results`.
+        last: the last line of the process.
+    """
+    job = work.job
+    if job.kind in _PUBLISHERS:
+        return _PUBLISHERS[job.kind](session, job, stored, last)
+    made = _publish_checkpoints(session, work, stored)
+    result: dict[str, Any] = {"checkpoints": made, "files": []}
+    matrices = {
+        Path(name).stem: json.loads((work.folder / name).read_text())
+        for name in stored.files
+        if name.startswith("evaluation/") and name.endswith(".json")
+    }
+    if matrices:
+        newest = made[-1] if made else job.checkpoint_id
+        row = Evaluation(job_id=job.id, run_id=job.run_id, checkpoint_id=newest, matrices=matrices)
+        session.add(row)
+        session.flush()
+        result["evaluation"] = row.id
+        for name, (digest, size, media_type) in stored.files.items():
+            if name.startswith("evaluation/"):
+                artifacts.attach(session, row.id, name.removeprefix("evaluation/"), digest, size, media_type)
+    for name, (digest, size, media_type) in stored.files.items():
+        if not name.startswith("evaluation/"):
+            result["files"].append(name.replace("/", "."))
+            artifacts.attach(session, job.id, name.replace("/", "."), digest, size, media_type)
+    return result
+
+
+def _publish_checkpoints(session: Session, work: Work, stored: _Stored) -> list[str]:
+    made: list[str] = []
+    parent = work.base.id if work.base else None
+    local = work.job.run_id is not None and need(session, Run, work.job.run_id).strategy == "local"
+    for file, digest, size in stored.checkpoints:
+        artifacts.keep(session, digest, size, CHECKPOINT)
+        row = Checkpoint(
+            run_id=work.job.run_id, job_id=work.job.id, parent_id=None if local else parent, digest=digest,
+            task_id=int(file.meta["task_id"]), site=str(file.meta["site"]), step=int(file.meta["step"]),
+            content_digest=file.digest,
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+        audit.record(session, work.job.created_by, "checkpoint.publish", row.id, job=work.job.id, digest=digest)
+        scores = stored.files.get((file.path.parent / "scores.json").relative_to(work.folder).as_posix())
+        if scores is not None:
+            artifacts.attach(session, row.id, "scores.json", *scores)
+        made.append(row.id)
+        parent = row.id
+    return made
+
+
+def _publish_preflight(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
+    row = need(session, Dataset, job.params["dataset"])
+    row.report = {**last, "job": job.id}
+    artifacts.detach(session, row.id)
+    for name, (digest, size, media_type) in stored.files.items():
+        if name.startswith("previews/"):
+            artifacts.attach(session, row.id, name.removeprefix("previews/"), digest, size, media_type)
+    return last
+
+
+def _publish_export(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
+    return {"bundle": handoff.built(session, job, last["bundle"], _named(stored)).id}
+
+
+def _publish_import(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
+    ((_, digest, size),) = stored.checkpoints
+    files = {**_named(stored), handoff.CHECKPOINT: (digest, size, CHECKPOINT)}
+    return {"bundle": handoff.quarantine(session, job, last["bundle"], files).id}
+
+
+def _named(stored: _Stored) -> dict[str, tuple[str, int, str]]:
+    """The files of a bundle by their names, whatever folder the core puts them into."""
+    return {Path(name).name: file for name, file in stored.files.items()}
+
+
+def _publish_report(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
+    row = need(session, Evaluation, job.params["evaluation"], hold=True)
+    artifacts.attach(session, row.id, "report.json", *stored.files["report.json"])
+    audit.record(session, job.created_by, "report.sign", row.id, digest=stored.files["report.json"][0])
+    return {"report": row.id}
+
+
+_PUBLISHERS = {
+    "preflight": _publish_preflight, "export": _publish_export, "import": _publish_import, "report": _publish_report,
+}  # fmt: skip
