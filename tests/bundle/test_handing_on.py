@@ -1,0 +1,414 @@
+"""From checkpoint to bundle to checkpoint: what arrives, what is refused, what is left."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from relay_core.bundle import writer
+from relay_core.bundle.compare import differences, differences_text
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.provenance import Known
+from relay_core.bundle.reader import opened
+from relay_core.engine import checkpoint
+from relay_core.engine.evaluate import evaluate, load_solver
+from relay_core.engine.layout import hand_over_layout
+from relay_core.errors import BundleError, CheckpointError
+from tests.bundle.kit import make_site, members, packed, resigned
+from tests.bundle.mutations import snapshot
+
+
+def refusal(code, words=""):
+    return pytest.raises(BundleError, check=lambda error: error.code == code and words in str(error))
+
+
+def weights_of(path):
+    return {name: value for name, value in checkpoint.read(path).tensors.items() if name.startswith("network/")}
+
+
+def handed_over(path):
+    return {name: value for name, value in weights_of(path).items() if not name.startswith("network/old_")}
+
+
+@pytest.mark.parametrize("recipient", [None, "south"])
+def test_what_arrives_is_what_was_trained(world, tmp_path, recipient):
+    facts = world.export(2, tmp_path / "two.relay", recipient=None if recipient is None else "west")
+    got, target = world.receive(tmp_path / "two.relay", 3, tmp_path / "out")
+    assert got == facts
+    assert target == tmp_path / "out/task_2/step-00000006.safetensors"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    found, trained = checkpoint.read(target), checkpoint.read(world.checkpoint(2))
+    sent = handed_over(world.checkpoint(2))
+    assert found.tensors.keys() == sent.keys(), "networks, and no optimizer, random state or frozen copy"
+    assert all(torch.equal(found.tensors[name], value) for name, value in sent.items())
+    kept = ("run", "site", "task_id", "strategy", "step", "steps", "images", "settings")
+    assert {key: found.meta[key] for key in kept} == {key: trained.meta[key] for key in kept}
+    assert found.meta["state"] == {**trained.meta["state"], "frozen": []}
+    assert found.meta["bundle"] == facts.digest
+    assert [hop["site"] for hop in facts.history] == ["Domain1", "Domain2"]
+    assert facts.history[0]["bundle"] == facts.parent
+    written = {path.name for path in (tmp_path / "out/bundle").iterdir()}
+    assert written == {"manifest.json", "history.json", "MODEL_CARD.md", "provenance.json"}
+    assert "Domain1 | 8 | 6" in (tmp_path / "out/bundle/MODEL_CARD.md").read_text()
+
+
+def test_nothing_about_single_patients_travels(world, one):
+    parts = members(one)
+    told = b"".join(content for name, content in parts.items() if name != "weights.safetensors")
+    scores = json.loads((world.checkpoint(1).parent / "scores.json").read_text())["scores"]
+    assert scores["Domain1"]["samples"], "the site's own file has a row for each"
+    for word in (b'"samples"', b"subject", b"0001.png", str(world.data).encode(), b"ci95"):
+        assert word not in told
+    assert set(json.loads(parts["manifest.json"])["metrics"]["Domain1"]) == {
+        "accuracy", "dice", "dice_per_sample", "hd95", "hd95_unit", "num_images", "num_samples",
+    }  # fmt: skip
+
+
+def test_half_precision_rounds_to_the_nearest_and_is_widened_again(world, tmp_path):
+    full = world.export(1, tmp_path / "full.relay")
+    half = world.export(1, tmp_path / "half.relay", half=True)
+    assert half.half
+    assert half.size < 0.6 * full.size
+    _, target = world.receive(tmp_path / "half.relay", 2, tmp_path / "out")
+    got = checkpoint.read(target).tensors
+    for name, value in handed_over(world.checkpoint(1)).items():
+        assert got[name].dtype == value.dtype
+        assert torch.equal(got[name], value.half().float() if value.dtype == torch.float32 else value)
+
+
+def test_a_value_that_half_precision_cannot_hold_stays_as_it_is(world, tmp_path):
+    source = checkpoint.read(world.checkpoint(1))
+    name = next(name for name in source.tensors if name.startswith("network/solver/") and source.tensors[name].ndim == 4)
+    source.tensors[name][0, 0, 0, 0] = 1e6
+    path = checkpoint.write(tmp_path / "task_1", 6, source.meta, source.tensors).path
+    writer.export(path, world.run, world.north, tmp_path / "one.relay", half=True)
+    table = json.loads(members(tmp_path / "one.relay")["manifest.json"])["tensors"]
+    assert table[name][0] == "F32"
+    assert sum(dtype == "F16" for dtype, _ in table.values()) > 20
+    _, target = world.receive(tmp_path / "one.relay", 2, tmp_path / "out")
+    assert torch.equal(checkpoint.read(target).tensors[name], source.tensors[name])
+
+
+def test_exports_differ_in_time_and_signatures_alone(world, tmp_path):
+    first = world.export(1, tmp_path / "a/one.relay")
+    second = world.export(1, tmp_path / "b/one.relay")
+    a, b = members(tmp_path / "a/one.relay"), members(tmp_path / "b/one.relay")
+    assert first.digest != second.digest
+    assert all(a[name] == b[name] for name in ("run.yaml", "MODEL_CARD.md", "weights.safetensors"))
+    made = [json.loads(parts["manifest.json"]) for parts in (a, b)]
+    assert {key for key in made[0] if made[0][key] != made[1][key]} == {"created_at"}
+    records = [json.loads(parts["history.json"])[0] for parts in (a, b)]
+    assert {key for key in records[0] if records[0][key] != records[1][key]} == {"created_at", "signature"}
+
+
+def test_the_digest_does_not_depend_on_the_encryption(world, tmp_path):
+    import pyrage
+
+    sealed = world.export(1, tmp_path / "sealed.relay", recipient="south")
+    assert sealed.recipient == world.south.card.fingerprint
+    data = (tmp_path / "sealed.relay").read_bytes()
+    assert b"manifest.json" not in data
+    again = pyrage.encrypt(
+        pyrage.decrypt(data, [world.south.identity()]), [pyrage.x25519.Recipient.from_str(world.south.card.age)]
+    )
+    (tmp_path / "again.relay").write_bytes(again)
+    facts, _ = world.receive(tmp_path / "again.relay", 2, tmp_path / "out")
+    assert facts.digest == sealed.digest
+    assert facts.file_sha256 != sealed.file_sha256
+
+
+def test_a_damaged_ciphertext_leaves_nothing_decrypted(world, tmp_path):
+    """age gives out what came before the damage: the last block is the worst place."""
+    world.export(1, tmp_path / "sealed.relay", recipient="south")
+    data = bytearray((tmp_path / "sealed.relay").read_bytes())
+    for at in (-1, -70_000, 200):
+        spoilt = bytearray(data)
+        spoilt[at] ^= 1
+        (tmp_path / "spoilt.relay").write_bytes(spoilt)
+        before = snapshot(tmp_path)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with refusal("bundle_damaged"):
+            world.receive(tmp_path / "spoilt.relay", 2, tmp_path / "out")
+        (tmp_path / "out").rmdir()
+        assert snapshot(tmp_path) == before
+
+
+def test_a_sealed_bundle_is_for_its_site_alone(world, tmp_path, monkeypatch):
+    world.export(1, tmp_path / "sealed.relay", recipient="south")
+    with refusal("wrong_recipient"):
+        world.receive(tmp_path / "sealed.relay", 2, tmp_path / "out", keys=world.west)
+    with refusal("key_missing"):
+        world.receive(tmp_path / "sealed.relay", 2, tmp_path / "out", keys=KeyFolder(tmp_path / "no keys"))
+    monkeypatch.setenv("RELAY_KEY_PASSPHRASE", "not the passphrase")
+    with refusal("key_locked"):
+        world.receive(tmp_path / "sealed.relay", 2, tmp_path / "out", keys=KeyFolder(world.south.folder))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_encrypted_file_too_large_for_a_bundle_is_not_even_decrypted(world, tmp_path):
+    with (tmp_path / "huge.relay").open("wb") as file:
+        file.write(b"age-encryption.org/v1\n")
+        file.truncate(9 << 30)
+    with refusal("bundle_too_large"):
+        world.receive(tmp_path / "huge.relay", 2, tmp_path / "out")
+
+
+def test_whose_turn_it_is(world, tmp_path):
+    one, two = world.export(1, tmp_path / "one.relay"), world.export(2, tmp_path / "two.relay")
+    for path, site in (("one.relay", 1), ("one.relay", 3), ("two.relay", 2)):
+        with refusal("hop_out_of_order"):
+            world.receive(tmp_path / path, site, tmp_path / "out")
+    with refusal("bundle_other_run"):
+        world.receive(tmp_path / "one.relay", 2, tmp_path / "out", Known({}, []))
+    facts = {"digest": one.digest, "run": one.run, "hop": 1, "created_at": one.created_at}
+    with refusal("bundle_used"):
+        world.receive(tmp_path / "one.relay", 2, tmp_path / "out", world.known(2, facts))
+    later = {**facts, "digest": "0" * 64, "created_at": one.created_at + 1}
+    with refusal("bundle_stale"):
+        world.receive(tmp_path / "one.relay", 2, tmp_path / "out", world.known(2, later))
+    got, _ = world.receive(tmp_path / "one.relay", 2, tmp_path / "out", world.known(2, later), evaluate=True)
+    assert got.digest == one.digest, "to be scored, any hop is welcome"
+    other_run = {**later, "run": "0" * 64}
+    assert world.receive(tmp_path / "one.relay", 2, tmp_path / "out", world.known(2, other_run))[0].digest == one.digest
+    earlier = {**facts, "digest": "0" * 64, "created_at": one.created_at - 1}
+    assert world.receive(tmp_path / "one.relay", 2, tmp_path / "out", world.known(2, earlier))[0].digest == one.digest
+    assert world.receive(tmp_path / "two.relay", 3, tmp_path / "out", world.known(3, facts))[0].digest == two.digest
+    assert world.receive(tmp_path / "two.relay", 2, tmp_path / "out", world.known(None))[0].digest == two.digest
+
+
+def test_revoked_in_the_middle_of_the_history(world, tmp_path):
+    world.export(2, tmp_path / "two.relay")
+    west = make_site(tmp_path / "keys", "west again")
+    roster = west.roster
+    roster.trust(world.south.card)
+    west.save(roster)
+    with refusal("signer_unknown", "hop 1"):
+        world.receive(tmp_path / "two.relay", 3, tmp_path / "out", keys=west)
+    roster.trust(world.north.card, world.run.digest)
+    west.save(roster)
+    world.receive(tmp_path / "two.relay", 3, tmp_path / "out", keys=west)
+    roster.revoke("north")
+    west.save(roster)
+    with refusal("signer_revoked", "hop 1"):
+        world.receive(tmp_path / "two.relay", 3, tmp_path / "out", keys=west)
+
+
+def test_trust_for_another_run_is_none(world, one, tmp_path):
+    south = make_site(tmp_path / "keys", "south again")
+    roster = south.roster
+    roster.trust(world.north.card, "0" * 64)
+    south.save(roster)
+    with refusal("signer_unknown", "for this run"):
+        world.receive(one, 2, tmp_path / "out", keys=south)
+
+
+def test_what_a_site_may_not_export(world, tmp_path):
+    target = tmp_path / "x.relay"
+    with refusal("bundle_incomplete", "--parent"):
+        writer.export(world.checkpoint(2), world.run, world.south, target)
+    world.export(2, tmp_path / "two.relay")
+    parent = writer.Provenance.read(tmp_path / "bundle/provenance.json")
+    with refusal("hop_out_of_order"):
+        writer.export(world.checkpoint(2), world.run, world.south, target, parent=parent)
+    unfinished = checkpoint.read(world.checkpoint(1))
+    path = checkpoint.write(tmp_path / "u", 4, unfinished.meta, unfinished.tensors).path
+    with refusal("bundle_incomplete", "--resume"):
+        writer.export(path, world.run, world.north, target)
+    with refusal("signer_unknown"):
+        writer.export(world.checkpoint(1), world.run, world.north, target, recipient="nobody")
+    with refusal("key_missing"):
+        writer.export(world.checkpoint(1), world.run, KeyFolder(tmp_path / "none"), target)
+    for words, scores in (("another checkpoint", "task_2/scores.json"), ("not a scores.json", "untrained.json")):
+        with refusal("bundle_incomplete", words):
+            writer.export(world.checkpoint(1), world.run, world.north, target, scores=world.folder / "trained" / scores)
+    unfinished.tensors[next(name for name in unfinished.tensors if name.startswith("network/solver"))].fill_(float("nan"))
+    path = checkpoint.write(tmp_path / "nan", 6, unfinished.meta, unfinished.tensors).path
+    with refusal("weights_invalid"):
+        writer.export(path, world.run, world.north, target)
+    data = bytearray(world.checkpoint(1).read_bytes())
+    data[-500] ^= 1
+    (tmp_path / "flipped.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        writer.export(tmp_path / "flipped.safetensors", world.run, world.north, target)
+    assert not target.exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_run_file_or_a_site_that_it_does_not_train(world, tmp_path):
+    from relay_core.config import load_run
+
+    other = load_run(world.run_file, ["train.batch_size=4"])
+    with refusal("bundle_other_run"):
+        writer.export(world.checkpoint(1), other, world.north, tmp_path / "x.relay")
+    raw = yaml.safe_load(world.run_file.read_text())
+    (tmp_path / "late.yaml").write_text(yaml.safe_dump({**raw, "current_tasks": {"task_ids": [2, 3]}}))
+    late = load_run(tmp_path / "late.yaml")
+    assert late.task_ids == [2, 3]
+    found = checkpoint.read(world.checkpoint(1))
+    path = checkpoint.write(tmp_path / "c", 6, {**found.meta, "run": late.digest}, found.tensors).path
+    with refusal("bundle_other_run", "task_ids"):
+        writer.export(path, late, world.north, tmp_path / "x.relay")
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"[]", b"{}", b'{"digest":"x","history":[]}', b'{"digest":"' + b"0" * 64 + b'","history":[]}', b"\xff",
+])  # fmt: skip
+def test_what_is_no_provenance_is_refused(tmp_path, content):
+    (tmp_path / "p.json").write_bytes(content)
+    with pytest.raises(BundleError, check=lambda error: error.code in ("history_broken", "bundle_damaged")):
+        writer.Provenance.read(tmp_path / "p.json")
+
+
+def test_a_history_that_was_changed_is_not_carried_on(world, tmp_path):
+    world.export(1, tmp_path / "one.relay")
+    path = tmp_path / "bundle/provenance.json"
+    path.write_text(path.read_text().replace('"images":8', '"images":9'))
+    with refusal("history_broken"):
+        writer.Provenance.read(path)
+
+
+def test_a_second_site_cannot_hide_the_first(world, tmp_path):
+    """Signed anew by the second site alone, its hop says that it is the first."""
+    world.export(2, tmp_path / "two.relay")
+    parts = members(tmp_path / "two.relay")
+
+    def alone(made):
+        made["hop"], made["parent"] = 1, None
+
+    made = resigned(parts, world.south, manifest=alone, record=lambda last: {**last, "previous": None},
+                    chain=lambda records: records[-1:])  # fmt: skip
+    (tmp_path / "hidden.relay").write_bytes(packed(made))
+    with refusal("history_broken", "from site to site"):
+        world.receive(tmp_path / "hidden.relay", 3, tmp_path / "out")
+
+
+def test_a_baseline_travels_too(world, tmp_path):
+    from relay_core.engine import Play
+    from tests.conftest import Toy
+
+    toy = Toy(world.data, tmp_path)
+    run = toy.run(sites=2, strategy={"name": "baseline"})
+    Play(run, tmp_path / "a", world.data, torch.device("cpu"), only=1)()
+    path = tmp_path / "a/task_1/step-00000006.safetensors"
+    facts = writer.export(path, run, world.north, tmp_path / "one.relay")
+    from relay_core.bundle.importer import receive
+
+    got, _ = receive(
+        tmp_path / "one.relay", Known({run.digest: (run, 2)}, []), world.south, tmp_path / "b", hand_over_layout
+    )
+    assert got == facts
+    Play(run, tmp_path / "b", world.data, torch.device("cpu"), only=2)()
+    assert checkpoint.read(tmp_path / "b/task_2/step-00000006.safetensors").meta["site"] == "Domain2"
+
+
+def test_an_imported_model_scores_what_the_trained_one_did(world, one, tmp_path):
+    from relay_core.data import load_site
+
+    _, target = world.receive(one, 2, tmp_path / "out")
+    settings = world.run.site(2)
+    data = load_site(
+        "fundus", settings.data, folder=world.data / "Domain2", split="test", resolution=settings.resolution, workers=0
+    )
+    scores = []
+    for path in (target, world.checkpoint(1)):
+        solver, _ = load_solver(checkpoint.read(path), torch.device("cpu"))
+        scores.append(evaluate(solver, data, torch.device("cpu")))
+    assert scores[0] == scores[1]
+
+
+def test_a_newer_import_of_fewer_steps_replaces_the_older_one(world, tmp_path):
+    """The next training starts from the checkpoint with the most steps, which must not be an outdated one."""
+    world.export(1, tmp_path / "one.relay")
+    _, old = world.receive(tmp_path / "one.relay", 2, tmp_path / "out")
+    found = checkpoint.read(world.checkpoint(1))
+    path = checkpoint.write(tmp_path / "c", 5, {**found.meta, "steps": 5}, found.tensors).path
+    writer.export(path, world.run, world.north, tmp_path / "newer.relay")
+    _, new = world.receive(tmp_path / "newer.relay", 2, tmp_path / "out")
+    assert new.name == "step-00000005.safetensors"
+    assert new.exists()
+    assert not old.exists()
+
+
+def test_a_sites_own_training_is_not_replaced(world, one, tmp_path):
+    own = tmp_path / "out/task_1/step-00000006.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(world.checkpoint(1).read_bytes())
+    with pytest.raises(CheckpointError, match="training of that site itself"):
+        world.receive(one, 2, tmp_path / "out")
+    assert own.read_bytes() == world.checkpoint(1).read_bytes()
+
+
+def test_differences_between_two_hops(world, tmp_path):
+    world.export(2, tmp_path / "two.relay", half=True)
+    with (
+        opened(tmp_path / "before-2/before.relay", world.west, tmp_path / "a") as first,
+        opened(tmp_path / "two.relay", world.west, tmp_path / "b") as second,
+    ):
+        found = differences(first, second)
+        same = differences(first, first)
+    assert found["facts"]["site"] == ["Domain1", "Domain2"]
+    assert found["common_hops"] == 1
+    assert found["same_run_file"]
+    assert found["only_first"] == found["only_second"] == found["other_shape"] == []
+    assert "solver moved by" in differences_text(found)
+    solvers = [{n: v for n, v in weights_of(world.checkpoint(hop)).items() if "/solver/" in n} for hop in (1, 2)]
+    a, b = (np.concatenate([solver[name].double().numpy().ravel() for name in sorted(solver)]) for solver in solvers)
+    assert found["moved"]["solver"] == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-2)
+    assert same["facts"] == {}
+    assert set(same["moved"].values()) == {0.0}
+
+
+def test_looking_shows_strangers_bundles_but_believes_them_nothing(world, tmp_path):
+    world.export(1, tmp_path / "strange.relay", keys=world.stranger)
+    with opened(tmp_path / "strange.relay", world.south, tmp_path / "a", trust=False) as found:
+        assert found.facts.signer == {"name": "stranger", "fingerprint": world.stranger.card.fingerprint, "trusted": False}
+    with refusal("signer_unknown"):
+        world.receive(tmp_path / "strange.relay", 2, tmp_path / "out")
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.writer import export
+from relay_core.config import load_run
+checkpoint, run, keys, target, recipient, limit = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+try:
+    export(Path(checkpoint), load_run(run), KeyFolder(Path(keys)), Path(target), recipient=recipient or None)
+except OSError as error:
+    sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(("recipient", "where"), [("", "weights"), ("", "tar"), ("south", "tar"), ("south", "ciphertext")])
+def test_a_full_disk_leaves_nothing(world, tmp_path, recipient, where):
+    """It is full within the file of weights, within the tar around it, or within the ciphertext, which is the largest."""
+    keys, checkpoint_ = world.north, world.checkpoint(1)
+    facts = writer.export(checkpoint_, world.run, keys, tmp_path / "full" / "one.relay", recipient=recipient or None)
+    limit = {"weights": 500_000, "tar": facts.size - 12_000, "ciphertext": facts.size - 100}[where]
+    target = tmp_path / "out/one.relay"
+    target.parent.mkdir()
+    target.write_text("the one before")
+    arguments = [checkpoint_, world.run_file, keys.folder, target, recipient, limit]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *map(str, arguments)],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert [path.name for path in target.parent.iterdir()] == ["one.relay"]
+    assert target.read_text() == "the one before"
+
+
+def test_the_layout_is_that_of_the_networks(world):
+    for site, path in ((1, world.checkpoint(1)), (2, world.checkpoint(2))):
+        wanted = hand_over_layout(world.run.site(site))
+        names = {torch.float32: "F32", torch.int64: "I64"}
+        assert wanted == {name: (names[value.dtype], tuple(value.shape)) for name, value in handed_over(path).items()}
