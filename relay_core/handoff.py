@@ -18,7 +18,8 @@ from relay_core.errors import BundleError
 if TYPE_CHECKING:
     from relay_core.bundle.container import Progress
     from relay_core.bundle.facts import Facts
-    from relay_core.bundle.keys import KeyFolder, Roster
+    from relay_core.bundle.keys import KeyFolder
+    from relay_core.bundle.trust import Roster
 
 KeysOption = Annotated[
     Path, typer.Option("--keys", envvar="RELAY_KEYS", help="Folder of this site's keys and of whom it trusts.")
@@ -57,7 +58,7 @@ def create(
     ] = False,
 ) -> None:
     """Make this site's keys; card.json is for the other sites."""
-    from relay_core.bundle.keys import spoken
+    from relay_core.bundle.trust import spoken
     from relay_core.bundle.values import is_name
 
     folder = _keys(keys)
@@ -74,7 +75,7 @@ def create(
 
 
 def _card(path: Path) -> Any:
-    from relay_core.bundle.keys import Card
+    from relay_core.bundle.trust import Card
 
     return Card.from_json(path.read_bytes(), path.name)
 
@@ -85,7 +86,7 @@ def fingerprint_(
     keys: KeysOption = KEYS,
 ) -> None:
     """A key's fingerprint in groups to read aloud."""
-    from relay_core.bundle.keys import spoken
+    from relay_core.bundle.trust import spoken
 
     found = _card(card) if card else _keys(keys).card
     print(f"{found.name}: {spoken(found.fingerprint)}\n{found.fingerprint}")
@@ -98,7 +99,7 @@ def trust(
     run: Annotated[str | None, typer.Option(help="For this run alone (its digest); default: for every one.")] = None,
 ) -> None:
     """Trust a site, after comparing its fingerprint by telephone."""
-    from relay_core.bundle.keys import spoken
+    from relay_core.bundle.trust import spoken
 
     found, folder = _card(card), _keys(keys)
     with _roster(folder) as roster:
@@ -156,7 +157,7 @@ def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
     """Whom this site trusts."""
     from dataclasses import asdict
 
-    from relay_core.bundle.keys import spoken
+    from relay_core.bundle.trust import spoken
 
     entries = _keys(keys).roster.entries
     if as_json:
@@ -279,7 +280,7 @@ def _say(facts: Facts, as_json: bool, done: str) -> None:
 
 
 def _text(facts: Facts) -> str:
-    from relay_core.bundle.keys import spoken
+    from relay_core.bundle.trust import spoken
 
     lines = [
         f"bundle     {facts.digest}",
@@ -293,7 +294,7 @@ def _text(facts: Facts) -> str:
 
 
 def _hops(facts: Facts) -> list[str]:
-    from relay_core.bundle.keys import spoken
+    from relay_core.bundle.trust import spoken
 
     lines = []
     for hop in facts.history:

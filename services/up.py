@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 from sqlalchemy import func, select
 
-from relay_core.bundle.keys import KeyFolder, spoken
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.trust import spoken
 from relay_core.errors import RelayError
 from services.api.migration import bring_up_to_date
 from services.site import audit, auth

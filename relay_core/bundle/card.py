@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relay_core.bundle.history import Record
-from relay_core.bundle.keys import spoken
+from relay_core.bundle.trust import spoken
 from relay_core.config import RunFile
 
 _SHOWN = ("dice_per_sample", "dice", "accuracy", "hd95")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from relay_core.bundle.history import Record
-from relay_core.bundle.keys import Roster
 from relay_core.bundle.manifest import Scores
+from relay_core.bundle.trust import Roster
 from relay_core.bundle.weights import file_digest
 from relay_core.errors import BundleError
 

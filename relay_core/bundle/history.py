@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relay_core.bundle import canonical
-from relay_core.bundle.keys import KeyFolder, Roster, fingerprint, verify
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.trust import Roster, fingerprint, verify
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_moment, is_name, is_version
 from relay_core.errors import BundleError
 

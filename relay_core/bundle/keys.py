@@ -1,4 +1,4 @@
-"""A site's keys and whom it trusts: files in one folder, which never leaves the site.
+"""A site's keys: files in one folder, which never leaves the site.
 
 `signing.pem` (ECDSA P-256) and `age.key` (X25519) are encrypted with the site's passphrase, mode 600. `card.json` is the
 public half: a site gives it to the others, who check its fingerprint by telephone. `roster.json` is whom this site
@@ -12,184 +12,45 @@ import getpass
 import os
 import secrets
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from relay_core.bundle import canonical
-from relay_core.bundle.values import is_name
+from relay_core.bundle.trust import HASH, Card, Roster, Trusted
 from relay_core.errors import BundleError
 from relay_core.files import write_atomically
 
 _PEM = serialization.Encoding.PEM
-_HASH = ec.ECDSA(hashes.SHA256())
 
 
-def fingerprint(public_key: str) -> str:
-    """SHA-256 of a public key's PEM text, hexadecimal: the key hint of OpenSSF Model Signing."""
-    return canonical.sha256(public_key.encode())
+def _sealed(secret: bytes, passphrase: str) -> bytes:
+    """Encrypt with ChaCha20-Poly1305 under scrypt of a passphrase: 32 MiB, age's own form takes 512."""
+    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
+    data = ChaCha20Poly1305(_stretched(passphrase, salt)).encrypt(nonce, secret, None)
+    parts = {"salt": salt, "nonce": nonce, "data": data}
+    return canonical.dump({"format": 1, **{name: base64.b64encode(value).decode() for name, value in parts.items()}})
 
 
-def spoken(value: str) -> str:
-    """The first 128 bits of a fingerprint in groups to read aloud."""
-    return " ".join(value[i : i + 4] for i in range(0, 32, 4))
-
-
-def verify(public_key: str, message: bytes, signature: bytes) -> bool:
-    """Whether an ECDSA P-256 SHA-256 signature is right; False too for a key that is none."""
+def _unsealed(sealed: bytes, passphrase: str) -> bytes:
+    """The inverse. Raises BundleError `key_locked`."""
     try:
-        key = serialization.load_pem_public_key(public_key.encode())
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-            return False
-        key.verify(signature, message, _HASH)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
-        return False
-    return True
+        found = canonical.load(sealed, "age.key")
+        salt, nonce, data = (base64.b64decode(found[name], validate=True) for name in ("salt", "nonce", "data"))
+        return ChaCha20Poly1305(_stretched(passphrase, salt)).decrypt(nonce, data, None)
+    except (BundleError, InvalidTag, ValueError, KeyError, TypeError):
+        raise BundleError("key_locked", "the passphrase does not open the site's decryption key") from None
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a site shows to the others."""
-
-    name: str
-    public_key: str
-    """PEM."""
-    age: str
-    """X25519 recipient, `age1...`."""
-    proof: str = ""
-    """Base64 signature by the key over name and recipient: nobody swapped the recipient."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the public key."""
-        return fingerprint(self.public_key)
-
-    def message(self) -> bytes:
-        """What `proof` signs."""
-        return canonical.dump({"relay card": 1, "name": self.name, "public_key": self.public_key, "age": self.age})
-
-    def to_json(self) -> bytes:
-        """The file's content."""
-        return canonical.dump({"format": 1, **asdict(self)})
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> Card:
-        """Read a card. Raises BundleError `signature_invalid` or `bundle_damaged`."""
-        import pyrage
-
-        try:
-            found = dict(canonical.load(data.strip(), where))
-            if found.pop("format") != 1 or not all(isinstance(value, str) for value in found.values()):
-                raise ValueError
-            card = cls(**found)
-            if not is_name(card.name):
-                raise ValueError
-            pyrage.x25519.Recipient.from_str(card.age)
-            proof = base64.b64decode(card.proof, validate=True)
-        except (BundleError, ValueError, TypeError, KeyError, pyrage.RecipientError):
-            raise BundleError("bundle_damaged", f"{where} is not a site's card (card.json)") from None
-        if not verify(card.public_key, card.message(), proof):
-            raise BundleError("signature_invalid", f"{where}: the card was changed; ask the site for it again")
-        return card
-
-
-@dataclass(frozen=True)
-class Trusted:
-    """A line of the roster."""
-
-    card: Card
-    run: str | None = None
-    """Run that the trust is for; None: every one."""
-    added_at: float = 0.0
-    revoked_at: float | None = None
-
-
-class Roster:
-    """Whom a site trusts."""
-
-    def __init__(self, entries: list[Trusted]) -> None:
-        self.entries = entries
-
-    @classmethod
-    def read(cls, path: Path) -> Roster:
-        """Read a roster; one that does not exist is empty. Raises BundleError `bundle_damaged`."""
-        if not path.is_file():
-            return cls([])
-        try:
-            found = canonical.load(path.read_bytes().strip(), path.name)
-            return cls([
-                Trusted(Card(**entry["card"]), entry["run"], entry["added_at"], entry["revoked_at"])
-                for entry in found["entries"]
-            ])  # fmt: skip
-        except (TypeError, KeyError):
-            raise BundleError("bundle_damaged", f"{path} is not a roster") from None
-
-    def write(self, path: Path) -> None:
-        """Write it whole."""
-        write_atomically(path, canonical.dump({"format": 1, "entries": [asdict(entry) for entry in self.entries]}))
-
-    def of(self, key: str) -> Trusted | None:
-        """The first entry of a fingerprint."""
-        return next(iter(self._all_of(key)), None)
-
-    def _all_of(self, key: str) -> list[Trusted]:
-        """One for every run, or one for each of some."""
-        return [entry for entry in self.entries if entry.card.fingerprint == key]
-
-    def require(self, key: str, run: str | None, who: str) -> Card:
-        """The card of a trusted signer.
-
-        Args:
-            key: fingerprint.
-            run: digest of the run that it is about; None while that is not known.
-            who: what was signed, for the message.
-
-        Raises:
-            BundleError: `signer_unknown`, `signer_revoked`.
-        """
-        entries = self._all_of(key)
-        if any(entry.revoked_at is not None for entry in entries):
-            name = entries[0].card.name
-            raise BundleError("signer_revoked", f"{who} was signed with {name}'s key {spoken(key)}, which was revoked")
-        if not any(run is None or entry.run in (None, run) for entry in entries):
-            raise BundleError(
-                "signer_unknown",
-                f"{who} was signed with the key {spoken(key)}, which is not trusted here"
-                f"{' for this run' if entries else ''}; "
-                "get that site's card, compare the fingerprint by telephone, then: relay keys trust CARD",
-            )
-        return entries[0].card
-
-    def find(self, name: str) -> Trusted:
-        """By fingerprint, its first letters, or name. Raises BundleError `signer_unknown`."""
-        wanted = name.replace(" ", "").lower()
-        found = [
-            e for e in self.entries if e.card.name == name or (len(wanted) >= 8 and e.card.fingerprint.startswith(wanted))
-        ]
-        if len({entry.card.fingerprint for entry in found}) != 1:
-            known = ", ".join(entry.card.name for entry in self.entries) or "nobody"
-            raise BundleError(
-                "signer_unknown", f"{name!r} is {'not' if not found else 'more than once'} in the roster ({known})"
-            )
-        return found[0]
-
-    def trust(self, card: Card, run: str | None = None) -> None:
-        """Add a card, or trust it anew. For one run after another, it is trusted for each; for every run, that is all."""
-        old = [e for e in self._all_of(card.fingerprint) if run is None or e.run in (None, run) or e.revoked_at is not None]
-        self.entries = [entry for entry in self.entries if entry not in old]
-        self.entries.append(Trusted(card, run, round(time.time(), 3)))
-
-    def revoke(self, name: str) -> Trusted:
-        """Trust a key no more; it stays on the list, so that it is known as revoked. Raises BundleError `signer_unknown`."""
-        key, moment = self.find(name).card.fingerprint, round(time.time(), 3)
-        self.entries = [replace(e, revoked_at=moment) if e.card.fingerprint == key else e for e in self.entries]
-        return self._all_of(key)[0]
+def _stretched(passphrase: str, salt: bytes) -> bytes:
+    return Scrypt(salt=salt, length=32, n=1 << 15, r=8, p=1).derive(passphrase.encode())
 
 
 class KeyFolder:
@@ -242,11 +103,11 @@ class KeyFolder:
         public = key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
         identity = pyrage.x25519.Identity.generate()
         bare = Card(name, public, str(identity.to_public()))
-        card = replace(bare, proof=base64.b64encode(key.sign(bare.message(), _HASH)).decode())
+        card = replace(bare, proof=base64.b64encode(key.sign(bare.message(), HASH)).decode())
         sealed = serialization.BestAvailableEncryption(passphrase.encode())
         private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, sealed)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(self.folder / "age.key", pyrage.passphrase.encrypt(str(identity).encode(), passphrase), 0o600)
+        write_atomically(self.folder / "age.key", _sealed(str(identity).encode(), passphrase), 0o600)
         write_atomically(self.folder / "signing.pem", private, 0o600)
         write_atomically(self.folder / "card.json", card.to_json())
         return card
@@ -260,7 +121,7 @@ class KeyFolder:
             key: Any = serialization.load_pem_private_key(path.read_bytes(), self.passphrase().encode())
         except (ValueError, TypeError):
             raise BundleError("key_locked", "the passphrase does not open the site's signing key") from None
-        return [key.sign(message, _HASH) for message in messages]
+        return [key.sign(message, HASH) for message in messages]
 
     def identity(self) -> Any:
         """The age identity. Raises BundleError `key_missing`, `key_locked`."""
@@ -270,11 +131,7 @@ class KeyFolder:
         if not path.is_file():
             raise BundleError("key_missing", "the bundle is encrypted, and this site has no key yet: relay keys create")
         if self._identity is None:
-            try:
-                text = pyrage.passphrase.decrypt(path.read_bytes(), self.passphrase()).decode()
-            except pyrage.DecryptError:
-                raise BundleError("key_locked", "the passphrase does not open the site's decryption key") from None
-            self._identity = pyrage.x25519.Identity.from_str(text)
+            self._identity = pyrage.x25519.Identity.from_str(_unsealed(path.read_bytes(), self.passphrase()).decode())
         return self._identity
 
     def passphrase(self) -> str:

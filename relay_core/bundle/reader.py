@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,9 @@ from pathlib import Path
 from relay_core.bundle import canonical, container, encryption, history, manifest, signing, weights
 from relay_core.bundle.container import Progress, no_progress
 from relay_core.bundle.facts import Facts
-from relay_core.bundle.keys import KeyFolder, Roster
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.private import private_folder
+from relay_core.bundle.trust import Roster
 from relay_core.config import RunFile, parse_run
 from relay_core.errors import BundleError, NotAvailableYet, RunFileError
 
@@ -54,16 +54,12 @@ def opened(
         BundleError: why it is refused.
         OSError: not readable, or the disk is full.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    private = Path(tempfile.mkdtemp(prefix=".checking-", dir=work))
-    try:
+    with private_folder(work) as private:
         plain = path
         if encryption.is_encrypted(path):
             plain = private / "plain.relay"
             encryption.decrypt(path, plain, keys)
         yield _checked(plain, path, keys, private, trust, progress)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
 def _checked(plain: Path, path: Path, keys: KeyFolder, private: Path, trust: bool, progress: Progress) -> Opened:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay_core.bundle import canonical
-from relay_core.bundle.keys import KeyFolder, verify
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.trust import verify
 from relay_core.bundle.values import is_digest
 from relay_core.errors import BundleError
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from relay_core.bundle import canonical, card, container, encryption, history, m
 from relay_core.bundle.container import Progress, no_progress
 from relay_core.bundle.facts import Facts
 from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.private import private_folder
 from relay_core.bundle.values import is_digest
 from relay_core.config import RunFile
 from relay_core.errors import BundleError
@@ -74,7 +72,7 @@ def export(
     if to is not None:
         keys.roster.require(to.card.fingerprint, run.digest, f"the recipient {to.card.name}")
     metrics = manifest.scores_of(scores, found.digest) if scores is not None else {}
-    with _staging(target.parent) as staging:
+    with private_folder(target.parent) as staging:
         carried = staging / container.WEIGHTS
         table = weights.select(checkpoint, _handed_over(stored), carried, half, progress)
         made = {
@@ -165,7 +163,7 @@ def _write(target: Path, members: Mapping[str, bytes], carried: Path, age: str |
     if age is None:
         replace_with(target, plain)
         return
-    with _staging(target.parent) as staging:
+    with private_folder(target.parent) as staging:
         plain(staging / "plain.relay")
 
         def sealed(path: Path) -> None:
@@ -173,14 +171,3 @@ def _write(target: Path, members: Mapping[str, bytes], carried: Path, age: str |
                 encryption.encrypt(staging / "plain.relay", file, age)
 
         replace_with(target, sealed)
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A private folder on the same volume, gone afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

@@ -4,7 +4,8 @@ import stat
 
 import pytest
 
-from relay_core.bundle.keys import Card, KeyFolder, spoken
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.trust import Card, spoken
 from relay_core.errors import BundleError
 from tests.bundle.kit import PASSPHRASE, make_site
 
@@ -22,10 +23,11 @@ def test_private_keys_are_encrypted_and_the_owners_alone(site):
     for name in ("signing.pem", "age.key"):
         path = site.folder / name
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert b"ENCRYPTED PRIVATE KEY" in path.read_bytes() or path.read_bytes().startswith(
-            b"age-encryption.org/v1\n-> scrypt"
-        )
         assert b"AGE-SECRET-KEY" not in path.read_bytes()
+    assert b"ENCRYPTED PRIVATE KEY" in (site.folder / "signing.pem").read_bytes()
+    assert (site.folder / "age.key").read_bytes() != (
+        make_site(site.folder.parent / "twin", "north").folder / "age.key"
+    ).read_bytes()
     assert "PRIVATE" not in (site.folder / "card.json").read_text()
     made = KeyFolder(site.folder.parent / "other")
     made.keep_passphrase()

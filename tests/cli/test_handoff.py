@@ -202,10 +202,10 @@ def test_stopped_in_the_middle_nothing_decrypted_stays(toy, trained, sites, here
     with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:  # fmt: skip
         for _ in range(600):  # opening the key takes a second within the private folder: time to be stopped
-            if list(out.glob(".checking-*")):
+            if list(out.glob(".private-*")):
                 break
             time.sleep(0.05)
-        assert list(out.glob(".checking-*")), process.communicate()
+        assert list(out.glob(".private-*")), process.communicate()
         process.send_signal(number)
         process.communicate()
     assert process.returncode != 0
