@@ -1,4 +1,4 @@
-"""The hand-off's part of the command `relay`: keys, bundles, export, import, reports."""
+"""The hand-off's part of the command `relay`: bundles, export, import, reports."""
 
 from __future__ import annotations
 
@@ -13,23 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relay_core.errors import BundleError
+from relay_core.keyring import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
 
 if TYPE_CHECKING:
     from relay_core.bundle.container import Progress
     from relay_core.bundle.facts import Facts
-    from relay_core.bundle.keys import KeyFolder
-    from relay_core.bundle.trust import Roster
 
-KeysOption = Annotated[
-    Path, typer.Option("--keys", envvar="RELAY_KEYS", help="Folder of this site's keys and of whom it trusts.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", exists=True, dir_okay=False, help="A .relay file.")]
 RunOption = Annotated[str, typer.Option("--run", help="Run file or recipe of the relay.")]
-KEYS = Path("relay-site/keys")
 
-keys_app = typer.Typer(help="This site's keys, and the sites that it trusts.", no_args_is_help=True)
 bundle_app = typer.Typer(help="Look at bundles, without a service.", no_args_is_help=True)
 report_app = typer.Typer(help="Signed evaluations, metrics only, for the coordinator.", no_args_is_help=True)
 
@@ -43,105 +35,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(report_app, name="report")
 
 
-def _keys(folder: Path) -> KeyFolder:
-    from relay_core.bundle.keys import KeyFolder
-
-    return KeyFolder(folder)
-
-
-@keys_app.command()
-def create(
-    name: Annotated[str, typer.Option(help="What the other sites will call this one.")],
-    keys: KeysOption = KEYS,
-    generate_passphrase: Annotated[
-        bool, typer.Option("--generate-passphrase", help="Make one up and leave it beside the keys, mode 600.")
-    ] = False,
-) -> None:
-    """Make this site's keys; card.json is for the other sites."""
-    from relay_core.bundle.trust import spoken
-    from relay_core.bundle.values import is_name
-
-    folder = _keys(keys)
-    if not is_name(name):
-        raise typer.BadParameter("a name is one line of at most 200 characters")
-    if folder.exists:
-        raise BundleError("key_missing", f"{keys} holds a key already; choose another folder")
-    passphrase = folder.keep_passphrase() if generate_passphrase else folder.passphrase()
-    if len(passphrase) < 12:
-        raise BundleError("key_locked", "a passphrase has at least 12 characters")
-    card = folder.create(name, passphrase)
-    print(f"made {keys}/signing.pem and age.key (encrypted), and {keys}/card.json, which the other sites need")
-    print(f"fingerprint, to read aloud: {spoken(card.fingerprint)}")
-
-
-def _card(path: Path) -> Any:
-    from relay_core.bundle.trust import Card
-
-    return Card.from_json(path.read_bytes(), path.name)
-
-
-@keys_app.command("fingerprint")
-def fingerprint_(
-    card: Annotated[Path | None, typer.Argument(help="Another site's card.json; default: this site's.")] = None,
-    keys: KeysOption = KEYS,
-) -> None:
-    """A key's fingerprint in groups to read aloud."""
-    from relay_core.bundle.trust import spoken
-
-    found = _card(card) if card else _keys(keys).card
-    print(f"{found.name}: {spoken(found.fingerprint)}\n{found.fingerprint}")
-
-
-@keys_app.command()
-def trust(
-    card: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The other site's card.json.")],
-    keys: KeysOption = KEYS,
-    run: Annotated[str | None, typer.Option(help="For this run alone (its digest); default: for every one.")] = None,
-) -> None:
-    """Trust a site, after comparing its fingerprint by telephone."""
-    from relay_core.bundle.trust import spoken
-
-    found, folder = _card(card), _keys(keys)
-    with _roster(folder) as roster:
-        roster.trust(found, run)
-    print(f"trusted: {found.name}, {spoken(found.fingerprint)}")
-
-
-@keys_app.command()
-def revoke(
-    name: Annotated[str, typer.Argument(help="Name or fingerprint.")],
-    keys: KeysOption = KEYS,
-) -> None:
-    """Trust a key no more: bundles with it anywhere in their history are refused from now on."""
-    with _roster(_keys(keys)) as roster:
-        entry = roster.revoke(name)
-    print(f"revoked: {entry.card.name}, {entry.card.fingerprint}")
-
-
-@contextlib.contextmanager
-def _roster(folder: KeyFolder) -> Iterator[Roster]:
-    """The roster, to change; two people at once do not undo each other."""
-    folder.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(folder.folder):
-        roster = folder.roster
-        yield roster
-        folder.save(roster)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time has a folder."""
-    import fcntl
-    import os
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
 def _cleanly() -> Iterator[None]:
     """Asked to end, it ends as with Ctrl-C: what was decrypted is removed on the way out."""
@@ -150,22 +43,6 @@ def _cleanly() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@keys_app.command("list")
-def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
-    """Whom this site trusts."""
-    from dataclasses import asdict
-
-    from relay_core.bundle.trust import spoken
-
-    entries = _keys(keys).roster.entries
-    if as_json:
-        print(json.dumps([{**asdict(entry), "fingerprint": entry.card.fingerprint} for entry in entries]))
-        return
-    for entry in entries:
-        state = "revoked" if entry.revoked_at else "trusted" + (f" for run {entry.run[:12]}" if entry.run else "")
-        print(f"{spoken(entry.card.fingerprint)}  {state}  {entry.card.name}")
 
 
 class _Bytes:
@@ -213,7 +90,7 @@ def export_(
     beside = found.parent / "scores.json"
     with _cleanly():
         facts = export(
-            found, load_run(run), _keys(keys), out, scores=scores or (beside if beside.is_file() else None),
+            found, load_run(run), key_folder(keys), out, scores=scores or (beside if beside.is_file() else None),
             parent=Provenance.read(parent) if parent else None, recipient=to, half=half, progress=_progress(as_json),
         )  # fmt: skip
     _say(facts, as_json, f"wrote {out}, {facts.size / 1e6:.1f} MB")
@@ -255,7 +132,7 @@ def import_(
     if known is None and run is None:
         raise typer.BadParameter("name the relay's run file with --run")
     out.mkdir(parents=True, exist_ok=True)
-    with _cleanly(), _alone(out):
+    with _cleanly(), alone(out):
         record = out / "imports.json"
         if known is not None:
             knowledge = Known.read(known)
@@ -264,7 +141,7 @@ def import_(
             earlier = json.loads(record.read_text()) if record.is_file() and not evaluate else []
             knowledge = Known({loaded.digest: (loaded, site)}, earlier)
         facts, target = receive(
-            bundle, knowledge, _keys(keys), out, hand_over_layout, evaluate=evaluate, progress=_progress(as_json)
+            bundle, knowledge, key_folder(keys), out, hand_over_layout, evaluate=evaluate, progress=_progress(as_json)
         )
         if known is None and not evaluate:  # to look at a model does not use it up
             brief = {key: getattr(facts, key) for key in ("digest", "run", "hop", "created_at")}
@@ -319,7 +196,11 @@ def _looked_at(bundle: Path, keys: Path, trust: bool) -> Iterator[Any]:
 
     from relay_core.bundle.reader import opened
 
-    with _cleanly(), tempfile.TemporaryDirectory() as work, opened(bundle, _keys(keys), Path(work), trust=trust) as found:
+    with (
+        _cleanly(),
+        tempfile.TemporaryDirectory() as work,
+        opened(bundle, key_folder(keys), Path(work), trust=trust) as found,
+    ):
         yield found
 
 
@@ -387,7 +268,7 @@ def sign_(
     from relay_core.bundle.report import sign
     from relay_core.config import load_run
 
-    made = sign(scores, newest_file(checkpoint), load_run(run), _keys(keys), out)
+    made = sign(scores, newest_file(checkpoint), load_run(run), key_folder(keys), out)
     print(json.dumps({"report": asdict(made)}) if as_json else f"wrote {out}")
 
 
@@ -404,7 +285,7 @@ def matrix_(
     from relay_core.collect import matrices_of
     from relay_core.config import load_run
 
-    found = matrices_of([read(path, _keys(keys)) for path in reports], load_run(run), out)
+    found = matrices_of([read(path, key_folder(keys)) for path in reports], load_run(run), out)
     if as_json:
         print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in found.items()}))
     else:

@@ -1,0 +1,141 @@
+"""The part of the command `relay` for this site's keys, and for whom it trusts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relay_core.errors import BundleError
+
+if TYPE_CHECKING:
+    from relay_core.bundle.keys import KeyFolder
+    from relay_core.bundle.trust import Roster
+
+KeysOption = Annotated[
+    Path, typer.Option("--keys", envvar="RELAY_KEYS", help="Folder of this site's keys and of whom it trusts.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
+KEYS = Path("relay-site/keys")
+
+keys_app = typer.Typer(help="This site's keys, and the sites that it trusts.", no_args_is_help=True)
+
+
+def key_folder(folder: Path) -> KeyFolder:
+    """The keys there, or none yet."""
+    from relay_core.bundle.keys import KeyFolder
+
+    return KeyFolder(folder)
+
+
+@keys_app.command()
+def create(
+    name: Annotated[str, typer.Option(help="What the other sites will call this one.")],
+    keys: KeysOption = KEYS,
+    generate_passphrase: Annotated[
+        bool, typer.Option("--generate-passphrase", help="Make one up and leave it beside the keys, mode 600.")
+    ] = False,
+) -> None:
+    """Make this site's keys; card.json is for the other sites."""
+    from relay_core.bundle.trust import spoken
+    from relay_core.bundle.values import is_name
+
+    folder = key_folder(keys)
+    if not is_name(name):
+        raise typer.BadParameter("a name is one line of at most 200 characters")
+    if folder.exists:
+        raise BundleError("key_missing", f"{keys} holds a key already; choose another folder")
+    passphrase = folder.keep_passphrase() if generate_passphrase else folder.passphrase()
+    if len(passphrase) < 12:
+        raise BundleError("key_locked", "a passphrase has at least 12 characters")
+    card = folder.create(name, passphrase)
+    print(f"made {keys}/signing.pem and age.key (encrypted), and {keys}/card.json, which the other sites need")
+    print(f"fingerprint, to read aloud: {spoken(card.fingerprint)}")
+
+
+def _read_card(path: Path) -> Any:
+    from relay_core.bundle.trust import Card
+
+    return Card.from_json(path.read_bytes(), path.name)
+
+
+@keys_app.command("fingerprint")
+def fingerprint_(
+    card: Annotated[Path | None, typer.Argument(help="Another site's card.json; default: this site's.")] = None,
+    keys: KeysOption = KEYS,
+) -> None:
+    """A key's fingerprint in groups to read aloud."""
+    from relay_core.bundle.trust import spoken
+
+    found = _read_card(card) if card else key_folder(keys).card
+    print(f"{found.name}: {spoken(found.fingerprint)}\n{found.fingerprint}")
+
+
+@keys_app.command()
+def trust(
+    card: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The other site's card.json.")],
+    keys: KeysOption = KEYS,
+    run: Annotated[str | None, typer.Option(help="For this run alone (its digest); default: for every one.")] = None,
+) -> None:
+    """Trust a site, after comparing its fingerprint by telephone."""
+    from relay_core.bundle.trust import spoken
+
+    found, folder = _read_card(card), key_folder(keys)
+    with changed_roster(folder) as roster:
+        roster.trust(found, run)
+    print(f"trusted: {found.name}, {spoken(found.fingerprint)}")
+
+
+@keys_app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Name or fingerprint.")],
+    keys: KeysOption = KEYS,
+) -> None:
+    """Trust a key no more: bundles with it anywhere in their history are refused from now on."""
+    with changed_roster(key_folder(keys)) as roster:
+        entry = roster.revoke(name)
+    print(f"revoked: {entry.card.name}, {entry.card.fingerprint}")
+
+
+@contextlib.contextmanager
+def changed_roster(folder: KeyFolder) -> Iterator[Roster]:
+    """The roster, to change; two people at once do not undo each other."""
+    folder.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone(folder.folder):
+        roster = folder.roster
+        yield roster
+        folder.save(roster)
+
+
+@keys_app.command("list")
+def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
+    """Whom this site trusts."""
+    from dataclasses import asdict
+
+    from relay_core.bundle.trust import spoken
+
+    entries = key_folder(keys).roster.entries
+    if as_json:
+        print(json.dumps([{**asdict(entry), "fingerprint": entry.card.fingerprint} for entry in entries]))
+        return
+    for entry in entries:
+        state = "revoked" if entry.revoked_at else "trusted" + (f" for run {entry.run[:12]}" if entry.run else "")
+        print(f"{spoken(entry.card.fingerprint)}  {state}  {entry.card.name}")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time has a folder."""
+    import fcntl
+    import os
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
