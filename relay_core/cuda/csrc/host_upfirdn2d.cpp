@@ -1,0 +1,229 @@
+// upfirdn2d on the host: row by row, down the columns first, then along the row, phase by phase, so that every inner loop
+// runs along memory with stride one whatever the factors. Also runs the CUDA kernel's blocks, for the tests.
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "relay_ops.h"
+#include "upfirdn2d.h"
+
+using namespace relay;
+
+namespace {
+
+struct Tap {  // out[out_phase + j * step_out] += f * in[in_phase + (first + j) * step_in]
+  int64_t out_phase, in_phase, first, kx;
+};
+
+struct Phases {  // along x: an output column meets a tap where up divides; both sides split into phases
+  int64_t outs, ins, margin, in_length, out_length;
+  std::vector<std::vector<Tap>> taps;  // by out_phase
+  explicit Phases(const Resample& s) {
+    int64_t common = std::gcd(s.ux, s.dx);
+    outs = s.ux / common, ins = s.dx / common, margin = 0;
+    out_length = ceil_div(s.ow, outs);
+    int64_t farthest = 0;
+    taps.resize(outs);
+    for (int64_t kx = 0; kx < s.fw; ++kx) {
+      for (int64_t o = 0; o < outs; ++o) {
+        int64_t at = o * s.dx + kx - s.px;
+        if (modulo(at, s.ux) != 0) continue;
+        int64_t ix = floor_div(at, s.ux), first = floor_div(ix, ins);
+        taps[o].push_back({o, modulo(ix, ins), first, kx});
+        margin = most(margin, -first);
+        farthest = most(farthest, first + out_length);
+      }
+    }
+    in_length = margin + most(farthest, ceil_div(s.w, ins));
+  }
+};
+
+template <int N, class A>
+void along(A* acc, const A* const* from, const A* f, int64_t count) {
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    A sum = 0;
+    for (int t = 0; t < N; ++t) sum += f[t] * from[t][j];
+    acc[j] += sum;
+  }
+}
+
+template <class A>
+void along(A* acc, const A* const* from, const A* f, int64_t count, size_t taps) {
+  size_t t = 0;
+  for (; t + 6 <= taps; t += 6) along<6>(acc, from + t, f + t, count);
+  for (; t + 4 <= taps; t += 4) along<4>(acc, from + t, f + t, count);
+  for (; t + 2 <= taps; t += 2) along<2>(acc, from + t, f + t, count);
+  for (; t < taps; ++t) along<1>(acc, from + t, f + t, count);
+}
+
+// A filter as a sum of (column) x (row): one term when it is an outer product, else one for each of its rows.
+template <class A>
+struct Terms {
+  std::vector<std::vector<A>> columns, rows;  // flipped as needed: correlation
+  Terms(const Resample& s, const A* f, A gain) {
+    auto at = [&](int64_t y, int64_t x) {
+      y = s.flip ? y : s.fh - 1 - y, x = s.flip ? x : s.fw - 1 - x;
+      return s.separable ? f[y] * f[x] * gain : f[y * s.fw + x] * gain;
+    };
+    int64_t py = 0, px = 0;
+    for (int64_t y = 0; y < s.fh; ++y)
+      for (int64_t x = 0; x < s.fw; ++x)
+        if (std::abs(at(y, x)) > std::abs(at(py, px))) py = y, px = x;
+    A peak = at(py, px), error = 0;
+    std::vector<A> column, row;
+    for (int64_t y = 0; y < s.fh; ++y) column.push_back(peak == 0 ? A(0) : at(y, px) / peak);
+    for (int64_t x = 0; x < s.fw; ++x) row.push_back(at(py, x));
+    for (int64_t y = 0; y < s.fh; ++y)
+      for (int64_t x = 0; x < s.fw; ++x) error = most(error, A(std::abs(at(y, x) - column[y] * row[x])));
+    if (s.separable || error <= 4 * std::numeric_limits<A>::epsilon() * std::abs(peak)) {
+      columns.push_back(column), rows.push_back(row);
+      return;
+    }
+    for (int64_t y = 0; y < s.fh; ++y) {
+      columns.emplace_back(s.fh, A(0)), rows.emplace_back();
+      columns.back()[y] = 1;
+      for (int64_t x = 0; x < s.fw; ++x) rows.back().push_back(at(y, x));
+    }
+  }
+};
+
+template <class T>
+struct Row {  // one thread's buffers
+  using A = compute_t<T>;
+  const Resample& s;
+  const Phases& p;
+  std::vector<A> column, split, acc;
+  std::vector<const A*> from;
+  std::vector<A> f;
+  Row(const Resample& s, const Phases& p) : s(s), p(p), column(s.w), split(p.ins * p.in_length), acc(p.outs * p.out_length) {}
+
+  bool down(const T* x, const std::vector<A>& taps, int64_t oy) {  // column sums of the input rows under one output row
+    bool any = false;
+    int64_t ky = modulo(s.py - oy * s.dy, s.uy), iy = floor_div(oy * s.dy + ky - s.py, s.uy);
+    A* to = p.ins == 1 ? split.data() + p.margin : column.data();
+    for (; ky < s.fh; ky += s.uy, ++iy) {
+      if (iy < 0 || iy >= s.h || taps[ky] == 0) continue;
+      const T* row = x + iy * s.xs[2];
+      A tap = taps[ky];
+      if (s.xs[3] != 1) {
+        for (int64_t i = 0; i < s.w; ++i) to[i] = (any ? to[i] : A(0)) + tap * widen(row[i * s.xs[3]]);
+      } else if (any) {
+#pragma omp simd
+        for (int64_t i = 0; i < s.w; ++i) to[i] += tap * widen(row[i]);
+      } else {
+#pragma omp simd
+        for (int64_t i = 0; i < s.w; ++i) to[i] = tap * widen(row[i]);
+      }
+      any = true;
+    }
+    if (any && p.ins > 1) {
+      for (int64_t phase = 0; phase < p.ins; ++phase) {
+        A* into = split.data() + phase * p.in_length + p.margin;
+        const A* at = column.data() + phase;
+        int64_t count = ceil_div(s.w - phase, p.ins);
+        if (p.ins == 2) {  // a constant stride becomes shuffles
+#pragma omp simd
+          for (int64_t k = 0; k < count; ++k) into[k] = at[2 * k];
+        } else {
+          for (int64_t k = 0; k < count; ++k) into[k] = at[k * p.ins];
+        }
+      }
+    }
+    return any;
+  }
+
+  void operator()(T* y, const T* x, const Terms<A>& terms, int64_t oy) {
+    std::fill(acc.begin(), acc.end(), A(0));
+    for (size_t term = 0; term < terms.rows.size(); ++term) {
+      if (!down(x, terms.columns[term], oy)) continue;
+      for (int64_t o = 0; o < p.outs; ++o) {
+        from.clear(), f.clear();
+        for (const Tap& tap : p.taps[o]) {
+          from.push_back(split.data() + tap.in_phase * p.in_length + p.margin + tap.first);
+          f.push_back(terms.rows[term][tap.kx]);
+        }
+        along(acc.data() + o * p.out_length, from.data(), f.data(), ceil_div(s.ow - o, p.outs), f.size());
+      }
+    }
+    for (int64_t o = 0; o < p.outs; ++o) {
+      const A* sums = acc.data() + o * p.out_length;
+      int64_t count = ceil_div(s.ow - o, p.outs), step = p.outs * s.ys[3];
+      T* to = y + o * s.ys[3];
+      if (p.outs == 2 && step == 2) continue;
+      for (int64_t j = 0; j < count; ++j) narrow(to[j * step], sums[j]);
+    }
+    if (p.outs == 2 && s.ys[3] == 1) {  // both phases at once: whole stores
+      const A *even = acc.data(), *odd = even + p.out_length;
+      int64_t pairs = s.ow / 2;
+#pragma omp simd
+      for (int64_t j = 0; j < pairs; ++j) {
+        narrow(y[2 * j], even[j]);
+        narrow(y[2 * j + 1], odd[j]);
+      }
+      if (s.ow % 2) narrow(y[s.ow - 1], even[pairs]);
+    }
+  }
+};
+
+template <class T>
+int run(T* y, const T* x, const compute_t<T>* f, const Resample& s, double gain) {
+  using A = compute_t<T>;
+  Phases phases(s);
+  Terms<A> terms(s, f, static_cast<A>(gain));
+  int64_t rows = s.n * s.c * s.oh;
+#pragma omp parallel if (rows * s.ow > 16384)
+  {
+    Row<T> row(s, phases);
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t plane = r / s.oh, oy = r % s.oh, n = plane / s.c, c = plane % s.c;
+      row(y + n * s.ys[0] + c * s.ys[1] + oy * s.ys[2], x + n * s.xs[0] + c * s.xs[1], terms, oy);
+    }
+  }
+  return OK;
+}
+
+}  // namespace
+
+extern "C" {
+
+int relay_upfirdn2d(void* y, const void* x, const void* f, int dtype, const int64_t* sizes, double gain, void*) {
+  Resample s(sizes);
+  return with_type(dtype, [&](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    return run(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const compute_t<T>*>(f), s, gain);
+  });
+}
+
+int relay_test_upfirdn2d(void* y, const void* x, const void* f, int dtype, const int64_t* sizes, double gain, int fast,
+                         int64_t limit) {
+  Resample s(sizes);
+  return with_type(dtype, [&](auto* null) {
+    using T = std::remove_pointer_t<decltype(null)>;
+    if (!fast) {
+      for (int64_t i = 0; i < s.n * s.c * s.oh * s.ow; ++i)
+        resample_pixel(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const compute_t<T>*>(f), s,
+                       static_cast<compute_t<T>>(gain), i);
+      return static_cast<int>(OK);
+    }
+    bool done = with_block<T>(s, [&](auto* kind) {
+      using B = std::remove_pointer_t<decltype(kind)>;
+      Bands bands;
+      if (!B::plan(s, limit, bands)) return false;
+      std::vector<Pack<double>> shared(static_cast<size_t>(B::bytes(bands) / 16 + 1));
+      constexpr int threads = 96;
+      for (int64_t index = 0; index < bands.blocks; ++index) {
+        std::memset(static_cast<void*>(shared.data()), 0xff, shared.size() * 16);  // NaN: nothing is read unwritten
+        B block(s, bands, index, shared.data());
+        for (int t = 0; t < threads; ++t) block.load(static_cast<const T*>(x), static_cast<const float*>(f), t, threads);
+        for (int t = 0; t < threads; ++t) block.across(t, threads);
+        for (int t = 0; t < threads; ++t) block.down(static_cast<float>(gain), t, threads);
+        for (int t = 0; t < threads; ++t) block.store(static_cast<T*>(y), t, threads);
+      }
+      return true;
+    });
+    return static_cast<int>(done ? OK : BAD_ARGUMENT);
+  });
+}
+}
