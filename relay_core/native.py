@@ -86,6 +86,19 @@ def in_use(device: str) -> str:
     return kind if (FOLDER / file_name(kind)).is_file() and (kind == "cuda" or _has_avx2()) else "torch"
 
 
+def require(device: str) -> None:
+    """Check that `device` can have the ops that `RELAY_OPS` insists on.
+
+    Raises:
+        DeviceError: RELAY_OPS is `cuda`, and the device is no GPU or the library was not built.
+    """
+    if setting() != "cuda" or in_use(device) == "cuda":
+        return
+    if not device.startswith("cuda"):
+        raise DeviceError(f"RELAY_OPS=cuda, but the device is {device}: choose a GPU, or RELAY_OPS=auto")
+    raise DeviceError(f"RELAY_OPS=cuda: {file_name('cuda')} was not built (make ops)")
+
+
 @cache
 def _has_avx2() -> bool:
     """Whether the processor runs what `build` compiles for; other architectures compile for their common base."""

@@ -178,24 +178,20 @@ torch.library.define(
 
 
 
-@torch.library.impl("relay::bias_act", ("cpu", "cuda"))
 def _forward(x: Tensor, b: Tensor | None, dim: int, *rest: Any) -> Tensor:
     y = _run(x, b, None, dim, *rest)
     return loader.fresh(reference(x, b, dim, *rest), x, _layout(x, dim)) if y is None else y
 
 
-@torch.library.impl("relay::bias_act_grad", ("cpu", "cuda"))
 def _gradient(g: Tensor, x: Tensor, b: Tensor | None, dim: int, *rest: Any) -> Tensor:
     y = _run(x, b, g, dim, *rest)
     return loader.fresh(reference_grad(g, x, b, dim, *rest), x, _layout(x, dim)) if y is None else y
 
 
-@torch.library.register_fake("relay::bias_act")
 def _fake(x: Tensor, b: Tensor | None, dim: int, *rest: Any) -> Tensor:
     return torch.empty_like(x, memory_format=_layout(x, dim))
 
 
-@torch.library.register_fake("relay::bias_act_grad")
 def _fake_gradient(g: Tensor, x: Tensor, b: Tensor | None, dim: int, *rest: Any) -> Tensor:
     return torch.empty_like(x, memory_format=_layout(x, dim))
 
@@ -238,5 +234,9 @@ def _sum_but(x: Tensor, dim: int) -> Tensor:
     return x.sum(others) if others else x
 
 
+torch.library.impl("relay::bias_act", ("cpu", "cuda"), _forward)
+torch.library.impl("relay::bias_act_grad", ("cpu", "cuda"), _gradient)
+torch.library.register_fake("relay::bias_act", _fake)
+torch.library.register_fake("relay::bias_act_grad", _fake_gradient)
 torch.library.register_autograd("relay::bias_act", _backward, setup_context=_setup)
 torch.library.register_autograd("relay::bias_act_grad", _backward_gradient, setup_context=_setup_gradient)

@@ -133,7 +133,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("relay::epilogue", ("cpu", "cuda"))
 def _forward(y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe, *numbers: float) -> Tensor:
     if not _served(y):
         return loader.fresh(reference(y, scale, noise, strength, bias, *numbers), y, torch.contiguous_format)
@@ -142,7 +141,6 @@ def _forward(y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe
     return out
 
 
-@torch.library.impl("relay::epilogue_grad", ("cpu", "cuda"))
 def _gradient(g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     if not _served(y):
         gy, sums = reference_grad(g, y, *rest)
@@ -154,7 +152,6 @@ def _gradient(g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return gy, (sums[0] if parts == 1 else sums.sum(0))
 
 
-@torch.library.impl("relay::epilogue_grad_grad", ("cpu", "cuda"))
 def _second(v: Tensor, w: Tensor, g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not _served(y):
         by_g, by_y, by_scale = reference_grad_grad(v, w, g, y, *rest)
@@ -167,17 +164,14 @@ def _second(v: Tensor, w: Tensor, g: Tensor, y: Tensor, *rest: Any) -> tuple[Ten
     return by_g, by_y, (by_scale[0] if parts == 1 else by_scale.sum(0))
 
 
-@torch.library.register_fake("relay::epilogue")
 def _fake(y: Tensor, *_: Any) -> Tensor:
     return _like(y)
 
 
-@torch.library.register_fake("relay::epilogue_grad")
 def _fake_gradient(g: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _like(y), y.new_empty(3, *y.shape[:2], dtype=loader.compute_dtype(y))
 
 
-@torch.library.register_fake("relay::epilogue_grad_grad")
 def _fake_second(v: Tensor, w: Tensor, g: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like(y), _like(y), y.new_empty(*y.shape[:2], dtype=loader.compute_dtype(y))
 
@@ -216,6 +210,12 @@ def _backward_second(ctx: Any, *_: Tensor) -> tuple[Maybe, ...]:
     raise NotImplementedError("the epilogue has two derivatives, not three")
 
 
+torch.library.impl("relay::epilogue", ("cpu", "cuda"), _forward)
+torch.library.impl("relay::epilogue_grad", ("cpu", "cuda"), _gradient)
+torch.library.impl("relay::epilogue_grad_grad", ("cpu", "cuda"), _second)
+torch.library.register_fake("relay::epilogue", _fake)
+torch.library.register_fake("relay::epilogue_grad", _fake_gradient)
+torch.library.register_fake("relay::epilogue_grad_grad", _fake_second)
 torch.library.register_autograd("relay::epilogue", _backward, setup_context=_setup)
 torch.library.register_autograd("relay::epilogue_grad", _backward_gradient, setup_context=_setup_gradient)
 torch.library.register_autograd("relay::epilogue_grad_grad", _backward_second, setup_context=_setup_second)

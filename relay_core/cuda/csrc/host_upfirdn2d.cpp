@@ -21,7 +21,7 @@ struct Phases {  // along x: an output column meets a tap where up divides; both
   explicit Phases(const Resample& s) {
     int64_t common = std::gcd(s.ux, s.dx);
     outs = s.ux / common, ins = s.dx / common, margin = 0;
-    out_length = ceil_div(s.ow, outs);
+    out_length = ceil_div(ceil_div(s.ow, outs), 8) * 8;  // whole vectors: what lies behind a row is read and forgotten
     int64_t farthest = 0;
     taps.resize(outs);
     for (int64_t kx = 0; kx < s.fw; ++kx) {
@@ -38,23 +38,38 @@ struct Phases {  // along x: an output column meets a tap where up divides; both
   }
 };
 
-template <int N, class A>
-void along(A* acc, const A* const* from, const A* f, int64_t count) {
+// to[j] (+)= sum over t of f[t] * from[t][j], N terms in one loop.
+template <int N, class T, class A>
+void add(A* to, const T* const* from, const A* f, int64_t count, bool onto) {
+  if (onto) {
 #pragma omp simd
-  for (int64_t j = 0; j < count; ++j) {
-    A sum = 0;
-    for (int t = 0; t < N; ++t) sum += f[t] * from[t][j];
-    acc[j] += sum;
+    for (int64_t j = 0; j < count; ++j) {
+      A sum = to[j];
+      for (int t = 0; t < N; ++t) sum += f[t] * widen(from[t][j]);
+      to[j] = sum;
+    }
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      A sum = 0;
+      for (int t = 0; t < N; ++t) sum += f[t] * widen(from[t][j]);
+      to[j] = sum;
+    }
   }
 }
 
-template <class A>
-void along(A* acc, const A* const* from, const A* f, int64_t count, size_t taps) {
-  size_t t = 0;
-  for (; t + 6 <= taps; t += 6) along<6>(acc, from + t, f + t, count);
-  for (; t + 4 <= taps; t += 4) along<4>(acc, from + t, f + t, count);
-  for (; t + 2 <= taps; t += 2) along<2>(acc, from + t, f + t, count);
-  for (; t < taps; ++t) along<1>(acc, from + t, f + t, count);
+template <class T, class A>
+void add(A* to, const T* const* from, const A* f, int64_t count, int64_t terms, bool onto) {
+  for (int64_t t = 0; t < terms; onto = true) {
+    switch (terms - t) {
+      case 1: add<1>(to, from + t, f + t, count, onto), t += 1; break;
+      case 2: add<2>(to, from + t, f + t, count, onto), t += 2; break;
+      case 3: add<3>(to, from + t, f + t, count, onto), t += 3; break;
+      case 4:
+      case 5: add<4>(to, from + t, f + t, count, onto), t += 4; break;
+      default: add<6>(to, from + t, f + t, count, onto), t += 6;
+    }
+  }
 }
 
 // A filter as a sum of (column) x (row): one term when it is an outer product, else one for each of its rows.
@@ -88,71 +103,85 @@ struct Terms {
   }
 };
 
+// Along y: the input rows under each output row, with their taps, for one term. The same for every plane.
+template <class A>
+struct Lines {
+  std::vector<int64_t> begin, row;
+  std::vector<A> tap;
+  Lines(const Resample& s, const std::vector<A>& column) {
+    for (int64_t oy = 0; oy < s.oh; ++oy) {
+      begin.push_back(static_cast<int64_t>(row.size()));
+      int64_t ky = modulo(s.py - oy * s.dy, s.uy), iy = floor_div(oy * s.dy + ky - s.py, s.uy);
+      for (; ky < s.fh; ky += s.uy, ++iy) {
+        if (iy >= 0 && iy < s.h && column[ky] != 0) row.push_back(iy), tap.push_back(column[ky]);
+      }
+    }
+    begin.push_back(static_cast<int64_t>(row.size()));
+  }
+};
+
 template <class T>
 struct Row {  // one thread's buffers
   using A = compute_t<T>;
   const Resample& s;
   const Phases& p;
+  const std::vector<Lines<A>>& lines;
   std::vector<A> column, split, acc;
-  std::vector<const A*> from;
-  std::vector<A> f;
-  Row(const Resample& s, const Phases& p) : s(s), p(p), column(s.w), split(p.ins * p.in_length), acc(p.outs * p.out_length) {}
+  std::vector<const T*> rows;
+  std::vector<std::vector<const A*>> from;  // by out phase: where each tap reads
+  std::vector<std::vector<std::vector<A>>> taps;
+  Row(const Resample& s, const Phases& p, const Terms<A>& terms, const std::vector<Lines<A>>& lines)
+      : s(s), p(p), lines(lines), column(s.w), split(p.ins * p.in_length), acc(p.outs * p.out_length), rows(s.fh),
+        from(p.outs), taps(terms.rows.size(), std::vector<std::vector<A>>(p.outs)) {
+    for (int64_t o = 0; o < p.outs; ++o) {
+      for (const Tap& tap : p.taps[o]) {
+        from[o].push_back(split.data() + tap.in_phase * p.in_length + p.margin + tap.first);
+        for (size_t term = 0; term < taps.size(); ++term) taps[term][o].push_back(terms.rows[term][tap.kx]);
+      }
+    }
+  }
 
-  bool down(const T* x, const std::vector<A>& taps, int64_t oy) {  // column sums of the input rows under one output row
-    bool any = false;
-    int64_t ky = modulo(s.py - oy * s.dy, s.uy), iy = floor_div(oy * s.dy + ky - s.py, s.uy);
+  // Sums down the columns of the input rows under one output row, split into phases; false if all of them are zero.
+  bool down(const T* x, const Lines<A>& line, int64_t oy) {
+    int64_t begin = line.begin[oy], count = line.begin[oy + 1] - begin;
     A* to = p.ins == 1 ? split.data() + p.margin : column.data();
-    for (; ky < s.fh; ky += s.uy, ++iy) {
-      if (iy < 0 || iy >= s.h || taps[ky] == 0) continue;
-      const T* row = x + iy * s.xs[2];
-      A tap = taps[ky];
-      if (s.xs[3] != 1) {
-        for (int64_t i = 0; i < s.w; ++i) to[i] = (any ? to[i] : A(0)) + tap * widen(row[i * s.xs[3]]);
-      } else if (any) {
+    if (count == 0) return false;
+    for (int64_t t = 0; t < count; ++t) rows[t] = x + line.row[begin + t] * s.xs[2];
+    if (s.xs[3] == 1) {
+      add(to, rows.data(), line.tap.data() + begin, s.w, count, false);
+    } else {
+      for (int64_t i = 0; i < s.w; ++i) {
+        to[i] = 0;
+        for (int64_t t = 0; t < count; ++t) to[i] += line.tap[begin + t] * widen(rows[t][i * s.xs[3]]);
+      }
+    }
+    for (int64_t phase = 0; p.ins > 1 && phase < p.ins; ++phase) {
+      A* into = split.data() + phase * p.in_length + p.margin;
+      const A* at = column.data() + phase;
+      int64_t count = ceil_div(s.w - phase, p.ins);
+      if (p.ins == 2) {  // a constant stride becomes shuffles
 #pragma omp simd
-        for (int64_t i = 0; i < s.w; ++i) to[i] += tap * widen(row[i]);
+        for (int64_t k = 0; k < count; ++k) into[k] = at[2 * k];
       } else {
-#pragma omp simd
-        for (int64_t i = 0; i < s.w; ++i) to[i] = tap * widen(row[i]);
+        for (int64_t k = 0; k < count; ++k) into[k] = at[k * p.ins];
+      }
+    }
+    return true;
+  }
+
+  void operator()(T* y, const T* x, int64_t oy) {
+    bool any = false;
+    for (size_t term = 0; term < taps.size(); ++term) {
+      if (!down(x, lines[term], oy)) continue;
+      for (int64_t o = 0; o < p.outs; ++o) {
+        const auto& f = taps[term][o];
+        A* to = acc.data() + o * p.out_length;
+        if (f.empty() && !any) std::fill(to, to + p.out_length, A(0));
+        add(to, from[o].data(), f.data(), p.out_length, static_cast<int64_t>(f.size()), any);
       }
       any = true;
     }
-    if (any && p.ins > 1) {
-      for (int64_t phase = 0; phase < p.ins; ++phase) {
-        A* into = split.data() + phase * p.in_length + p.margin;
-        const A* at = column.data() + phase;
-        int64_t count = ceil_div(s.w - phase, p.ins);
-        if (p.ins == 2) {  // a constant stride becomes shuffles
-#pragma omp simd
-          for (int64_t k = 0; k < count; ++k) into[k] = at[2 * k];
-        } else {
-          for (int64_t k = 0; k < count; ++k) into[k] = at[k * p.ins];
-        }
-      }
-    }
-    return any;
-  }
-
-  void operator()(T* y, const T* x, const Terms<A>& terms, int64_t oy) {
-    std::fill(acc.begin(), acc.end(), A(0));
-    for (size_t term = 0; term < terms.rows.size(); ++term) {
-      if (!down(x, terms.columns[term], oy)) continue;
-      for (int64_t o = 0; o < p.outs; ++o) {
-        from.clear(), f.clear();
-        for (const Tap& tap : p.taps[o]) {
-          from.push_back(split.data() + tap.in_phase * p.in_length + p.margin + tap.first);
-          f.push_back(terms.rows[term][tap.kx]);
-        }
-        along(acc.data() + o * p.out_length, from.data(), f.data(), ceil_div(s.ow - o, p.outs), f.size());
-      }
-    }
-    for (int64_t o = 0; o < p.outs; ++o) {
-      const A* sums = acc.data() + o * p.out_length;
-      int64_t count = ceil_div(s.ow - o, p.outs), step = p.outs * s.ys[3];
-      T* to = y + o * s.ys[3];
-      if (p.outs == 2 && step == 2) continue;
-      for (int64_t j = 0; j < count; ++j) narrow(to[j * step], sums[j]);
-    }
+    if (!any) std::fill(acc.begin(), acc.end(), A(0));
     if (p.outs == 2 && s.ys[3] == 1) {  // both phases at once: whole stores
       const A *even = acc.data(), *odd = even + p.out_length;
       int64_t pairs = s.ow / 2;
@@ -162,6 +191,11 @@ struct Row {  // one thread's buffers
         narrow(y[2 * j + 1], odd[j]);
       }
       if (s.ow % 2) narrow(y[s.ow - 1], even[pairs]);
+      return;
+    }
+    for (int64_t o = 0; o < p.outs; ++o) {
+      const A* sums = acc.data() + o * p.out_length;
+      for (int64_t j = 0; o + j * p.outs < s.ow; ++j) narrow(y[(o + j * p.outs) * s.ys[3]], sums[j]);
     }
   }
 };
@@ -171,14 +205,17 @@ int run(T* y, const T* x, const compute_t<T>* f, const Resample& s, double gain)
   using A = compute_t<T>;
   Phases phases(s);
   Terms<A> terms(s, f, static_cast<A>(gain));
-  int64_t rows = s.n * s.c * s.oh;
-#pragma omp parallel if (rows * s.ow > 16384)
+  std::vector<Lines<A>> lines;
+  for (const auto& column : terms.columns) lines.emplace_back(s, column);
+  int64_t planes = s.n * s.c;
+#pragma omp parallel if (planes * s.oh * s.ow > 16384)
   {
-    Row<T> row(s, phases);
+    Row<T> row(s, phases, terms, lines);
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; ++r) {
-      int64_t plane = r / s.oh, oy = r % s.oh, n = plane / s.c, c = plane % s.c;
-      row(y + n * s.ys[0] + c * s.ys[1] + oy * s.ys[2], x + n * s.xs[0] + c * s.xs[1], terms, oy);
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const T* from = x + plane / s.c * s.xs[0] + plane % s.c * s.xs[1];
+      T* to = y + plane / s.c * s.ys[0] + plane % s.c * s.ys[1];
+      for (int64_t oy = 0; oy < s.oh; ++oy) row(to + oy * s.ys[2], from, oy);
     }
   }
   return OK;

@@ -138,6 +138,7 @@ struct Block {
   }
 
   RELAY_HD void across(int thread, int threads) {  // separable filters: along the rows first
+    if (!SEP) return;
     int ow = static_cast<int>(s.ow), count = planes * in_rows() * ow;
     for (int i = thread; i < count; i += threads) mid[i] = dot(in + i / ow * static_cast<int>(s.w), f, i % ow);
   }
