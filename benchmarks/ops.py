@@ -71,8 +71,11 @@ def cases(batch: int, side: int, device: torch.device, dtype: torch.dtype) -> It
         "bias_act", x, 2 * bytes_of, lambda: ops.bias_act(x, b, 1, "lrelu", *numbers),
         lambda: plain_bias_act(x, b, 1, "lrelu", *numbers),
     )  # fmt: skip
-    yield "bias_act, forward and backward", x, 6 * bytes_of, *both(
-        lambda t: ops.bias_act(t, b, 1, "lrelu", *numbers), lambda t: plain_bias_act(t, b, 1, "lrelu", *numbers), x
+    yield (
+        "bias_act, forward and backward",
+        x,
+        6 * bytes_of,
+        *both(lambda t: ops.bias_act(t, b, 1, "lrelu", *numbers), lambda t: plain_bias_act(t, b, 1, "lrelu", *numbers), x),
     )
     kind = loader.compute_dtype(x)
     scale, noise = random(batch, channels).to(kind).requires_grad_(), random(batch, 1, side, side)
@@ -80,8 +83,11 @@ def cases(batch: int, side: int, device: torch.device, dtype: torch.dtype) -> It
     rest = (scale, noise, strength, bias, *numbers)
     with_no_grad = [(torch.no_grad()(lambda f=f: f(x, *rest))) for f in (ops.epilogue, plain_epilogue)]
     yield "epilogue", x, 2 * bytes_of, with_no_grad[0], with_no_grad[1]
-    yield "epilogue, forward and backward", x, 5 * bytes_of, *both(
-        lambda t: ops.epilogue(t, *rest), lambda t: plain_epilogue(t, *rest), x, scale, strength, bias
+    yield (
+        "epilogue, forward and backward",
+        x,
+        5 * bytes_of,
+        *both(lambda t: ops.epilogue(t, *rest), lambda t: plain_epilogue(t, *rest), x, scale, strength, bias),
     )
     f = setup_filter([1, 3, 3, 1]).to(device)
     sym6 = setup_filter(SYM6).to(device)

@@ -26,10 +26,10 @@ OLDEST_CAPABILITY = (7, 5)
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "d": ctypes.c_double}
 _FUNCTIONS = {
     "relay_bias_act": "pppp i lll iii p p",
-    "relay_epilogue": "pppppp i llll p p",
-    "relay_epilogue_grad": "pppppppp i llll p p",
-    "relay_epilogue_grad_grad": "ppppppppppp i llll p p",
-    "relay_epilogue_parts": "l",
+    "relay_epilogue": "pppppp ii llll p p",
+    "relay_epilogue_grad": "pppppppp ii llll p p",
+    "relay_epilogue_grad_grad": "ppppppppppp ii llll p p",
+    "relay_epilogue_parts": "li",
     "relay_error": "i",
     "relay_upfirdn2d": "ppp i p d p",
 }

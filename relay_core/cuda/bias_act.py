@@ -177,7 +177,6 @@ torch.library.define(
 )
 
 
-
 def _forward(x: Tensor, b: Tensor | None, dim: int, *rest: Any) -> Tensor:
     y = _run(x, b, None, dim, *rest)
     return loader.fresh(reference(x, b, dim, *rest), x, _layout(x, dim)) if y is None else y

@@ -57,7 +57,7 @@ def build_cuda(folder: Path, architectures: tuple[int, ...] = ARCHITECTURES, rep
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
     flags = [
         "-std=c++17", "-O3", "-cudart", "static", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra",
-        "-Werror", "all-warnings", "-Xcompiler", "-Werror", "--threads", "0", *codes,
+        "-Werror", "all-warnings", "-Xcompiler", "-Werror", "--threads", "0", "--compress-mode=size", *codes,
     ]  # fmt: skip
     if report:
         flags += ["-Xptxas", "-v"]

@@ -102,13 +102,18 @@ def _call(name: str, outs: tuple[Tensor, ...], tensors: tuple[Maybe, ...], y: Te
     found = loader.library(y.device.type, y.device.index)
     assert not isinstance(found, str)
     n, c, height, width = y.shape
-    pixels = height * width
+    pixels, kind = height * width, loader.layout(y)
     stride = pixels if noise is not None and noise.numel() == n * pixels and noise.ndim == 4 else 0
     if y.numel():
         loader.call(
-            found, name, *outs, *(None if t is None else t.contiguous() for t in tensors), loader.DTYPES[y.dtype], n * c, c,
-            pixels, stride, loader.doubles(*numbers),
+            found, name, *outs, *(t if t is None else _dense(t, kind) for t in tensors), loader.DTYPES[y.dtype],
+            kind == torch.channels_last, n * c, c, pixels, stride, loader.doubles(*numbers),
         )  # fmt: skip
+
+
+def _dense(t: Tensor, kind: torch.memory_format) -> Tensor:
+    """Images in the memory format of y, all else contiguous (one channel of noise is both)."""
+    return t.contiguous(memory_format=kind) if t.ndim == 4 and t.shape[1] > 1 else t.contiguous()
 
 
 def _served(y: Tensor) -> bool:
@@ -118,11 +123,11 @@ def _served(y: Tensor) -> bool:
 def _parts(y: Tensor) -> int:
     found = loader.library(y.device.type, y.device.index)
     assert not isinstance(found, str)
-    return int(found.relay_epilogue_parts(y.shape[2] * y.shape[3]))
+    return int(found.relay_epilogue_parts(y.shape[2] * y.shape[3], loader.layout(y) == torch.channels_last))
 
 
 def _like(y: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=torch.contiguous_format)
+    return torch.empty_like(y, memory_format=loader.layout(y))
 
 
 _REST = "Tensor? scale, Tensor? noise, Tensor? strength, Tensor? bias, float alpha, float gain, float clamp"
@@ -135,7 +140,7 @@ torch.library.define(
 
 def _forward(y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe, *numbers: float) -> Tensor:
     if not _served(y):
-        return loader.fresh(reference(y, scale, noise, strength, bias, *numbers), y, torch.contiguous_format)
+        return loader.fresh(reference(y, scale, noise, strength, bias, *numbers), y, loader.layout(y))
     out = _like(y)
     _call("relay_epilogue", (out,), (y, scale, noise, strength, bias), y, noise, *numbers)
     return out
@@ -144,7 +149,7 @@ def _forward(y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe
 def _gradient(g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     if not _served(y):
         gy, sums = reference_grad(g, y, *rest)
-        return loader.fresh(gy, g, torch.contiguous_format), sums
+        return loader.fresh(gy, g, loader.layout(y)), sums
     others, numbers = rest[:4], rest[4:]
     gy, parts = _like(y), _parts(y)
     sums = torch.empty(parts, 3, *y.shape[:2], dtype=loader.compute_dtype(y), device=y.device)
@@ -155,7 +160,8 @@ def _gradient(g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 def _second(v: Tensor, w: Tensor, g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     if not _served(y):
         by_g, by_y, by_scale = reference_grad_grad(v, w, g, y, *rest)
-        return by_g.contiguous(), by_y.contiguous(), by_scale
+        kind = loader.layout(y)
+        return by_g.contiguous(memory_format=kind), by_y.contiguous(memory_format=kind), by_scale
     others, numbers = rest[:4], rest[4:]
     parts = _parts(y)
     by_scale = torch.empty(parts, *y.shape[:2], dtype=loader.compute_dtype(y), device=y.device)
@@ -184,11 +190,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, g: Tensor) -> tuple[Maybe, ...]:
     tensors = ctx.saved_tensors
     gy, sums = torch.ops.relay.epilogue_grad(g, *tensors, *ctx.numbers)
-    strength = tensors[3]
-    return (
-        gy, None if tensors[1] is None else sums[1], None, None if strength is None else sums[2].sum().reshape(strength.shape),
-        None if tensors[4] is None else sums[0].sum(0), None, None, None,
-    )  # fmt: skip
+    _, scale, _, strength, bias = tensors
+    by_scale = None if scale is None else sums[1]
+    by_strength = None if strength is None else sums[2].sum().reshape(strength.shape)
+    by_bias = None if bias is None else sums[0].sum(0)
+    return gy, by_scale, None, by_strength, by_bias, None, None, None
 
 
 def _setup_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -144,11 +144,14 @@ def _out_size(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padd
 
 
 torch.library.define(
-    "relay::upfirdn2d", "(Tensor x, Tensor f, int[2] up, int[2] down, int[4] padding, bool flip_filter, float gain) -> Tensor"
+    "relay::upfirdn2d",
+    "(Tensor x, Tensor f, int[2] up, int[2] down, int[4] padding, bool flip_filter, float gain) -> Tensor",
 )
 
 
-def _forward(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads: Sequence[int], flip: bool, gain: float) -> Tensor:
+def _forward(
+    x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads: Sequence[int], flip: bool, gain: float
+) -> Tensor:
     found, kind = loader.library(x.device.type, x.device.index), loader.layout(x)
     if isinstance(found, str) or x.dtype not in loader.DTYPES:
         return loader.fresh(reference(x, f, up, down, pads, flip, gain), x, kind)
@@ -165,7 +168,9 @@ def _forward(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads:
     return y
 
 
-def _fake(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads: Sequence[int], flip: bool, gain: float) -> Tensor:
+def _fake(
+    x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads: Sequence[int], flip: bool, gain: float
+) -> Tensor:
     width, height = _out_size(x, f, up, down, pads)
     return torch.empty(*x.shape[:2], height, width, dtype=x.dtype, device=x.device, memory_format=loader.layout(x))
 

@@ -49,7 +49,7 @@ class Work:
 
 def environment(devices: tuple[str, ...]) -> dict[str, str]:
     """Variables of the training process: ours without the service's settings and secrets, and its devices."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_") or name == "RELAY_OPS"}
     kept |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     gpus = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda:")]
     if len(gpus) > 1:

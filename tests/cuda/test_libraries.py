@@ -45,12 +45,12 @@ def test_a_refused_call_says_so_before_it_reaches_a_device(cuda_folder, host_fol
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_kernels_arithmetic_on_the_host(host_folder, data):
-    """Blocks of the fast paths, thread after thread, and the pixel-by-pixel kernel, against the definition."""
+    """Pixel by pixel, by blocks, by packs of channels: the kernels' bodies, thread after thread, against the definition."""
     torch.manual_seed(0)
     library = native.load("host", host_folder)
     dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
     up, down, taps = data.draw(st.sampled_from([(1, 1, 4), (2, 1, 4), (1, 2, 4), (2, 1, 12), (1, 2, 12)]))
-    n, c, h, w = (data.draw(st.integers(1, most)) for most in (2, 5, 40, 40))
+    n, c, h, w = (data.draw(st.integers(1, most)) for most in (2, 8, 40, 40))
     pads, flip = data.draw(st.tuples(*[st.integers(-2, 12)] * 4)), data.draw(st.booleans())
     f = torch.randn(4, 4) if taps == 4 else setup_filter(SYM6)
     x = torch.randn(n, c, h, w).to(dtype)
@@ -59,21 +59,23 @@ def test_the_kernels_arithmetic_on_the_host(host_folder, data):
     except ValueError:
         return
     expected = plain_upfirdn2d(x.float(), f, (up, up), (down, down), pads, flip, 1.5)
+    tolerance = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}[dtype] * (1 + expected.abs().max().item())
     limit = data.draw(st.sampled_from([8 << 10, 32 << 10]))
-    for fast in (0, 1):
-        y = torch.full((n, c, height, width), math.nan, dtype=dtype)
+    for fast in (0, 1, 2):
+        kind = torch.channels_last if fast == 2 else torch.contiguous_format
+        ours, y = x.to(memory_format=kind), torch.full((n, c, height, width), math.nan, dtype=dtype).to(memory_format=kind)
         sizes = (n, c, h, w, height, width, up, up, down, down, pads[0], pads[2], taps, taps, f.ndim == 1, flip)
         status = library.relay_test_upfirdn2d(
-            *map(ctypes.c_void_p, (y.data_ptr(), x.data_ptr(), f.data_ptr())), loader.DTYPES[dtype],
-            loader.longs((*sizes, *x.stride(), *y.stride())), ctypes.c_double(1.5), fast, ctypes.c_int64(limit),
+            *map(ctypes.c_void_p, (y.data_ptr(), ours.data_ptr(), f.data_ptr())), loader.DTYPES[dtype],
+            loader.longs((*sizes, *ours.stride(), *y.stride())), ctypes.c_double(1.5), fast, ctypes.c_int64(limit),
         )  # fmt: skip
-        if status == -1 and fast:  # a block of four such rows is too much for so little memory
-            assert limit < 32 << 10
+        if status == -1:  # a block of four such rows is too much for so little memory; channels that fill no 16 bytes
+            assert (
+                limit < 32 << 10 if fast == 1 else c % (16 // x.element_size()) or y.is_contiguous() or ours.is_contiguous()
+            )
             continue
         assert status == 0
-        scale = 1 + expected.abs().max().item()
-        tolerance = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
-        torch.testing.assert_close(y.float(), expected, rtol=0, atol=4 * tolerance * scale)
+        torch.testing.assert_close(y.float(), expected, rtol=0, atol=tolerance)
 
 
 def test_without_a_library_torch_computes_and_the_log_says_why(fresh, monkeypatch, tmp_path, caplog):

@@ -7,19 +7,19 @@ using namespace relay;
 
 namespace {
 
-// I: index type; 32 bits where they suffice, since a 64-bit division takes longer than the memory access it is for.
-template <class T, class I, bool SMOOTH, bool GRAD>
+// Fewer than 2^31 elements: a 64-bit division takes longer than the memory access that it is for.
+template <class T, bool SMOOTH, bool GRAD>
 __global__ void __launch_bounds__(THREADS)
-    bias_act_packs(T* out, const T* x, const T* b, const T* g, I packs, I inner, I size, int order,
+    bias_act_packs(T* out, const T* x, const T* b, const T* g, uint32_t packs, uint32_t inner, uint32_t size, int order,
                    ActParams<compute_t<T>> p) {
   using A = compute_t<T>;
   constexpr int N = Pack<T>::size;
   bool same = inner % N == 0;  // one bias for the whole pack
-  I step = static_cast<I>(gridDim.x) * THREADS;
-  for (I i = static_cast<I>(blockIdx.x) * THREADS + threadIdx.x; i < packs; i += step) {
+  uint32_t step = gridDim.x * THREADS;  // at most 2^24, so that an index behind the end still fits
+  for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < packs; i += step) {
     Pack<T> from = reinterpret_cast<const Pack<T>*>(x)[i], grad, to;
     if constexpr (GRAD) grad = reinterpret_cast<const Pack<T>*>(g)[i];
-    I first = i * N;
+    uint32_t first = i * N;
     A bias = b && same ? A(widen(b[first / inner % size])) : A(0);
     RELAY_UNROLL
     for (int k = 0; k < N; ++k) {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// What is left of a tensor behind its last whole pack, or all of one that does not begin on 16 bytes.
+// What is left of a tensor behind its last whole pack; all of one that does not begin on 16 bytes, is larger or is float64.
 template <class T, bool SMOOTH, bool GRAD>
 __global__ void __launch_bounds__(THREADS)
     bias_act_single(T* out, const T* x, const T* b, const T* g, int64_t begin, int64_t count, int64_t inner, int64_t size,
@@ -54,14 +54,15 @@ __global__ void __launch_bounds__(THREADS)
 template <class T, bool SMOOTH, bool GRAD>
 int run(T* out, const T* x, const T* b, const T* g, int64_t count, int64_t inner, int64_t size, int order,
         const ActParams<compute_t<T>>& p, cudaStream_t stream) {
-  bool whole = aligned(out) && aligned(x) && (!GRAD || aligned(g));
-  int64_t packs = whole ? count / Pack<T>::size : 0, done = packs * Pack<T>::size;
-  if (packs && count < (int64_t(1) << 31)) {  // the index after the last step still fits: blocks * threads < 2^25
-    bias_act_packs<T, uint32_t, SMOOTH, GRAD><<<blocks_for(packs), THREADS, 0, stream>>>(
-        out, x, b, g, static_cast<uint32_t>(packs), static_cast<uint32_t>(inner), static_cast<uint32_t>(size), order, p);
-  } else if (packs) {
-    bias_act_packs<T, int64_t, SMOOTH, GRAD><<<blocks_for(packs), THREADS, 0, stream>>>(out, x, b, g, packs, inner, size,
-                                                                                        order, p);
+  int64_t done = 0;
+  if constexpr (sizeof(T) < 8) {
+    bool whole = aligned(out) && aligned(x) && (!GRAD || aligned(g)) && count < (int64_t(1) << 31);
+    int64_t packs = whole ? count / Pack<T>::size : 0;
+    done = packs * Pack<T>::size;
+    if (packs) {
+      bias_act_packs<T, SMOOTH, GRAD><<<blocks_for(packs), THREADS, 0, stream>>>(
+          out, x, b, g, static_cast<uint32_t>(packs), static_cast<uint32_t>(inner), static_cast<uint32_t>(size), order, p);
+    }
   }
   if (done < count) {
     bias_act_single<T, SMOOTH, GRAD><<<blocks_for(count - done), THREADS, 0, stream>>>(out, x, b, g, done, count, inner,

@@ -7,7 +7,8 @@ using namespace relay;
 
 namespace {
 
-constexpr int64_t PART = 1 << 14;  // pixels a block: 128 of a thread's packs of float32 at most
+constexpr int64_t PART = 1 << 14;      // pixels a block of one plane
+constexpr int64_t PART_LAST = 1 << 8;  // pixels a block of all channels
 
 template <class T>
 struct Args {
@@ -99,9 +100,89 @@ __global__ void __launch_bounds__(THREADS) epilogue_planes(Args<T> a) {
   }
 }
 
+// Channels-last: a thread keeps its channels (one pack of them, or one) and walks over every `rows`-th pixel of the block's
+// part; the sums of the rows are added up in order.
+template <class T, int STAGE, int N>
+__global__ void __launch_bounds__(THREADS) epilogue_last(Args<T> a, int columns, int groups) {
+  using A = compute_t<T>;
+  constexpr int SUMS = STAGE == 0 ? 0 : STAGE == 1 ? 3 : 1;
+  struct alignas(N > 1 ? 16 : sizeof(T)) Values {
+    T at[N];
+  };
+  __shared__ A shared[SUMS ? SUMS * THREADS * N : 1];
+  int column = threadIdx.x % columns, row = threadIdx.x / columns, rows = THREADS / columns;
+  int64_t blocks = a.planes / a.channels * a.parts * groups;
+  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
+    int64_t group = block % groups, part = block / groups % a.parts, n = block / groups / a.parts;
+    int64_t c = (group * columns + column) * N, begin = part * PART_LAST, end = least(begin + PART_LAST, a.pixels);
+    bool busy = row < rows && c < a.channels;
+    Plane<A> q[N];
+    Sums<A> w[N] = {}, sums[N] = {};
+    for (int k = 0; busy && k < N; ++k) {
+      int64_t plane = n * a.channels + c + k;
+      q[k] = {a.scale ? a.scale[plane] : A(1), a.noise && a.strength ? *a.strength : A(1), a.bias ? a.bias[c + k] : A(0)};
+      if constexpr (STAGE == 2) w[k] = {a.weights[plane], a.weights[a.planes + plane], a.weights[2 * a.planes + plane]};
+    }
+    for (int64_t i = begin + row; busy && i < end; i += rows) {
+      int64_t at = (n * a.pixels + i) * a.channels + c;
+      A added = a.noise ? A(widen(a.noise[n * a.noise_stride + i])) : A(0);
+      Values y = *reinterpret_cast<const Values*>(a.y + at), g = {}, v = {}, out, out_y;
+      if constexpr (STAGE >= 1) g = *reinterpret_cast<const Values*>(a.g + at);
+      if constexpr (STAGE == 2) v = *reinterpret_cast<const Values*>(a.v + at);
+      RELAY_UNROLL
+      for (int k = 0; k < N; ++k) {
+        A yk = widen(y.at[k]);
+        if constexpr (STAGE == 0) {
+          narrow(out.at[k], epilogue(yk, added, q[k], a.p));
+        } else if constexpr (STAGE == 1) {
+          narrow(out.at[k], epilogue_grad(A(widen(g.at[k])), yk, added, q[k], a.p, sums[k]));
+        } else {
+          auto second = epilogue_grad_grad(A(widen(v.at[k])), A(widen(g.at[k])), yk, added, q[k], w[k], a.p, sums[k].scale);
+          narrow(out.at[k], second.by_g);
+          narrow(out_y.at[k], second.by_y);
+        }
+      }
+      *reinterpret_cast<Values*>(a.out + at) = out;
+      if constexpr (STAGE == 2) *reinterpret_cast<Values*>(a.out_y + at) = out_y;
+    }
+    if constexpr (STAGE > 0) {
+      for (int k = 0; busy && k < N; ++k) {
+        A values[3] = {STAGE == 1 ? sums[k].bias : sums[k].scale, sums[k].scale, sums[k].strength};
+        for (int kind = 0; kind < SUMS; ++kind) shared[(kind * rows + row) * columns * N + column * N + k] = values[kind];
+      }
+      __syncthreads();
+      for (int i = threadIdx.x; i < SUMS * columns * N; i += THREADS) {
+        int kind = i / (columns * N), at = i % (columns * N);
+        int64_t channel = group * columns * N + at;
+        A sum = 0;
+        for (int r = 0; r < rows && channel < a.channels; ++r) sum += shared[(kind * rows + r) * columns * N + at];
+        if (channel < a.channels) a.sums[(part * SUMS + kind) * a.planes + n * a.channels + channel] = sum;
+      }
+      __syncthreads();
+    }
+  }
+}
+
 template <int STAGE, class T>
-int launch(Args<T> a, cudaStream_t stream) {
+int launch_last(Args<T> a, cudaStream_t stream) {
+  a.parts = ceil_div(a.pixels, PART_LAST);
+  bool packs = a.channels % Pack<T>::size == 0 && aligned(a.y) && aligned(a.g) && aligned(a.v) && aligned(a.out) &&
+               aligned(a.out_y);
+  int64_t needed = a.channels / (packs ? Pack<T>::size : 1);
+  int columns = static_cast<int>(least<int64_t>(needed, THREADS)), groups = static_cast<int>(ceil_div(needed, columns));
+  unsigned blocks = static_cast<unsigned>(least(a.planes / a.channels * a.parts * groups, int64_t(1) << 30));
+  if (packs) {
+    epilogue_last<T, STAGE, Pack<T>::size><<<blocks, THREADS, 0, stream>>>(a, columns, groups);
+  } else {
+    epilogue_last<T, STAGE, 1><<<blocks, THREADS, 0, stream>>>(a, columns, groups);
+  }
+  return launched();
+}
+
+template <int STAGE, class T>
+int launch(Args<T> a, int last, cudaStream_t stream) {
   if (a.planes * a.pixels == 0) return OK;
+  if (last) return launch_last<STAGE>(a, stream);
   a.parts = ceil_div(a.pixels, PART);
   a.packs = a.pixels % Pack<T>::size == 0 && a.noise_stride % Pack<T>::size == 0 && aligned(a.y) && aligned(a.noise) &&
             aligned(a.g) && aligned(a.v) && aligned(a.out) && aligned(a.out_y);
@@ -126,33 +207,33 @@ Args<T> args(const void* y, const void* scale, const void* noise, const void* st
 
 }  // namespace
 
-int64_t relay_epilogue_parts(int64_t pixels) { return ceil_div(pixels, PART); }
+int64_t relay_epilogue_parts(int64_t pixels, int last) { return ceil_div(pixels, last ? PART_LAST : PART); }
 
 int relay_epilogue(void* out, const void* y, const void* scale, const void* noise, const void* strength, const void* bias,
-                   int dtype, int64_t planes, int64_t channels, int64_t pixels, int64_t noise_stride, const double* numbers,
+                   int dtype, int last, int64_t planes, int64_t channels, int64_t pixels, int64_t noise_stride, const double* numbers,
                    void* stream) {
   return with_type(dtype, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     auto a = args<T>(y, scale, noise, strength, bias, planes, channels, pixels, noise_stride, numbers);
     a.out = static_cast<T*>(out);
-    return launch<0>(a, on(stream));
+    return launch<0>(a, last, on(stream));
   });
 }
 
 int relay_epilogue_grad(void* gy, void* sums, const void* g, const void* y, const void* scale, const void* noise,
-                        const void* strength, const void* bias, int dtype, int64_t planes, int64_t channels, int64_t pixels,
+                        const void* strength, const void* bias, int dtype, int last, int64_t planes, int64_t channels, int64_t pixels,
                         int64_t noise_stride, const double* numbers, void* stream) {
   return with_type(dtype, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
     auto a = args<T>(y, scale, noise, strength, bias, planes, channels, pixels, noise_stride, numbers);
     a.out = static_cast<T*>(gy), a.sums = static_cast<compute_t<T>*>(sums), a.g = static_cast<const T*>(g);
-    return launch<1>(a, on(stream));
+    return launch<1>(a, last, on(stream));
   });
 }
 
 int relay_epilogue_grad_grad(void* by_g, void* by_y, void* by_scale, const void* v, const void* weights, const void* g,
                              const void* y, const void* scale, const void* noise, const void* strength, const void* bias,
-                             int dtype, int64_t planes, int64_t channels, int64_t pixels, int64_t noise_stride,
+                             int dtype, int last, int64_t planes, int64_t channels, int64_t pixels, int64_t noise_stride,
                              const double* numbers, void* stream) {
   return with_type(dtype, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
@@ -160,6 +241,6 @@ int relay_epilogue_grad_grad(void* by_g, void* by_y, void* by_scale, const void*
     auto a = args<T>(y, scale, noise, strength, bias, planes, channels, pixels, noise_stride, numbers);
     a.out = static_cast<T*>(by_g), a.out_y = static_cast<T*>(by_y), a.sums = static_cast<A*>(by_scale);
     a.v = static_cast<const T*>(v), a.g = static_cast<const T*>(g), a.weights = static_cast<const A*>(weights);
-    return launch<2>(a, on(stream));
+    return launch<2>(a, last, on(stream));
   });
 }

@@ -1,5 +1,5 @@
 // upfirdn2d on the host: row by row, down the columns first, then along the row, phase by phase, so that every inner loop
-// runs along memory with stride one whatever the factors. Also runs the CUDA kernel's blocks, for the tests.
+// runs along memory with stride one whatever the factors.
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -103,22 +103,29 @@ struct Terms {
   }
 };
 
-// Along y: the input rows under each output row, with their taps, for one term. The same for every plane.
+// Along one axis: the input lines under each output line, with their taps, for one term. The same for every plane.
 template <class A>
 struct Lines {
-  std::vector<int64_t> begin, row;
+  std::vector<int64_t> begin, at;
   std::vector<A> tap;
-  Lines(const Resample& s, const std::vector<A>& column) {
-    for (int64_t oy = 0; oy < s.oh; ++oy) {
-      begin.push_back(static_cast<int64_t>(row.size()));
-      int64_t ky = modulo(s.py - oy * s.dy, s.uy), iy = floor_div(oy * s.dy + ky - s.py, s.uy);
-      for (; ky < s.fh; ky += s.uy, ++iy) {
-        if (iy >= 0 && iy < s.h && column[ky] != 0) row.push_back(iy), tap.push_back(column[ky]);
+  Lines(const std::vector<A>& taps, int64_t out, int64_t in, int64_t up, int64_t down, int64_t pad) {
+    for (int64_t o = 0; o < out; ++o) {
+      begin.push_back(static_cast<int64_t>(at.size()));
+      int64_t k = modulo(pad - o * down, up), i = floor_div(o * down + k - pad, up);
+      for (; k < static_cast<int64_t>(taps.size()); k += up, ++i) {
+        if (i >= 0 && i < in && taps[k] != 0) at.push_back(i), tap.push_back(taps[k]);
       }
     }
-    begin.push_back(static_cast<int64_t>(row.size()));
+    begin.push_back(static_cast<int64_t>(at.size()));
   }
 };
+
+template <class A>
+std::vector<Lines<A>> down_lines(const Resample& s, const Terms<A>& terms) {
+  std::vector<Lines<A>> lines;
+  for (const auto& taps : terms.columns) lines.emplace_back(taps, s.oh, s.h, s.uy, s.dy, s.py);
+  return lines;
+}
 
 template <class T>
 struct Row {  // one thread's buffers
@@ -146,7 +153,7 @@ struct Row {  // one thread's buffers
     int64_t begin = line.begin[oy], count = line.begin[oy + 1] - begin;
     A* to = p.ins == 1 ? split.data() + p.margin : column.data();
     if (count == 0) return false;
-    for (int64_t t = 0; t < count; ++t) rows[t] = x + line.row[begin + t] * s.xs[2];
+    for (int64_t t = 0; t < count; ++t) rows[t] = x + line.at[begin + t] * s.xs[2];
     if (s.xs[3] == 1) {
       add(to, rows.data(), line.tap.data() + begin, s.w, count, false);
     } else {
@@ -205,8 +212,7 @@ int run(T* y, const T* x, const compute_t<T>* f, const Resample& s, double gain)
   using A = compute_t<T>;
   Phases phases(s);
   Terms<A> terms(s, f, static_cast<A>(gain));
-  std::vector<Lines<A>> lines;
-  for (const auto& column : terms.columns) lines.emplace_back(s, column);
+  auto lines = down_lines(s, terms);
   int64_t planes = s.n * s.c;
 #pragma omp parallel if (planes * s.oh * s.ow > 16384)
   {
@@ -221,46 +227,54 @@ int run(T* y, const T* x, const compute_t<T>* f, const Resample& s, double gain)
   return OK;
 }
 
-}  // namespace
+// Channels-last: the loops run along the channels of one pixel, and along whole rows where the taps lie above each other.
+template <class T>
+int run_last(T* y, const T* x, const compute_t<T>* f, const Resample& s, double gain) {
+  using A = compute_t<T>;
+  Terms<A> terms(s, f, static_cast<A>(gain));
+  auto lines = down_lines(s, terms);
+  std::vector<Lines<A>> columns;
+  for (const auto& taps : terms.rows) columns.emplace_back(taps, s.ow, s.w, s.ux, s.dx, s.px);
+#pragma omp parallel if (s.n * s.c * s.oh * s.ow > 16384)
+  {
+    std::vector<A> sums(s.w * s.c), out(s.c);
+    std::vector<A> row(terms.rows.size() > 1 ? s.ow * s.c : 0);
+    std::vector<const T*> above(s.fh);
+    std::vector<const A*> beside(s.fw);
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < s.n * s.oh; ++r) {
+      const T* from = x + r / s.oh * s.xs[0];
+      T* to = y + r / s.oh * s.ys[0] + r % s.oh * s.ys[2];
+      std::fill(row.begin(), row.end(), A(0));
+      for (size_t term = 0; term < lines.size(); ++term) {
+        const auto& line = lines[term];
+        int64_t begin = line.begin[r % s.oh], count = line.begin[r % s.oh + 1] - begin;
+        for (int64_t t = 0; t < count; ++t) above[t] = from + line.at[begin + t] * s.xs[2];
+        if (count) add(sums.data(), above.data(), line.tap.data() + begin, s.w * s.c, count, false);
+        if (!count) std::fill(sums.begin(), sums.end(), A(0));
+        for (int64_t ox = 0; ox < s.ow; ++ox) {
+          int64_t first = columns[term].begin[ox], taps = columns[term].begin[ox + 1] - first;
+          for (int64_t t = 0; t < taps; ++t) beside[t] = sums.data() + columns[term].at[first + t] * s.c;
+          A* into = row.empty() ? out.data() : row.data() + ox * s.c;
+          if (!taps && row.empty()) std::fill(out.begin(), out.end(), A(0));
+          add(into, beside.data(), columns[term].tap.data() + first, s.c, taps, !row.empty());
+          if (term + 1 < lines.size()) continue;
+#pragma omp simd
+          for (int64_t c = 0; c < s.c; ++c) narrow(to[ox * s.c + c], into[c]);
+        }
+      }
+    }
+  }
+  return OK;
+}
 
-extern "C" {
+}  // namespace
 
 int relay_upfirdn2d(void* y, const void* x, const void* f, int dtype, const int64_t* sizes, double gain, void*) {
   Resample s(sizes);
   return with_type(dtype, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    return run(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const compute_t<T>*>(f), s, gain);
+    auto form = s.last ? run_last<T> : run<T>;
+    return form(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const compute_t<T>*>(f), s, gain);
   });
-}
-
-int relay_test_upfirdn2d(void* y, const void* x, const void* f, int dtype, const int64_t* sizes, double gain, int fast,
-                         int64_t limit) {
-  Resample s(sizes);
-  return with_type(dtype, [&](auto* null) {
-    using T = std::remove_pointer_t<decltype(null)>;
-    if (!fast) {
-      for (int64_t i = 0; i < s.n * s.c * s.oh * s.ow; ++i)
-        resample_pixel(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const compute_t<T>*>(f), s,
-                       static_cast<compute_t<T>>(gain), i);
-      return static_cast<int>(OK);
-    }
-    bool done = with_block<T>(s, [&](auto* kind) {
-      using B = std::remove_pointer_t<decltype(kind)>;
-      Bands bands;
-      if (!B::plan(s, limit, bands)) return false;
-      std::vector<Pack<double>> shared(static_cast<size_t>(B::bytes(bands) / 16 + 1));
-      constexpr int threads = 96;
-      for (int64_t index = 0; index < bands.blocks; ++index) {
-        std::memset(static_cast<void*>(shared.data()), 0xff, shared.size() * 16);  // NaN: nothing is read unwritten
-        B block(s, bands, index, shared.data());
-        for (int t = 0; t < threads; ++t) block.load(static_cast<const T*>(x), static_cast<const float*>(f), t, threads);
-        for (int t = 0; t < threads; ++t) block.across(t, threads);
-        for (int t = 0; t < threads; ++t) block.down(static_cast<float>(gain), t, threads);
-        for (int t = 0; t < threads; ++t) block.store(static_cast<T*>(y), t, threads);
-      }
-      return true;
-    });
-    return static_cast<int>(done ? OK : BAD_ARGUMENT);
-  });
-}
 }

@@ -1,4 +1,5 @@
-// upfirdn2d: blocks in shared memory for the filters of the networks, pixel by pixel for all else.
+// upfirdn2d: blocks in shared memory for contiguous images and the filters of the networks, packs of channels for
+// channels-last images, pixel by pixel for all else.
 #include "launch.h"
 #include "upfirdn2d.h"
 
@@ -14,6 +15,14 @@ __global__ void __launch_bounds__(THREADS)
   int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < count; i += step)
     resample_pixel(y, x, f, s, gain, i);
+}
+
+template <class T>
+__global__ void __launch_bounds__(THREADS)
+    upfirdn2d_packs(T* y, const T* x, const compute_t<T>* f, Resample s, compute_t<T> gain, int64_t packs) {
+  int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < packs; i += step)
+    resample_pack(y, x, f, s, gain, i);
 }
 
 template <class T, int U, int D, int TAPS, bool SEP>
@@ -61,6 +70,12 @@ int relay_upfirdn2d(void* y, const void* x, const void* f, int dtype, const int6
       done = aligned(to) && with_block<T>(s, [&](auto* kind) {
         return launch(kind, to, from, static_cast<const float*>(f), s, static_cast<float>(gain), on(stream));
       });
+    }
+    constexpr int N = Pack<T>::size;
+    if (!done && s.last && s.c % N == 0 && aligned(to) && aligned(from)) {
+      upfirdn2d_packs<<<blocks_for(count / N), THREADS, 0, on(stream)>>>(to, from, static_cast<const compute_t<T>*>(f), s,
+                                                                         static_cast<compute_t<T>>(gain), count / N);
+      done = true;
     }
     if (!done) {
       upfirdn2d_pixels<<<blocks_for(count), THREADS, 0, on(stream)>>>(to, from, static_cast<const compute_t<T>*>(f), s,

@@ -9,13 +9,15 @@ namespace relay {
 struct Resample {
   int64_t n, c, h, w, oh, ow, ux, uy, dx, dy, px, py, fh, fw, separable, flip;
   int64_t xs[4], ys[4];
-  bool plain;  // both images contiguous
+  bool plain, last;  // both images contiguous; both channels-last
   explicit Resample(const int64_t* s)
       : n(s[0]), c(s[1]), h(s[2]), w(s[3]), oh(s[4]), ow(s[5]), ux(s[6]), uy(s[7]), dx(s[8]), dy(s[9]), px(s[10]),
         py(s[11]), fh(s[12]), fw(s[13]), separable(s[14]), flip(s[15]) {
     for (int i = 0; i < 4; ++i) xs[i] = s[16 + i], ys[i] = s[20 + i];
     plain = xs[3] == 1 && xs[2] == w && xs[1] == h * w && xs[0] == c * h * w;
     plain = plain && ys[3] == 1 && ys[2] == ow && ys[1] == oh * ow && ys[0] == c * oh * ow;
+    last = !plain && xs[1] == 1 && xs[3] == c && xs[2] == c * w && xs[0] == c * w * h;
+    last = last && ys[1] == 1 && ys[3] == c && ys[2] == c * ow && ys[0] == c * ow * oh;
   }
 };
 
@@ -42,6 +44,36 @@ RELAY_HD void resample_pixel(T* y, const T* x, const compute_t<T>* f, const Resa
     sum += s.separable ? f[fy] * row : row;
   }
   narrow(y[n * s.ys[0] + c * s.ys[1] + oy * s.ys[2] + ox * s.ys[3]], sum * gain);
+}
+
+// Channels-last: 16 bytes of the channels of one output pixel, `index` counting such packs in memory order.
+template <class T>
+RELAY_HD void resample_pack(T* y, const T* x, const compute_t<T>* f, const Resample& s, compute_t<T> gain, int64_t index) {
+  using A = compute_t<T>;
+  constexpr int N = Pack<T>::size;
+  int packs = static_cast<int>(s.c / N), pack = static_cast<int>(index % packs);
+  int64_t pixel = index / packs, ox = pixel % s.ow, oy = pixel / s.ow % s.oh, n = pixel / s.ow / s.oh;
+  const T* from = x + n * s.xs[0] + pack * N;
+  int ux = static_cast<int>(s.ux), uy = static_cast<int>(s.uy), kx0 = static_cast<int>(modulo(s.px - ox * s.dx, ux));
+  int ix0 = static_cast<int>(floor_div(ox * s.dx + kx0 - s.px, ux)), ky = static_cast<int>(modulo(s.py - oy * s.dy, uy));
+  int iy = static_cast<int>(floor_div(oy * s.dy + ky - s.py, uy)), fw = static_cast<int>(s.fw), fh = static_cast<int>(s.fh);
+  A sums[N] = {};
+  for (; ky < fh; ky += uy, ++iy) {
+    if (iy < 0 || iy >= s.h) continue;
+    int fy = s.flip ? ky : fh - 1 - ky, ix = ix0;
+    for (int kx = kx0; kx < fw; kx += ux, ++ix) {
+      if (ix < 0 || ix >= s.w) continue;
+      int fx = s.flip ? kx : fw - 1 - kx;
+      A tap = s.separable ? f[fy] * f[fx] : f[fy * fw + fx];
+      Pack<T> value = *reinterpret_cast<const Pack<T>*>(from + iy * s.xs[2] + ix * s.c);
+      RELAY_UNROLL
+      for (int k = 0; k < N; ++k) sums[k] += tap * widen(value.at[k]);
+    }
+  }
+  Pack<T> out;
+  RELAY_UNROLL
+  for (int k = 0; k < N; ++k) narrow(out.at[k], sums[k] * gain);
+  *reinterpret_cast<Pack<T>*>(y + index * N) = out;
 }
 
 // Fast form for contiguous images: a block takes whole small planes, or a band of rows of one large plane. Either way what
