@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[64], help="pixels of an image's side")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--contiguous", action="store_true", help="not channels-last, which the networks are")
     parser.add_argument("--repeat", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -44,7 +45,7 @@ def main() -> None:
     heads += ["torch.compile ms", "GB/s", "share of the copy rate"] if gpu else []
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for side in args.sides:
-        for name, x, moved, ours, plain in cases(args.batch, side, device, dtype):
+        for name, x, moved, ours, plain in cases(args.batch, side, device, dtype, not args.contiguous):
             runs = [ours, plain] + ([torch.compile(plain), copier(moved, device)] if gpu else [])
             times = alternate(runs, args.repeat, device)
             a, b = (statistics.median(t) for t in times[:2])
@@ -56,7 +57,9 @@ def main() -> None:
             print("| " + " | ".join(row) + " |", flush=True)
 
 
-def cases(batch: int, side: int, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, int, Run, Run]]:
+def cases(
+    batch: int, side: int, device: torch.device, dtype: torch.dtype, last: bool
+) -> Iterator[tuple[str, Tensor, int, Run, Run]]:
     """Name, tensor, least bytes that the op must move, library form, torch form."""
     channels = min(8192 // side, 256)
 
@@ -64,6 +67,7 @@ def cases(batch: int, side: int, device: torch.device, dtype: torch.dtype) -> It
         return torch.randn(*shape, device=device, dtype=dtype)
 
     x, ops = random(batch, channels, side, side), torch.ops.relay
+    x = x.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     bytes_of = x.numel() * x.element_size()
     b, gain = random(channels), ACTIVATIONS["lrelu"].gain
     numbers = (0.2, gain, math.inf if dtype == torch.float32 else 256.0)

@@ -27,7 +27,7 @@ struct Args {
 template <class V, class T>
 __device__ void put(T* to, const V& values) {
   if constexpr (sizeof(V) == 16) {
-    *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(&values);
+    __stcg(reinterpret_cast<int4*>(to), *reinterpret_cast<const int4*>(&values));
   } else {
     *reinterpret_cast<V*>(to) = values;
   }

@@ -227,54 +227,12 @@ int run(T* y, const T* x, const compute_t<T>* f, const Resample& s, double gain)
   return OK;
 }
 
-// Channels-last: the loops run along the channels of one pixel, and along whole rows where the taps lie above each other.
-template <class T>
-int run_last(T* y, const T* x, const compute_t<T>* f, const Resample& s, double gain) {
-  using A = compute_t<T>;
-  Terms<A> terms(s, f, static_cast<A>(gain));
-  auto lines = down_lines(s, terms);
-  std::vector<Lines<A>> columns;
-  for (const auto& taps : terms.rows) columns.emplace_back(taps, s.ow, s.w, s.ux, s.dx, s.px);
-#pragma omp parallel if (s.n * s.c * s.oh * s.ow > 16384)
-  {
-    std::vector<A> sums(s.w * s.c), out(s.c);
-    std::vector<A> row(terms.rows.size() > 1 ? s.ow * s.c : 0);
-    std::vector<const T*> above(s.fh);
-    std::vector<const A*> beside(s.fw);
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < s.n * s.oh; ++r) {
-      const T* from = x + r / s.oh * s.xs[0];
-      T* to = y + r / s.oh * s.ys[0] + r % s.oh * s.ys[2];
-      std::fill(row.begin(), row.end(), A(0));
-      for (size_t term = 0; term < lines.size(); ++term) {
-        const auto& line = lines[term];
-        int64_t begin = line.begin[r % s.oh], count = line.begin[r % s.oh + 1] - begin;
-        for (int64_t t = 0; t < count; ++t) above[t] = from + line.at[begin + t] * s.xs[2];
-        if (count) add(sums.data(), above.data(), line.tap.data() + begin, s.w * s.c, count, false);
-        if (!count) std::fill(sums.begin(), sums.end(), A(0));
-        for (int64_t ox = 0; ox < s.ow; ++ox) {
-          int64_t first = columns[term].begin[ox], taps = columns[term].begin[ox + 1] - first;
-          for (int64_t t = 0; t < taps; ++t) beside[t] = sums.data() + columns[term].at[first + t] * s.c;
-          A* into = row.empty() ? out.data() : row.data() + ox * s.c;
-          if (!taps && row.empty()) std::fill(out.begin(), out.end(), A(0));
-          add(into, beside.data(), columns[term].tap.data() + first, s.c, taps, !row.empty());
-          if (term + 1 < lines.size()) continue;
-#pragma omp simd
-          for (int64_t c = 0; c < s.c; ++c) narrow(to[ox * s.c + c], into[c]);
-        }
-      }
-    }
-  }
-  return OK;
-}
-
 }  // namespace
 
 int relay_upfirdn2d(void* y, const void* x, const void* f, int dtype, const int64_t* sizes, double gain, void*) {
   Resample s(sizes);
   return with_type(dtype, [&](auto* null) {
     using T = std::remove_pointer_t<decltype(null)>;
-    auto form = s.last ? run_last<T> : run<T>;
-    return form(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const compute_t<T>*>(f), s, gain);
+    return run(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const compute_t<T>*>(f), s, gain);
   });
 }
