@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RELAY := $(VENV)/bin/relay
 
-.PHONY: install demo test check clean
+.PHONY: install demo ops test check clean
 
 install: $(VENV)/.installed
 
@@ -15,6 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(RELAY) demo
+
+ops: install # the compiled ops: for this CPU where there is g++, for GPUs where there is nvcc
+	$(VENV)/bin/python -m relay_core.cuda.build
 
 test: install
 	$(VENV)/bin/python -m pytest

@@ -1,6 +1,7 @@
 """Seconds of a training iteration, split by phase.
 
     python benchmarks/train.py fundus-cpu fundus
+    python benchmarks/train.py fundus-cpu --compare      # the compiled ops against torch's own, in turn
 
 Images are random: only time is measured. A phase is timed on its own, after a warm-up; `iteration` is a whole step of a
 second site with replay, without the lazy regularisations, and `with path length + R1` is one that has both.
@@ -9,6 +10,7 @@ second site with replay, without the lazy regularisations, and `with path length
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import time
@@ -17,6 +19,7 @@ from collections.abc import Callable
 import torch
 
 from relay_core.config import load_run
+from relay_core.cuda import loader
 from relay_core.data.augment import SolverAugment
 from relay_core.engine import choose_device
 from relay_core.strategies import Position, RelayStrategy
@@ -29,9 +32,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--compare", action="store_true", help="whole iterations, with and without the compiled ops")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = choose_device(args.device)
+    if args.compare:
+        for recipe in args.recipes:
+            compare(recipe, device, args.repeat)
+        return
     rows = {recipe: measure(recipe, device, args.repeat) for recipe in args.recipes}
     phases = list(next(iter(rows.values())))
     print(f"| {device}, median seconds | " + " | ".join(rows) + " |")
@@ -40,6 +48,31 @@ def main() -> None:
         print(f"| {phase} | " + " | ".join(f"{row[phase]:.3f}" for row in rows.values()) + " |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\npeak memory {peak:.1f} GiB")
+
+
+def compare(recipe: str, device: torch.device, repeat: int) -> None:
+    """Whole iterations of a second site with RELAY_OPS=auto and =reference, one after the other."""
+    settings = load_run(recipe).site(1)
+    torch.manual_seed(0)
+    strategy = RelayStrategy(settings, device)
+    batch, side = settings.train.batch_size, settings.resolution
+    images = torch.rand(batch, settings.data.img_channels, side, side, device=device) * 2 - 1
+    labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
+    strategy.begin_site("first", 100)
+    strategy.begin_site("second", 100)
+    for name, position in (("iteration", Position(1, 2, 2)), ("with path length + R1", Position(2000, 2001, 2001))):
+        real = strategy.real_count(position)
+        times: dict[str, list[float]] = {"auto": [], "reference": []}
+        for turn in range(repeat + 2):
+            for form, seconds in times.items():
+                os.environ["RELAY_OPS"] = form
+                loader.library.cache_clear()
+                taken = _seconds(lambda: strategy.step(images[:real], labels[:real], position), device)  # noqa: B023
+                if turn >= 2:
+                    seconds.append(taken)
+        ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
+        a, b = (statistics.median(t) for t in times.values())
+        print(f"{recipe}, {name}: compiled {a:.3f} s, torch {b:.3f} s, torch / compiled {ratio:.2f}", flush=True)
 
 
 def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ RUN python -m venv /opt/relay
 COPY constraints.txt ./
 RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml README.md LICENSE ./
+# With the compiled ops, if `make ops` has left them in relay_core/cuda/lib; without them the image runs torch's own.
 COPY relay_core relay_core
 COPY services services
 RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt '.[trainer]' \

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from relay_core.config import RunFile, SiteSettings
+from relay_core.cuda import which
 from relay_core.data import SiteData, has_test, load_site, read_image, write_mask, write_volume
 from relay_core.data.site import resize_image, to_unit
 from relay_core.engine.checkpoint import Checkpoint
@@ -199,7 +200,7 @@ def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """JSON-able facts of a checkpoint."""
+    """JSON-able facts of a checkpoint, and with which ops its networks would run here."""
     meta, state = checkpoint.meta, checkpoint.meta["state"]
     networks = {}
     for name in checkpoint.networks:
@@ -223,6 +224,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "networks": networks,
         "bytes": checkpoint.path.stat().st_size,
         "settings": meta["settings"],
+        "ops": which("cuda" if torch.cuda.is_available() else "cpu"),
     }
 
 
@@ -240,4 +242,5 @@ def description_text(facts: dict[str, Any]) -> str:
     )
     lines.append(f"before    {before or 'no site'}")
     lines += [f"network   {name:14} {n['numbers']:>12,} numbers" for name, n in facts["networks"].items()]
+    lines.append(f"ops here  {facts['ops']}")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from relay_core.cuda.epilogue import epilogue
 from relay_core.cuda.upfirdn2d import Factor, expand_padding, upfirdn2d
 
 
@@ -104,7 +105,7 @@ def modulated_conv2d(
     resample_filter: Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
-    fused: bool = False,
+    fused: bool | None = None,
 ) -> Tensor:
     """Convolve each sample with its own weights `weight * style`, normalised per output channel.
 
@@ -123,8 +124,51 @@ def modulated_conv2d(
         demodulate: divide by the L2 norm of the modulated weights of each output channel (eps 1e-8).
         flip_weight: correlate; False is the true convolution.
         fused: one grouped convolution with a weight a sample; otherwise scale the activations before and after one
-            shared convolution. Both give the same values up to rounding; the second is faster on a CPU.
+            shared convolution. Both give the same values up to rounding; None takes the faster one (`prefers_fused`).
     """
+    settings = (up, down, padding, resample_filter, demodulate, flip_weight, fused)
+    y, factors = _modulated(x, weight, styles, *settings)
+    if factors is not None:
+        y = y * factors.to(y.dtype)[:, :, None, None]
+    return y if noise is None else y + noise.to(y.dtype)
+
+
+def styled_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor,
+    noise: Tensor | None = None,
+    noise_strength: Tensor | None = None,
+    up: int = 1,
+    padding: Factor = 0,
+    resample_filter: Tensor | None = None,
+    flip_weight: bool = True,
+    clamp: float | None = None,
+    fused: bool | None = None,
+) -> Tensor:
+    """A demodulated `modulated_conv2d`, then noise, bias, leaky ReLU 0.2, gain sqrt 2 and clamp as one `epilogue`.
+
+    Shape: as `modulated_conv2d`; bias (C_out,), noise (N, 1, H', W') or (H', W'), noise_strength ().
+    """
+    y, factors = _modulated(x, weight, styles, up, 1, padding, resample_filter, True, flip_weight, fused)
+    return epilogue(y, factors, noise, noise_strength, bias, clamp=clamp)
+
+
+def prefers_fused(x: Tensor, weight: Tensor) -> bool:
+    """Whether the grouped convolution is the faster form: for one sample it has one group and scales nothing but weights.
+
+    With more samples the shared convolution wins (measured on a CPU; on a GPU its batch feeds the matrix units, and the
+    epilogue hides the second scaling).
+    """
+    return x.shape[0] == 1 and weight.numel() < x.numel()
+
+
+def _modulated(
+    x: Tensor, weight: Tensor, styles: Tensor, up: int, down: int, padding: Factor, resample_filter: Tensor | None,
+    demodulate: bool, flip_weight: bool, fused: bool | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The convolution, and the factors (N, C_out) that its planes still need, if any."""
     n = x.shape[0]
     out_channels, in_channels, kh, kw = weight.shape
     if x.dtype == torch.float16 and demodulate:  # demodulation cancels the scales; without them half precision overflows
@@ -135,14 +179,12 @@ def modulated_conv2d(
     if demodulate:
         power = weight.square().sum(dim=[2, 3]).to(styles.dtype)  # (C_out, C_in)
         factors = (styles.square() @ power.t() + 1e-8).rsqrt()  # (N, C_out)
-    if not fused:
+    if not (prefers_fused(x, weight) if fused is None else fused):
         y = conv2d_resample(
             x * styles.to(x.dtype)[:, :, None, None],
             weight.to(x.dtype), resample_filter, up, down, padding, flip_weight=flip_weight,
         )  # fmt: skip
-        if factors is not None:
-            y = y * factors.to(y.dtype)[:, :, None, None]
-        return y if noise is None else y + noise.to(y.dtype)
+        return y, factors
     w = weight[None] * styles[:, None, :, None, None]
     if factors is not None:
         w = w * factors[:, :, None, None, None]
@@ -151,5 +193,4 @@ def modulated_conv2d(
         w.reshape(n * out_channels, in_channels, kh, kw).to(x.dtype),
         resample_filter, up, down, padding, groups=n, flip_weight=flip_weight,
     )  # fmt: skip
-    y = y.reshape(n, out_channels, *y.shape[2:])
-    return y if noise is None else y + noise.to(y.dtype)
+    return y.reshape(n, out_channels, *y.shape[2:]), None

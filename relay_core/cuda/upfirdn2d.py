@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from relay_core.cuda import loader
 
 Factor = int | Sequence[int]
 
@@ -70,13 +73,28 @@ def upfirdn2d(
         flip_filter: correlate; the default is the true convolution.
         gain: factor on the result.
 
+    Runs as one pass of the library where there is one (`relay::upfirdn2d`, differentiable by x as often as wanted), else
+    as torch's own convolutions.
+
     Raises:
         ValueError: a factor below one, or a filter that is larger than the padded image.
     """
-    (ux, uy), (dx, dy) = _pair(up, "up"), _pair(down, "down")
-    x0, x1, y0, y1 = expand_padding(padding)
+    factors, shrink, pads = _pair(up, "up"), _pair(down, "down"), expand_padding(padding)
     if f is None:
         f = torch.ones(1, 1)
+    if loader.pays(x) and not f.requires_grad and not _best_in_torch(x, factors):
+        _out_size(x, f, factors, shrink, pads)
+        f = f.to(device=x.device, dtype=loader.compute_dtype(x))
+        y: Tensor = torch.ops.relay.upfirdn2d(x, f, factors, shrink, pads, flip_filter, gain)
+        return y
+    return reference(x, f, factors, shrink, pads, flip_filter, gain)
+
+
+def reference(
+    x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int], flip_filter: bool, gain: float
+) -> Tensor:
+    """The definition, in torch's own operations; factors are (x, y), padding (left, right, top, bottom)."""
+    (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
     f = f.to(device=x.device, dtype=x.dtype)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
@@ -112,6 +130,76 @@ def _filter_axes(
     if (skip_x, rest_x, skip_y, rest_y) != (crop_x, crop_x, crop_y, crop_y):
         y = F.pad(y, [crop_x - skip_x, crop_x - rest_x, crop_y - skip_y, crop_y - rest_y])
     return y[:, :, ::dy, ::dx] if dx > 1 or dy > 1 else y
+
+
+def _best_in_torch(x: Tensor, up: Sequence[int]) -> bool:
+    """On a CPU torch is as fast for channels-last images, and faster for rows too short for the host's loops (measured)."""
+    return x.device.type == "cpu" and (loader.layout(x) == torch.channels_last or (x.shape[3] < 32 and max(up) == 1))
+
+
+def _out_size(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
+    """Width and height of the result."""
+    taps, (x0, x1, y0, y1) = _taps(f), padding
+    width = (x.shape[3] * up[0] + x0 + x1 - taps[0]) // down[0] + 1
+    height = (x.shape[2] * up[1] + y0 + y1 - taps[1]) // down[1] + 1
+    if width < 1 or height < 1:
+        raise ValueError(f"a filter of {taps[1]}x{taps[0]} does not fit into the padded image of {tuple(x.shape)}")
+    return width, height
+
+
+torch.library.define(
+    "relay::upfirdn2d",
+    "(Tensor x, Tensor f, int[2] up, int[2] down, int[4] padding, bool flip_filter, float gain) -> Tensor",
+)
+
+
+def _forward(
+    x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads: Sequence[int], flip: bool, gain: float
+) -> Tensor:
+    found, kind = loader.library(x.device.type, x.device.index), loader.layout(x)
+    if isinstance(found, str) or x.dtype not in loader.DTYPES or (x.is_cpu and kind == torch.channels_last):
+        return loader.fresh(reference(x, f, up, down, pads, flip, gain), x, kind)
+    width, height = _out_size(x, f, up, down, pads)
+    x = x.contiguous(memory_format=kind)
+    y = torch.empty(*x.shape[:2], height, width, dtype=x.dtype, device=x.device, memory_format=kind)
+    if y.numel():
+        taps, separable = _taps(f), f.ndim == 1
+        sizes = (*x.shape, height, width, *up, *down, pads[0], pads[2], taps[1], taps[0], separable, flip)
+        loader.call(
+            found, "relay_upfirdn2d", y, x, f.contiguous(), loader.DTYPES[x.dtype],
+            loader.longs((*sizes, *x.stride(), *y.stride())), gain,
+        )  # fmt: skip
+    return y
+
+
+def _fake(
+    x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads: Sequence[int], flip: bool, gain: float
+) -> Tensor:
+    width, height = _out_size(x, f, up, down, pads)
+    return torch.empty(*x.shape[:2], height, width, dtype=x.dtype, device=x.device, memory_format=loader.layout(x))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, f, ctx.up, ctx.down, ctx.pads, ctx.flip, ctx.gain = inputs
+    ctx.size = x.shape[3], x.shape[2], output.shape[3], output.shape[2]
+    ctx.save_for_backward(f)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """The same operation with up and down swapped and the filter turned around."""
+    (f,) = ctx.saved_tensors
+    width, height, out_width, out_height = ctx.size
+    taps, (ux, uy), (dx, dy), (x0, _, y0, _) = _taps(f), ctx.up, ctx.down, ctx.pads
+    pads = (
+        taps[0] - 1 - x0, width * ux - out_width * dx + x0 - ux + 1,
+        taps[1] - 1 - y0, height * uy - out_height * dy + y0 - uy + 1,
+    )  # fmt: skip
+    return torch.ops.relay.upfirdn2d(g, f, ctx.down, ctx.up, pads, not ctx.flip, ctx.gain), *[None] * 6
+
+
+torch.library.impl("relay::upfirdn2d", ("cpu", "cuda"), _forward)
+torch.library.register_fake("relay::upfirdn2d", _fake)
+torch.library.register_autograd("relay::upfirdn2d", _backward, setup_context=_setup)
 
 
 def filter2d(x: Tensor, f: Tensor, padding: Factor = 0, flip_filter: bool = False, gain: float = 1.0) -> Tensor:

@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from relay_core import native
 from relay_core.errors import DeviceError
 
 
@@ -17,7 +18,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """`auto` is the GPU where there is one, otherwise the CPU; under torchrun each process has its own GPU.
 
     Raises:
-        DeviceError: the device does not exist here.
+        DeviceError: the device does not exist here, or lacks the ops that RELAY_OPS insists on.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,6 +26,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise DeviceError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:1") from None
+    native.require(device.type)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(f"--device {name}: this machine has no usable CUDA GPU; use --device cpu or auto")

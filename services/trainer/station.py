@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
+from relay_core import native
 from relay_core.errors import RelayError
 from services.site import jobs, leases, workers
 from services.site.db.engine import Database
@@ -49,6 +50,9 @@ class Station:
     Args:
         settings: of the site.
         leaving: whether it was asked to leave; asked between jobs, and while one runs.
+
+    Raises:
+        DeviceError: RELAY_OPS insists on ops that the device has not.
     """
 
     def __init__(self, settings: Settings, leaving: Callable[[], bool]) -> None:
@@ -56,6 +60,8 @@ class Station:
         self.database = Database(settings.database)
         self.worker = workers.worker_id()
         self.devices = workers.devices(settings.device, settings.gpus)
+        native.require(self.devices[0])
+        self.ops = native.in_use(self.devices[0])
         self._closed = threading.Event()
         self._tidied = -TIDY_EVERY
         self._thread = threading.Thread(target=self._stay_seen, name="station", daemon=True)
@@ -107,7 +113,7 @@ class Station:
             "gpus": sum(device.startswith("cuda") for device in self.devices),
             "version": relay_core.__version__,
             "torch": importlib.metadata.version("torch"),
-            "ops": "torch",
+            "ops": self.ops,
             "gpu_memory": _gpu_memory() if self.devices[0].startswith("cuda") else {},
         }
 

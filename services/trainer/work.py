@@ -57,7 +57,7 @@ def environment(devices: tuple[str, ...], keys: Path | None = None) -> dict[str,
         devices: that it may use.
         keys: the folder of keys, for a job that needs it; such a job is told their passphrase too.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_") or name == "RELAY_OPS"}
     kept |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     if keys is not None:
         kept |= {name: os.environ[name] for name in KEY_VARIABLES if name in os.environ}

@@ -1,10 +1,12 @@
-"""Every op against the published values: results, gradients, gradients of gradients."""
+"""Every op against the published values, in each of its forms: results, gradients, gradients of gradients."""
 
 import pytest
 import torch
 
 from relay_core import cuda
 from tests.reference import needs_reference, op_cases, tensors
+
+pytestmark = pytest.mark.usefixtures("form")
 
 
 def case(op, index):
@@ -59,9 +61,9 @@ def test_conv2d_resample(settings):
 
 
 @needs_reference
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", [False, True, None])
 @pytest.mark.parametrize("settings", op_cases("modulated_conv2d"), ids=lambda s: str(s["index"]))
-def test_modulated_conv2d_in_both_forms(settings, fused):
+def test_modulated_conv2d_fused_or_not(settings, fused):
     t = case("modulated_conv2d", settings["index"])
     keys = ("up", "padding", "flip_weight", "demodulate")
     y = cuda.modulated_conv2d(

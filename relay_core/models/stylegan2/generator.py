@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_core import distributed
-from relay_core.cuda import bias_act, modulated_conv2d, setup_filter, upsample2d
+from relay_core.cuda import bias_act, modulated_conv2d, setup_filter, styled_conv2d, upsample2d
 from relay_core.models.stylegan2.layers import (
     RESAMPLE_TAPS,
     FullyConnected,
@@ -42,15 +42,13 @@ class StyledConv(nn.Module):
         """Convolve with the style w."""
         added: Tensor | None = None
         if noise == "random":
-            side = self.resolution
-            added = distributed.randn(x.shape[0], 1, side, side, device=x.device) * self.noise_strength
+            added = distributed.randn(x.shape[0], 1, self.resolution, self.resolution, device=x.device)
         elif noise == "const":
-            added = self.noise_const * self.noise_strength
-        x = modulated_conv2d(
-            x, self.weight, self.affine(w), noise=added, up=self.up, padding=1,
-            resample_filter=self.resample_filter, flip_weight=self.up == 1,
+            added = self.noise_const
+        return styled_conv2d(
+            x, self.weight, self.affine(w), self.bias, added, self.noise_strength, up=self.up, padding=1,
+            resample_filter=self.resample_filter, flip_weight=self.up == 1, clamp=clamp_for(x),
         )  # fmt: skip
-        return bias_act(x, self.bias, act="lrelu", clamp=clamp_for(x))
 
 
 class ToImage(nn.Module):

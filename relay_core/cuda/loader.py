@@ -1,0 +1,114 @@
+"""Which form of the ops runs on a device, decided once and logged; calling into the libraries."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from relay_core import native
+from relay_core.errors import DeviceError
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+WORTH = 1 << 14
+"""Elements of a tensor from which on calling a library beats torch's own operations."""
+log = logging.getLogger(__name__)
+
+
+@torch.compiler.assume_constant_result  # so that a compiled function does not break at a file look-up
+def which(device_type: str, index: int | None = None) -> str:
+    """What runs the ops there: `cuda`, `host` or `torch`.
+
+    Raises:
+        DeviceError: RELAY_OPS is `cuda`, the device a GPU, and the library or its kernels for this GPU are missing.
+    """
+    return "torch" if isinstance(library(device_type, index), str) else ("cuda" if device_type == "cuda" else "host")
+
+
+def pays(x: Tensor) -> bool:
+    """Whether a library should compute for x; never while exporting, when the ops are to become torch's own.
+
+    Tensors of less than 2^14 elements are left to torch, whose calls cost less than those of an op in Python.
+    """
+    if torch.compiler.is_exporting() or x.dtype not in DTYPES or x.numel() < WORTH:
+        return False
+    return which(x.device.type, x.device.index) != "torch"
+
+
+@cache
+def library(device_type: str, index: int | None) -> ctypes.CDLL | str:
+    """The library for a device, or why there is none; logs the choice."""
+    found = _find(device_type, index)
+    if isinstance(found, str):
+        log.info("ops on %s: torch's own (%s)", device_type, found)
+    else:
+        log.info("ops on %s: %s", device_type, found._name)
+    return found
+
+
+def _find(device_type: str, index: int | None) -> ctypes.CDLL | str:
+    wanted = native.setting()
+    if wanted == "reference":
+        return "RELAY_OPS=reference"
+    if device_type == "cpu":
+        return native.load("host")
+    if device_type != "cuda":
+        return f"there are no kernels for {device_type}"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < native.OLDEST_CAPABILITY:
+        found: ctypes.CDLL | str = f"the GPU has compute capability {capability[0]}.{capability[1]}, the kernels need 7.5"
+    else:
+        found = native.load("cuda")
+    if isinstance(found, str):
+        if wanted == "cuda":
+            raise DeviceError(f"RELAY_OPS=cuda: {found}")
+        log.warning("the GPU's own ops are not used: %s", found)
+    return found
+
+
+def call(found: ctypes.CDLL, name: str, out: Tensor, *args: object) -> None:
+    """Call `name` of a library on `out`'s device and stream; tensors pass as pointers, None as null.
+
+    Raises:
+        RuntimeError: the library refused, or the launch failed.
+    """
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
+    function = getattr(found, name)
+    if out.is_cuda:
+        with torch.cuda.device(out.device):
+            status = function(out.data_ptr(), *values, torch.cuda.current_stream().cuda_stream)
+    else:
+        status = function(out.data_ptr(), *values, None)
+    if status != 0:
+        raise RuntimeError(f"{name}: {found.relay_error(status).decode()}")
+
+
+def doubles(*values: float) -> ctypes.Array[ctypes.c_double]:
+    """An argument `const double*`."""
+    return (ctypes.c_double * len(values))(*values)
+
+
+def longs(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """An argument `const int64_t*`."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What x's type is computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """Channels-last where x is, else contiguous: the memory formats that the ops keep."""
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def fresh(y: Tensor, x: Tensor, kind: torch.memory_format) -> Tensor:
+    """y in a memory format, and never x itself: an op's result must not be its argument."""
+    y = y.contiguous(memory_format=kind)
+    return y.clone(memory_format=kind) if y is x or y.data_ptr() == x.data_ptr() else y
