@@ -156,12 +156,12 @@ def styled_conv2d(
 
 
 def prefers_fused(x: Tensor, weight: Tensor) -> bool:
-    """Whether the grouped convolution is the faster form: for one sample it has one group and scales nothing but weights.
+    """Whether the grouped convolution is the faster form.
 
-    With more samples the shared convolution wins (measured on a CPU; on a GPU its batch feeds the matrix units, and the
-    epilogue hides the second scaling).
+    On a CPU it never is: the shared one took 0.68 to 0.95 of its time for 1 and 4 samples of 64 and 128 channels. On a GPU,
+    where neither has been timed, one sample takes the grouped form: one group, and less to scale than the image.
     """
-    return x.shape[0] == 1 and weight.numel() < x.numel()
+    return x.is_cuda and x.shape[0] == 1 and weight.numel() < x.numel()
 
 
 def _modulated(

@@ -1,9 +1,12 @@
 """The regularisers against the published values."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from relay_core.replay import LabelCodec
+from relay_core.strategies import make_strategy
 from relay_core.strategies.adversarial import PATH_DECAY, path_lengths, r1_penalty
+from tests.conftest import Toy
 from tests.models.test_published import discriminator, generator, values
 from tests.reference import needs_reference
 
@@ -56,3 +59,28 @@ def test_label_coding_there_and_back_for_any_number_of_classes():
         assert coded.min() >= -1
         assert coded.max() <= 1
         assert torch.equal(codec.decode(codec.add_noise(coded)), ids)
+
+
+def test_the_penalties_compute_no_gradient_by_weights(phantom_data, tmp_path):
+    """Their inner gradients are by styles and by images: a convolution's weights would cost a third again."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution_backward.default:
+                seen.append(tuple(args[-1]))
+            return function(*args, **(kwargs or {}))
+
+    settings = Toy(phantom_data, tmp_path).run().sites()[0]
+    game = make_strategy(settings, torch.device("cpu")).gan.image
+    slots, labels = torch.zeros(2, dtype=torch.long), torch.randn(2, 1, 16, 16)
+    ws = game.styles(slots)
+    image = game.generator.synthesize(ws, labels)
+    with Watch():
+        path_lengths(image, ws, torch.randn_like(image))
+    x = torch.randn(2, 4, 16, 16).requires_grad_()
+    logits = game.judge(x, slots)
+    with Watch():
+        r1_penalty(logits, x, 3)
+    assert len(seen) > 10
+    assert {mask[1] for mask in seen} == {False}
