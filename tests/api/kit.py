@@ -146,6 +146,14 @@ class Site:
         with self.database.read() as session:
             return session.get_one(Job, job_id)
 
+    def damage(self, digest: str) -> None:
+        """Change one bit of stored bytes."""
+        with self.store.path(digest).open("r+b") as file:
+            file.seek(10)
+            (byte,) = file.read(1)
+            file.seek(10)
+            file.write(bytes([byte ^ 1]))
+
     def checkpoint(self, run: dict[str, Any] | None = None, content: bytes = b"", parent: str | None = None) -> Checkpoint:
         """What a training leaves."""
         run = run or self.run()
