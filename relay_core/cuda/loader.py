@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from relay_core import native
 from relay_core.errors import DeviceError
@@ -39,15 +40,49 @@ def pays(x: Tensor) -> bool:
     return which(x.device.type, x.device.index) != "torch"
 
 
-@cache
+_trial: list[ctypes.CDLL | str] = []
+"""What `library` answers while one is tried out."""
+
+
 def library(device_type: str, index: int | None) -> ctypes.CDLL | str:
-    """The library for a device, or why there is none; logs the choice."""
+    """The library for a device, or why there is none; tried out at the first call, and the choice is logged."""
+    return _trial[-1] if _trial else _chosen(device_type, index)
+
+
+def forget() -> None:
+    """Choose anew at the next call."""
+    _chosen.cache_clear()
+
+
+@cache
+def _chosen(device_type: str, index: int | None) -> ctypes.CDLL | str:
     found = _find(device_type, index)
+    if not isinstance(found, str) and (fault := _fault(found, torch.device(device_type, index or 0))):
+        log.warning("the compiled ops are not used on %s: %s", device_type, fault)
+        if native.setting() == "cuda" and device_type == "cuda":
+            raise DeviceError(f"RELAY_OPS=cuda: {fault}")
+        found = fault
     if isinstance(found, str):
         log.info("ops on %s: torch's own (%s)", device_type, found)
     else:
         log.info("ops on %s: %s", device_type, found._name)
     return found
+
+
+def _fault(found: ctypes.CDLL, device: torch.device) -> str | None:
+    """Why a library is not believed on a device: it fails there, or gives other values than the definitions."""
+    from relay_core.cuda import selfcheck
+
+    with _disable_current_modes():
+        try:
+            _trial.append("the definition")
+            wanted = [values for _, _, values in selfcheck.outcomes(device)]
+            _trial[-1] = found
+            return selfcheck.disagreement(selfcheck.outcomes(device), wanted)
+        except RuntimeError as error:
+            return f"{error}"
+        finally:
+            _trial.clear()
 
 
 def _find(device_type: str, index: int | None) -> ctypes.CDLL | str:

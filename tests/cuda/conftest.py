@@ -40,11 +40,11 @@ def choose(monkeypatch, request):
             monkeypatch.setattr(native, "FOLDER", request.getfixturevalue("host_folder"))
         monkeypatch.setenv("RELAY_OPS", "reference" if form == "torch" else "auto")
         monkeypatch.setattr(loader, "WORTH", 0)
-        loader.library.cache_clear()
+        loader.forget()
         assert loader.which("cpu") == form
 
     yield use
-    loader.library.cache_clear()
+    loader.forget()
 
 
 @pytest.fixture(params=["torch", "host"])

@@ -19,9 +19,9 @@ from relay_core.models.stylegan2.ada_transforms import SYM6
 
 @pytest.fixture
 def fresh():
-    loader.library.cache_clear()
+    loader.forget()
     yield
-    loader.library.cache_clear()
+    loader.forget()
 
 
 def test_the_cuda_library_answers_without_a_driver(cuda_folder):
@@ -94,7 +94,7 @@ def test_the_wish_is_heeded(fresh, monkeypatch, host_folder):
     monkeypatch.setattr(native, "FOLDER", host_folder)
     monkeypatch.setenv("RELAY_OPS", "auto")
     assert which("cpu") == native.in_use("cpu") == "host"
-    loader.library.cache_clear()
+    loader.forget()
     monkeypatch.setenv("RELAY_OPS", "reference")
     assert which("cpu") == native.in_use("cpu") == "torch"
     monkeypatch.setenv("RELAY_OPS", "cude")
@@ -107,7 +107,7 @@ def test_cuda_where_there_is_none_is_an_error(fresh, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setenv("RELAY_OPS", "auto")
     assert which("cuda", 0) == native.in_use("cuda:0") == "torch"
-    loader.library.cache_clear()
+    loader.forget()
     monkeypatch.setenv("RELAY_OPS", "cuda")
     with pytest.raises(DeviceError, match="was not built"):
         which("cuda", 0)
@@ -125,3 +125,18 @@ def test_a_gpu_that_is_too_old_gets_torch(fresh, monkeypatch):
 def test_a_damaged_library_is_named(tmp_path, content, why):
     (tmp_path / native.file_name("cuda")).write_bytes(content)
     assert why in native.load("cuda", tmp_path)
+
+
+def test_a_library_that_computes_something_else_is_not_used(choose, monkeypatch, caplog):
+    choose("host")
+    right = loader.call
+
+    def wrong(found, name, out, *args):
+        right(found, name, out, *args)
+        if name == "relay_upfirdn2d":
+            out.mul_(1.5)
+
+    monkeypatch.setattr(loader, "call", wrong)
+    loader.forget()
+    assert loader.which("cpu") == "torch"
+    assert "upfirdn2d in float32 gives other values than its definition" in caplog.text
