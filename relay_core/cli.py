@@ -150,10 +150,11 @@ def preflight(
     """Check every file of a site's data set, and say what it holds."""
     from relay_core.config.datasets import dataset_options
     from relay_core.data import survey
-    from relay_core.survey import Progress, survey_json, survey_text, write_previews
+    from relay_core.survey import FEW_IMAGES, survey_json, survey_text, write_previews
+    from relay_core.terminal import CountLines
 
     kwargs = dataset_options(layout, options)
-    found = survey(layout, kwargs, folder, Progress(sys.stdout)) if as_json else survey(layout, kwargs, folder)
+    found = survey(layout, kwargs, folder, CountLines(sys.stdout, FEW_IMAGES)) if as_json else survey(layout, kwargs, folder)
     names = write_previews(found, previews, count) if previews else []
     if as_json:
         print(json.dumps(survey_json(found, names)), flush=True)
@@ -210,6 +211,51 @@ def predict(
 
     written = predict_files(_checkpoint(checkpoint), images, out, format_, subject_pattern, choose_device(device))
     print(json.dumps([str(path) for path in written]) if as_json else f"wrote {len(written)} masks to {out}")
+
+
+@app.command("export-onnx")
+def export_onnx(
+    checkpoint: CheckpointArgument,
+    run: Annotated[str, typer.Option(help="Run file or recipe that names the test sets.")],
+    data_root: DataRootOption = None,
+    out: Annotated[Path, typer.Option(help="File to write; OUT.json says how it was proved.")] = Path("model.onnx"),
+    precision: Annotated[str, typer.Option(help="fp32, fp16, or int8 (calibrated on the training images).")] = "fp32",
+    as_json: JsonOption = False,
+) -> None:
+    """Write the solver as an ONNX model that was proved to give what the solver gives."""
+    from relay_core.config import load_run
+    from relay_core.report import export_checkpoint
+
+    proof = export_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, out, precision)
+    worst = max(case["max_abs_difference"] for case in proof["parity"])
+    dice = ", ".join(f"{site} {row['dice']:.3f} ({row['dice_torch']:.3f} in torch)" for site, row in proof["tests"].items())
+    text = f"wrote {out}, {proof['bytes'] / 1e6:.1f} MB, {precision}; logits within {worst:.1e}; Dice {dice}"
+    print(json.dumps({"proof": proof}) if as_json else text)
+
+
+@app.command("predict-dataset")
+def predict_dataset(
+    checkpoint: CheckpointArgument,
+    layout: Annotated[str, typer.Argument(metavar="NAME", help="How the data set lies on disk: fundus or folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The site's folder.")],
+    options: Annotated[str, typer.Option(metavar="JSON", help="The data set's kwargs, as in a run file.")] = "{}",
+    out: Annotated[Path, typer.Option(help="Folder for masks.zip and measurements.csv.")] = Path("predictions"),
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Predict every image of a site's data set, with a table of measurements; called again, it goes on."""
+    from relay_core.batch import predict_dataset as predict_all
+    from relay_core.config.datasets import dataset_options
+    from relay_core.engine import choose_device
+    from relay_core.session import stop_on_signal
+    from relay_core.terminal import counting
+
+    with stop_on_signal("stopping: what is done stays") as stop, counting("predicting", as_json) as tell:
+        found = predict_all(
+            _checkpoint(checkpoint), layout, dataset_options(layout, options), folder, out, choose_device(device), tell, stop
+        )
+    text = f"wrote {found['images']} masks to {out}; {found['unlike']} images look unlike those of the sites"
+    print(json.dumps(found) if as_json else text)
 
 
 @app.command()

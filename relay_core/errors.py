@@ -52,6 +52,13 @@ class DataError(RelayError):
         super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
 
 
+class ImageError(RelayError):
+    """An image that was sent in cannot be used; the message names no file, whose name may be a patient's."""
+
+    code = "image_invalid"
+    exit_code = 4
+
+
 class CheckpointError(RelayError):
     """A checkpoint is missing, damaged, or was made for other networks."""
 
@@ -79,6 +86,13 @@ class BundleError(RelayError):
             raise ValueError(code)
         self.code = code
         super().__init__(message)
+
+
+class ExportError(RelayError):
+    """An exported model did not give what the network gives, or an ONNX file is none of ours."""
+
+    code = "model_invalid"
+    exit_code = 8
 
 
 class TrainingDiverged(RelayError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import nn
 from relay_core.config import RunFile, SiteSettings
 from relay_core.cuda import which
 from relay_core.data import SiteData, has_test, load_site, read_image, write_mask, write_volume
+from relay_core.data.pairs import Split
 from relay_core.data.site import resize_image, to_unit
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import (
@@ -27,7 +29,8 @@ from relay_core.engine.evaluate import (
     write_picture,
 )
 from relay_core.engine.play import generated_rows
-from relay_core.errors import CheckpointError, DataError, Problem, RelayError, RunFileError
+from relay_core.errors import CheckpointError, DataError, ExportError, Problem, RelayError, RunFileError
+from relay_core.export.session import Precision
 from relay_core.files import write_atomically
 from relay_core.metrics.matrix import table_row
 
@@ -45,7 +48,28 @@ def evaluate_checkpoint(
         DataError: none of them is.
     """
     solver, trained = load_solver(checkpoint, device)
-    tests: dict[str, SiteData] = {}
+    tests = site_data(checkpoint, trained, run, data_root, "test")
+    if not tests:
+        raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")
+    scores = {name: evaluate(solver, data, device) for name, data in tests.items()}
+    if out is None:
+        return scores, []
+    written = [out / "scores.json", out / "predictions.png"]
+    write_atomically(written[0], json.dumps({"checkpoint": checkpoint.digest, "scores": scores}, indent=1).encode())
+    write_picture(prediction_rows(solver, tests, device), written[1], trained.data.num_classes)
+    write_matrices({str(checkpoint.meta["site"]): scores}, list(scores), out / "evaluation")
+    return scores, [*written, *sorted((out / "evaluation").iterdir())]
+
+
+def site_data(
+    checkpoint: Checkpoint, trained: SiteSettings, run: RunFile, data_root: Path | None, split: Split
+) -> dict[str, SiteData]:
+    """The training or test images of every site of a run that are on this machine, as a checkpoint's solver wants them.
+
+    Raises:
+        RunFileError: the run has other classes or channels.
+    """
+    sites: dict[str, SiteData] = {}
     for settings in (run.site(i) for i in run.all_ids):
         folder = settings.data_folder(data_root, run.base)
         wanted, found = (
@@ -57,20 +81,36 @@ def evaluate_checkpoint(
                 f"{checkpoint.path} was trained on {wanted[0]} channels and {wanted[1]} classes, "
                 f"site {settings.name} of {run.path} has {found[0]} and {found[1]}"
             )
-        if folder.is_dir() and has_test(settings.dataset.name, settings.data, folder):
-            tests[settings.name] = load_site(
-                settings.dataset.name, settings.data, folder=folder, split="test", resolution=trained.resolution
+        if folder.is_dir() and (split == "train" or has_test(settings.dataset.name, settings.data, folder)):
+            sites[settings.name] = load_site(
+                settings.dataset.name, settings.data, folder=folder, split=split, resolution=trained.resolution
             )
+    return sites
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint, run: RunFile, data_root: Path | None, out: Path, precision: str
+) -> dict[str, Any]:
+    """Write a checkpoint's solver as ONNX, with its proof beside it; return the proof.
+
+    Raises:
+        ExportError: an unknown precision, or the model does not give what the solver gives; nothing is written then.
+        DataError: none of the run's test sets is on this machine.
+    """
+    from relay_core.export.onnx import export
+
+    if precision not in get_args(Precision):
+        raise ExportError(f"--precision {precision}: one of {', '.join(get_args(Precision))}")
+    trained = settings_of(checkpoint)
+    tests = site_data(checkpoint, trained, run, data_root, "test")
     if not tests:
         raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")
-    scores = {name: evaluate(solver, data, device) for name, data in tests.items()}
-    if out is None:
-        return scores, []
-    written = [out / "scores.json", out / "predictions.png"]
-    write_atomically(written[0], json.dumps({"checkpoint": checkpoint.digest, "scores": scores}, indent=1).encode())
-    write_picture(prediction_rows(solver, tests, device), written[1], trained.data.num_classes)
-    write_matrices({str(checkpoint.meta["site"]): scores}, list(scores), out / "evaluation")
-    return scores, [*written, *sorted((out / "evaluation").iterdir())]
+    training = site_data(checkpoint, trained, run, data_root, "train") if precision == "int8" else {}
+    calibration = training.get(str(checkpoint.meta["site"])) or next(iter(training.values()), None)
+    content, proof = export(checkpoint, tests, cast(Precision, precision), calibration)
+    write_atomically(out, content)
+    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(asdict(proof), indent=1).encode())
+    return asdict(proof)
 
 
 def scores_table(scores: dict[str, Any]) -> str:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[Stop]:
-    """A stop request on SIGTERM or SIGINT; the second SIGINT ends at once."""
+def stop_on_signal(said: str = "stopping: writing a checkpoint") -> Iterator[Stop]:
+    """A stop request on SIGTERM or SIGINT, answered with `said`; the second SIGINT ends at once."""
     asked = False
 
     def handler(number: int, frame: Any) -> None:
@@ -27,7 +27,7 @@ def _stop_on_signal() -> Iterator[Stop]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
-        print("stopping: writing a checkpoint", file=sys.stderr, flush=True)
+        print(said, file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -67,7 +67,7 @@ def play(
         raise RunFileError(f"--site {site}: the run file has the sites {', '.join(map(str, loaded.all_ids))}")
     chosen = choose_device(device)
     quiet = int(os.environ.get("RANK", "0")) > 0
-    with processes(chosen), _stop_on_signal() as stop:
+    with processes(chosen), stop_on_signal() as stop:
         if quiet:
             return Play(loaded, out, data_root, chosen, site, resume, stop=stop)()
         with _sinks(out, title, as_json, tensorboard) as emit:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +16,14 @@ from relay_core.data import Survey
 from relay_core.data.pairs import Pair
 from relay_core.data.site import Decoder, to_unit
 from relay_core.files import write_atomically
-from relay_core.metrics.figures import overlay
+from relay_core.imaging.drawing import overlay
 from relay_core.metrics.matrix import table_row
 
-MANY_IMAGES = 300
+FEW_IMAGES = 300
 """A site of more images says how far it is."""
 PREVIEW_SIDE = 512
 """Longest side of a preview in pixels."""
 _SHOWN = 10
-
-
-class Progress:
-    """Writes `{"event": "progress", "done": n, "total": m}` lines, at most one every `seconds`."""
-
-    def __init__(self, stream: IO[str], seconds: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.stream, self.seconds, self.clock = stream, seconds, clock
-        self._next = clock()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Write a line where one is due; none for few images."""
-        if total > MANY_IMAGES and (now := self.clock()) >= self._next:
-            self._next = now + self.seconds
-            print(json.dumps({"event": "progress", "done": done, "total": total}), file=self.stream, flush=True)
 
 
 def survey_json(found: Survey, previews: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -34,6 +38,41 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         """Write a line."""
         print(json.dumps(event.to_json()), file=self.stream, flush=True)
+
+
+class CountLines:
+    """Writes `{"event": "progress", "done": n, "total": m}` lines, at most one every `seconds`.
+
+    Args:
+        stream: to write to.
+        few: counts up to this one are not told.
+        seconds: between two lines.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self, stream: IO[str], few: int = 0, seconds: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.stream, self.few, self.seconds, self.clock = stream, few, seconds, clock
+        self._next = clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Write a line where one is due."""
+        if total > self.few and (now := self.clock()) >= self._next:
+            self._next = now + self.seconds
+            print(json.dumps({"event": "progress", "done": done, "total": total}), file=self.stream, flush=True)
+
+
+@contextmanager
+def counting(what: str, as_json: bool) -> Iterator[Callable[[int, int], object]]:
+    """What takes (done, total) of a long piece of work: `CountLines`, or a bar on a terminal."""
+    if as_json:
+        yield CountLines(sys.stdout)
+        return
+    columns = TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}")
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class EventLog:

@@ -11,6 +11,7 @@ from relay_core.bundle import canonical
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_mean, is_moment, is_name, is_number, is_version
 from relay_core.bundle.weights import Table, read_table
 from relay_core.errors import BundleError
+from relay_core.imaging import outlier
 
 FORMAT = 1
 _FIELDS = frozenset({
@@ -58,9 +59,10 @@ def check(data: bytes) -> tuple[Manifest, Table]:
         and type(found["half"]) is bool
         and are_metrics(found["metrics"])
         and isinstance(found["checkpoint"], dict)
-        and found["checkpoint"].keys() == _CHECKPOINT
+        and found["checkpoint"].keys() in (_CHECKPOINT, _CHECKPOINT | {"looks"})
         and all(is_count(found["checkpoint"][key]) for key in ("step", "steps", "images", "consumed"))
         and found["checkpoint"]["steps"] <= found["checkpoint"]["step"] < MAX_STEPS
+        and _are_looks(found["checkpoint"].get("looks", {}))
         and found["checkpoint"]["strategy"] in ("relay", "baseline")
         and isinstance(found["tools"], dict)
         and all(is_name(name) and is_name(version) for name, version in found["tools"].items())
@@ -125,6 +127,10 @@ def _check_state(strategy: str, state: Any) -> None:
         sound = False
     if not sound:
         raise BundleError("bundle_damaged", "the manifest's site bank or augmentation state is not sound")
+
+
+def _are_looks(looks: Any) -> bool:
+    return isinstance(looks, dict) and all(is_name(site) and outlier.sound(known) for site, known in looks.items())
 
 
 def _is_bank(bank: Any) -> bool:

@@ -92,6 +92,7 @@ def export(
             "checkpoint": {
                 **{key: meta[key] for key in ("strategy", "step", "steps", "images", "consumed")},
                 "state": {**meta["state"], "frozen": []} if meta["state"] else {},
+                **({"looks": meta["looks"]} if meta.get("looks") else {}),
             },
             "tools": {"python": platform.python_version()},
         }  # fmt: skip

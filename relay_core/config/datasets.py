@@ -31,6 +31,8 @@ class CommonDatasetKwargs(Settings):
     """1: grey (colour images are turned to luma), 3: colour (grey images are repeated)."""
     num_classes: int = Field(default=3, ge=2, le=256)
     """Number of classes, the background (class 0) included."""
+    class_names: list[str] | None = None
+    """What the classes are called, the background first; shown with predictions. None: the data set's own names."""
     out_range: tuple[float, float] = (-1.0, 1.0)
     """Values that black and white become."""
     num_replica: int = Field(default=1, ge=1)
@@ -44,6 +46,17 @@ class CommonDatasetKwargs(Settings):
             raise ValueError(f"{unknown[0]!r} is not a platform; use {', '.join(PLATFORMS)}")
         return value
 
+    @model_validator(mode="after")
+    def _every_class_has_a_name(self) -> Self:
+        names = self.class_names
+        if names is not None and (len(names) != self.num_classes or not all(name.strip() for name in names)):
+            raise ValueError(f"class_names gives {len(names)} names, and there are {self.num_classes} classes")
+        return self
+
+    def names(self) -> list[str]:
+        """Of the classes, the background first."""
+        return self.class_names or ["background", *(f"class {i}" for i in range(1, self.num_classes))]
+
     @field_validator("out_range")
     @classmethod
     def _range_rises(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -54,6 +67,11 @@ class CommonDatasetKwargs(Settings):
 
 class FundusKwargs(CommonDatasetKwargs):
     """Optic disc and cup in DoFE's layout: `{train,test}/ROIs/{image,mask}`; masks 255 background, 128 disc, 0 cup."""
+
+    def names(self) -> list[str]:
+        """Disc and cup, unless the run file has other names or other classes."""
+        own = self.class_names is None and self.num_classes == 3
+        return ["background", "optic disc", "optic cup"] if own else super().names()
 
 
 class FolderKwargs(CommonDatasetKwargs):

@@ -171,8 +171,11 @@ class SiteSettings(Settings):
     def shared(self) -> dict[str, Any]:
         """Plain settings that all sites of a relay agree on: no paths, no machine's own."""
         plain = self.model_dump(mode="json", exclude={"num_workers", "root_path", "checkpoint"})
+        kwargs = plain["dataset"]["kwargs"]
         for key in ("img_folder", "root_path"):
-            plain["dataset"]["kwargs"].pop(key, None)
+            kwargs.pop(key, None)
+        if kwargs.get("class_names") is None:  # a run keeps the identity that it had before there was this key
+            kwargs.pop("class_names", None)
         return plain
 
     def without_pretraining(self) -> SiteSettings:

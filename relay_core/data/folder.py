@@ -12,8 +12,8 @@ from pathlib import Path
 
 from relay_core.config.datasets import CommonDatasetKwargs, FolderKwargs
 from relay_core.data.pairs import SPLITS, Listing, Pair, Split, data_error, list_files, match
-from relay_core.data.readers import stem_of
 from relay_core.errors import DataError, Problem
+from relay_core.imaging.readers import stem_of
 
 
 @dataclass(frozen=True)

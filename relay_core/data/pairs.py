@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from relay_core.config.datasets import CommonDatasetKwargs
-from relay_core.data.readers import SUFFIXES, stem_of, suffix_of
 from relay_core.errors import DataError, Problem
+from relay_core.imaging.readers import SUFFIXES, stem_of, suffix_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")

@@ -108,6 +108,13 @@ def survey(
     return Survey(report, tuple(dict.fromkeys(problems)), usable, decoder)
 
 
+def listed(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> list[Pair]:
+    """The pairs of both splits of a site, unread. Raises as `survey`."""
+    layout = _layout(name, kwargs)
+    splits = [s for s in SPLITS if s == "train" or _has_test(layout, kwargs, folder)]
+    return [pair for split in splits for pair in _list(layout, kwargs, folder, split).pairs]
+
+
 def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> PreflightReport:
     """Check all files of both splits of a site.
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from relay_core.config.datasets import CommonDatasetKwargs
 from relay_core.data.pairs import Layout, Pair, Split, relative
-from relay_core.data.readers import Spacing, read_image, read_mask
 from relay_core.errors import DataError, Problem
+from relay_core.imaging.readers import Spacing, read_image, read_mask
 
 IN_MEMORY_BYTES = 2 * 1024**3
 """A split up to this size after resizing is kept in memory; a larger one is decoded batch by batch."""
@@ -190,12 +190,16 @@ class SiteData:
             IndexError: a position outside the data.
             DataError: a file changed since it was checked (only where the split is not in memory).
         """
+        images, labels = self.unit_batch(index)
+        low, high = self._decoder.kwargs.out_range
+        return images.mul_(high - low).add_(low), labels
+
+    def unit_batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """`batch` with images in 0..1."""
         where = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
         if len(where) and (int(where.min()) < 0 or int(where.max()) >= len(self)):
             raise IndexError(f"positions go from 0 to {len(self) - 1}")
-        images, labels = self._decode(where.tolist()) if self._samples is None else _take(self._samples, where)
-        low, high = self._decoder.kwargs.out_range
-        return images.mul_(high - low).add_(low), labels
+        return self._decode(where.tolist()) if self._samples is None else _take(self._samples, where)
 
     def _decode(self, where: list[int]) -> tuple[Tensor, Tensor]:
         channels = self._decoder.kwargs.img_channels

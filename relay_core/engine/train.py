@@ -18,6 +18,7 @@ from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.stream import Images, Stream
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
+from relay_core.imaging import outlier
 from relay_core.strategies import Position, Strategy, make_strategy
 
 
@@ -73,8 +74,9 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
     if found is not None and found.meta["step"] >= steps:
         return found
     strategy, stream = _begin(site, base, found)
+    looks = found.meta.get("looks", {}) if found else _looks(site, base)
     first = int(found.meta["step"]) if found else 0
-    saver = _Saver(site, strategy, stream, steps)
+    saver = _Saver(site, strategy, stream, steps, looks)
     site.say(events.Started(site.name, first, steps, len(site.images), str(site.device), strategy.name))
     progress = _Progress(site, first, steps)
 
@@ -131,6 +133,16 @@ def _begin(site: Site, base: Checkpoint | None, found: Checkpoint | None) -> tup
     return strategy, stream
 
 
+def _looks(site: Site, base: Checkpoint | None) -> dict[str, Any]:
+    """What the training images of the sites so far look like, by site; see `imaging.outlier`."""
+    low, high = site.settings.data.out_range
+    step = max(1, len(site.images) // outlier.MOST)
+    chosen = range(0, len(site.images), step)
+    batches = (chosen[i : i + 64] for i in range(0, len(chosen), 64))
+    own = outlier.looks((site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches)
+    return {**(base.meta.get("looks", {}) if base else {}), site.name: own}
+
+
 def _take_over(site: Site, strategy: Strategy, base: Checkpoint) -> None:
     """Start from what the site before handed over."""
     done, budget = int(base.meta["step"]), int(base.meta["steps"])
@@ -166,6 +178,7 @@ class _Saver:
     strategy: Strategy
     stream: Stream
     steps: int
+    looks: dict[str, Any]
     last: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
@@ -185,6 +198,7 @@ class _Saver:
             "images": len(site.images),
             "steps": self.steps,
             "settings": settings.shared(),
+            "looks": self.looks,
             **state,
         }
         if distributed.rank() != 0:

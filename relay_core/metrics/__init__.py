@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from relay_core.metrics.compare import compare_markdown
-    from relay_core.metrics.figures import heat_map, overlay, palette, sample_grid, write_matrix
+    from relay_core.metrics.figures import heat_map, sample_grid, write_matrix
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
     from relay_core.metrics.matrix import ScoreMatrix
     from relay_core.metrics.segmentation import SegmentationScores
@@ -21,8 +21,6 @@ __all__ = [
     "bootstrap_interval",
     "compare_markdown",
     "heat_map",
-    "overlay",
-    "palette",
     "sample_grid",
     "t_interval",
     "write_matrix",
@@ -34,8 +32,6 @@ _HOMES = {
     "bootstrap_interval": "intervals",
     "compare_markdown": "compare",
     "heat_map": "figures",
-    "overlay": "figures",
-    "palette": "figures",
     "sample_grid": "figures",
     "t_interval": "intervals",
     "write_matrix": "figures",

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from relay_core.files import write_atomically
+from relay_core.imaging.drawing import as_array, overlay, palette, to_uint8
 from relay_core.metrics.matrix import ScoreMatrix
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 _INK, _PAPER, _GREY = "#1a1a1a", "#ffffff", "#6b6b6b"
 _GAP = 4
 _INCHES_A_LETTER = 0.085  # of a tick label, about
-# Okabe & Ito's colours, ordered so that the first ones stand out from red tissue and from grey scans alike.
-_COLOURS = [(86, 180, 233), (240, 228, 66), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (0, 114, 178)]
 
 
 def heat_map(matrix: ScoreMatrix, path: str | Path) -> None:
@@ -129,53 +128,6 @@ def _luminance(colour: tuple[float, ...]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def palette(num_classes: int) -> np.ndarray:
-    """Colours of the classes, apart for colour-blind eyes (Okabe & Ito 2008); beyond 8 classes they return darker.
-
-    Shape: (num_classes, 3) uint8. Class 0, the background, is black and is never drawn. A smaller palette is the
-    beginning of a larger one.
-    """
-    colours = [(0, 0, 0)]
-    for index in range(max(0, num_classes - 1)):
-        shade = 0.65 ** (index // len(_COLOURS))
-        red, green, blue = _COLOURS[index % len(_COLOURS)]
-        colours.append((round(red * shade), round(green * shade), round(blue * shade)))
-    return np.asarray(colours[:num_classes], dtype=np.uint8).reshape(-1, 3)
-
-
-def overlay(image: Any, ids: Any, opacity: float = 0.3) -> np.ndarray:
-    """An image with each class tinted and its border, one pixel wide, drawn in full colour.
-
-    Shape: image (C, H, W) in [-1, 1], clipped; ids (H, W) integer, 0 is left as it is. Returns (H, W, 3) uint8.
-    Raises ValueError for other shapes or a negative id.
-    """
-    picture, ids = _to_uint8(_array(image)), _array(ids).astype(np.int64)
-    if ids.shape != picture.shape[:2] or ids.min(initial=0) < 0:
-        raise ValueError(f"ids must be (H, W) = {picture.shape[:2]} and not negative, not {ids.shape}")
-    colours = palette(int(ids.max(initial=0)) + 1)[ids]
-    weight = np.where(_borders(ids), 1.0, opacity * (ids > 0))[..., None]
-    return np.rint(picture * (1 - weight) + colours * weight).astype(np.uint8)
-
-
-def _borders(ids: np.ndarray) -> np.ndarray:
-    """Foreground pixels with a 4-neighbour of another class."""
-    around = np.pad(ids, 1, mode="edge")
-    shifted = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-    return (ids > 0) & np.any([other != ids for other in shifted], axis=0)
-
-
-def _array(values: Any) -> np.ndarray:
-    """A numpy array of an array or of a tensor on any device, without importing torch."""
-    return np.asarray(values.detach().cpu().float().numpy() if hasattr(values, "detach") else values)
-
-
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"an image must be (1 or 3, H, W), not {image.shape}")
-    shown = np.rint((np.clip(np.nan_to_num(image, nan=-1.0), -1, 1) + 1) * 127.5).astype(np.uint8)
-    return np.broadcast_to(shown, (3, *shown.shape[1:])).transpose(1, 2, 0)
-
-
 def sample_grid(
     rows: Sequence[tuple[str, Any, Any, Any | None]], path: str | Path, num_classes: int, scale: int = 1
 ) -> None:
@@ -202,7 +154,7 @@ def sample_grid(
 
 def _strip(row: tuple[str, Any, Any, Any | None], scale: int) -> Image.Image:
     """The tiles of one row; a wider gap parts one image from the next."""
-    images, *maps = (_array(part) for part in row[1:] if part is not None)
+    images, *maps = (as_array(part) for part in row[1:] if part is not None)
     if images.ndim != 4 or not len(images) or any(ids.shape != (len(images), *images.shape[2:]) for ids in maps):
         shapes = [images.shape, *(ids.shape for ids in maps)]
         raise ValueError(f"a row needs images (N, C, H, W) and maps (N, H, W) of the same size, not {shapes}")
@@ -211,7 +163,7 @@ def _strip(row: tuple[str, Any, Any, Any | None], scale: int) -> Image.Image:
     group = (1 + len(maps)) * (width + 1) - 1
     strip = np.full((height, len(images) * (group + 2 * _GAP) - 2 * _GAP, 3), 255, dtype=np.uint8)
     for index, image in enumerate(images):
-        tiles = [_to_uint8(image), *(overlay(image, ids[index]) for ids in maps)]
+        tiles = [to_uint8(image), *(overlay(image, ids[index]) for ids in maps)]
         for place, tile in enumerate(tiles):
             left = index * (group + 2 * _GAP) + place * (width + 1)
             strip[:, left : left + width] = tile

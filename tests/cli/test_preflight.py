@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from relay_core import survey
-from relay_core.metrics.figures import palette
+from relay_core.imaging.drawing import palette
+from relay_core.terminal import CountLines
 from tests.cli.test_cli import pixels, refused, relay
 from tests.data.conftest import save
 
@@ -154,7 +155,7 @@ def test_grey_16_bit_images_are_drawn(here, tmp_path):
 
 def test_a_large_site_says_how_far_it_is(polyps, said, monkeypatch):
     assert len(said()[0]) == 1, "ten images are few"
-    monkeypatch.setattr(survey, "MANY_IMAGES", 9)
+    monkeypatch.setattr(survey, "FEW_IMAGES", 9)
     (polyps / "mask/p0_0.png").write_bytes(b"")
     *progress, report = said()[0]
     assert progress[0] == {"event": "progress", "done": 1, "total": 10}
@@ -163,7 +164,7 @@ def test_a_large_site_says_how_far_it_is(polyps, said, monkeypatch):
 
 def test_progress_is_said_at_most_once_a_second():
     now, out = [0.0], io.StringIO()
-    progress = survey.Progress(out, clock=lambda: now[0])
+    progress = CountLines(out, clock=lambda: now[0])
     for done in range(1, 1001):
         now[0] = done * 0.01
         progress(done, 1000)

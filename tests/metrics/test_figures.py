@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from relay_core.metrics import ScoreMatrix, heat_map, overlay, palette, sample_grid
+from relay_core.imaging.drawing import overlay, palette
+from relay_core.metrics import ScoreMatrix, heat_map, sample_grid
 
 
 def pixels(path) -> np.ndarray:

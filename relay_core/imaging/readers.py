@@ -10,7 +10,9 @@ to 8 bits, so SimpleITK reads the pixels of everything above 8 bits.
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +29,8 @@ PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 SUFFIXES = PILLOW_SUFFIXES + NIFTI_SUFFIXES
 
+MAX_NIFTI = 1 << 32
+"""Bytes of a NIfTI file, decompressed, beyond which it is not read."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _UNDECODABLE = "cannot be decoded (truncated or not an image)"
 
@@ -228,29 +232,67 @@ def _plane_axes(path: Path, size: tuple[int, ...]) -> list[int]:
 
 
 def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], Spacing]:
-    _check_nifti_length(path)
+    nifti_header(path)
     image = _itk_read(path)
     size, spacing = image.GetSize()[::-1], image.GetSpacing()[::-1]
     rows, columns = _plane_axes(path, size)
     return _itk_array(path, image), (float(spacing[rows]), float(spacing[columns]))
 
 
-def _check_nifti_length(path: Path) -> None:
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What a NIfTI file says of its voxels."""
+
+    size: tuple[int, ...]
+    """Voxels along x, y, z, ..."""
+    code: int
+    """Of the voxels' type: 16 and 64 are floating point."""
+    order: str
+    """`<` or `>`."""
+    start: int
+    """Byte of the first voxel."""
+    needed: int
+    """Bytes of the whole file, decompressed."""
+
+
+def nifti_header(path: Path) -> NiftiHeader:
+    """The header of a NIfTI file that is as long as the header says; a compressed one is read as a stream.
+
+    Raises:
+        DataError: not NIfTI, truncated, or of more than `MAX_NIFTI` bytes.
+    """
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        order = "<" if struct.unpack_from("<i", raw)[0] in (348, 540) else ">"
-        if struct.unpack_from(f"{order}i", raw)[0] == 348:
-            dim, bits = struct.unpack_from(f"{order}8h", raw, 40), struct.unpack_from(f"{order}h", raw, 72)[0]
-            start = int(struct.unpack_from(f"{order}f", raw, 108)[0])
-        else:
-            dim, bits = struct.unpack_from(f"{order}8q", raw, 16), struct.unpack_from(f"{order}h", raw, 14)[0]
-            start = struct.unpack_from(f"{order}q", raw, 168)[0]
-        needed = start + int(np.prod([max(n, 1) for n in dim[1 : dim[0] + 1]])) * bits // 8
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            head = file.read(540)
+            header = _parse_nifti(head)
+            whole = 0 < header.needed <= MAX_NIFTI and _holds(file, header.needed - len(head))
     except Exception:  # gzip, zlib and struct each raise their own
         _fail(path, _UNDECODABLE)
-    if len(raw) < needed:
+    if header.needed > MAX_NIFTI:
+        _fail(path, "has too many voxels")
+    if not whole:
         _fail(path, _UNDECODABLE)
+    return header
+
+
+def _parse_nifti(head: bytes) -> NiftiHeader:
+    order = "<" if struct.unpack_from("<i", head)[0] in (348, 540) else ">"
+    if struct.unpack_from(f"{order}i", head)[0] == 348:
+        dim, (code, bits) = struct.unpack_from(f"{order}8h", head, 40), struct.unpack_from(f"{order}2h", head, 70)
+        start = int(struct.unpack_from(f"{order}f", head, 108)[0])
+    else:
+        dim, (code, bits) = struct.unpack_from(f"{order}8q", head, 16), struct.unpack_from(f"{order}2h", head, 12)
+        start = struct.unpack_from(f"{order}q", head, 168)[0]
+    size = tuple(max(n, 1) for n in dim[1 : dim[0] + 1])
+    return NiftiHeader(size, code, order, start, start + math.prod(size) * bits // 8)
+
+
+def _holds(file: Any, count: int) -> bool:
+    while count > 0 and (chunk := file.read(min(count, 1 << 20))):
+        count -= len(chunk)
+    return count <= 0
 
 
 def _unit_range(pixels: npt.NDArray[Any], path: Path, *, full_scale: bool) -> npt.NDArray[np.float32]:

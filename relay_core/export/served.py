@@ -1,0 +1,68 @@
+"""The solver as it is called: images of any size in 0..1 go in, classes of every pixel come out.
+
+What a caller would otherwise have to get right is part of the network: the size and the range of values that the solver was
+trained with. Legend: N images, C channels, H rows, W columns, R the solver's resolution, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Served(nn.Module):
+    """A solver between resizing and scaling of its input, and resizing, softmax and arg max of its output.
+
+    Shape: (N, C, H, W) float32 in 0..1 -> logits and probabilities (N, K, H, W), confidence (N, H, W), the largest
+    probability, mask (N, H, W) uint8, and looks (N, 2 C + 1), the numbers of `imaging.outlier`; float32 but for the mask.
+
+    Args:
+        solver: (N, C, R, R) -> (N, K, R, R).
+        resolution: R.
+        out_range: values of black and white in training.
+        half: the solver computes in half precision.
+    """
+
+    def __init__(self, solver: nn.Module, resolution: int, out_range: tuple[float, float], half: bool = False) -> None:
+        super().__init__()
+        self.solver = solver.half() if half else solver
+        self.resolution, self.half_precision = resolution, half
+        self.low, self.span = out_range[0], out_range[1] - out_range[0]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Logits, probabilities, confidence, mask and looks."""
+        small = resize(image, self.resolution)
+        x = small * self.span + self.low
+        y = self.solver(x.half()).float() if self.half_precision else self.solver(x)
+        logits = F.interpolate(y, size=image.shape[2:], mode="bilinear", align_corners=False)
+        probabilities = logits.softmax(dim=1)
+        return logits, probabilities, probabilities.amax(dim=1), logits.argmax(dim=1).to(torch.uint8), _looks(small)
+
+
+def _looks(x: Tensor) -> Tensor:
+    """`imaging.outlier.numbers`, in the graph."""
+    grain = (x[:, :, 1:] - x[:, :, :-1]).abs().mean(dim=(1, 2, 3)) + (x[..., 1:] - x[..., :-1]).abs().mean(dim=(1, 2, 3))
+    deviation = (x - x.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(2, 3)).sqrt()
+    return torch.cat([x.mean(dim=(2, 3)), deviation, grain[:, None] / 2], dim=1)
+
+
+def resize(image: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) to (N, C, side, side), bilinear with antialiasing, as the training images were resized.
+
+    Written as two matrix products, so that an exported graph takes any H and W on any of ONNX Runtime's providers.
+    """
+    rows, columns = (_weights(size, side, image) for size in image.shape[2:])
+    return rows @ image @ columns.transpose(0, 1)
+
+
+def _weights(size: int, side: int, like: Tensor) -> Tensor:
+    """(side, size): how much each of `size` pixels contributes to each of `side`: a triangle as wide as the step."""
+    step = size / side
+    source = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
+    target = ((torch.arange(side, device=like.device, dtype=torch.float32) + 0.5) * step)[:, None]
+    width = torch.clamp(torch.ones((), device=like.device) * step, min=1.0)
+    # beyond the edge the edge pixel is repeated where the image grows; where it shrinks, nothing is there
+    centre = torch.where(width > 1, target, target.clamp(0.5, size - 0.5))
+    weights = (1 - (source - centre).abs() / width).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -1,0 +1,1 @@
+"""Medical images in and out: files, studies, geometry, measurements. Imports no torch."""

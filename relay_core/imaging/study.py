@@ -1,0 +1,219 @@
+"""One image or volume as a clinician's system sends it: PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a DICOM series.
+
+Values come to a network as they came in training: see `readers.read_image`; DICOM by its window (see `dicom`).
+Legend: S slices, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from relay_core.errors import DataError, ImageError
+from relay_core.imaging.readers import nifti_header, read_image
+
+if TYPE_CHECKING:
+    import pydicom
+
+MAX_PIXELS = 1 << 25
+"""Pixels of one slice."""
+MAX_VOXELS = 1 << 27
+"""Pixels of all slices together."""
+MAX_FILES = 4096
+"""Files of a DICOM series."""
+_PICTURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A decoded image or volume."""
+
+    kind: Literal["picture", "nifti", "dicom"]
+    pixels: npt.NDArray[Any]
+    """(S, C, H, W), uint8 0..255 or float32 0..1; grey is repeated, without copies, where colour is wanted."""
+    spacing: tuple[float | None, float, float] | None
+    """Millimetres from slice to slice, row to row, column to column; None where the file does not tell."""
+    volume: bool
+    """Whether it is a stack of slices rather than one picture."""
+    geometry: Any = None
+    """SimpleITK image whose size, spacing, origin and direction a mask takes over; None: a picture has none."""
+    sources: tuple[pydicom.Dataset, ...] = ()
+    """DICOM headers in the order of the slices (one for a multi-frame file), without their pixels."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Slices `start` to `stop`, (n, C, H, W) float32 in 0..1."""
+        part = self.pixels[start:stop]
+        return part.astype(np.float32) / np.float32(255) if part.dtype == np.uint8 else np.ascontiguousarray(part)
+
+
+def read_study(content: bytes, channels: int) -> Study:
+    """Decode an upload; what it is is told from its first bytes.
+
+    Args:
+        content: the file.
+        channels: 1 or 3, of the network.
+
+    Raises:
+        ImageError: of no known kind, damaged, too large, colour where grey is wanted, not finite, or a stack whose slices
+            do not lie evenly one behind the other.
+    """
+    if content[128:132] == b"DICM":
+        return _dicom([content], channels)
+    if content[:4] == b"PK\3\4":
+        return _dicom(_unzip(content), channels)
+    for magic, suffix in _PICTURES.items():
+        if content.startswith(magic):
+            return _picture(content, suffix, channels)
+    packed = content[:2] == b"\x1f\x8b"
+    if packed or content[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c"):
+        return _nifti(content, ".nii.gz" if packed else ".nii", channels)
+    raise ImageError("the image is of no kind that is read here: send PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a series")
+
+
+def _picture(content: bytes, suffix: str, channels: int) -> Study:
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            width, height = opened.size
+    except Image.DecompressionBombError:
+        raise ImageError(f"the image has too many pixels; a slice may have {MAX_PIXELS}") from None
+    except Exception:  # decoders raise what they like on damaged files
+        raise ImageError("the image cannot be decoded (truncated or not an image)") from None
+    check_size(1, height, width)
+    pixels, _ = _read(content, suffix, 3)
+    if channels == 1:
+        if (pixels != pixels[:1]).any():
+            raise ImageError("the image is in colour, and the model reads grey images")
+        pixels = pixels[:1]
+    return Study("picture", pixels[None], None, False)
+
+
+def _read(content: bytes, suffix: str, channels: int) -> Any:
+    with tempfile.TemporaryDirectory(prefix="relay-") as folder:
+        path = Path(folder) / f"image{suffix}"
+        path.write_bytes(content)
+        try:
+            return read_image(path, channels)
+        except DataError as error:
+            raise ImageError(f"the image {error.problems[0].message}") from None
+
+
+def _nifti(content: bytes, suffix: str, channels: int) -> Study:
+    import SimpleITK as sitk
+
+    with tempfile.TemporaryDirectory(prefix="relay-") as folder:
+        path = Path(folder) / f"image{suffix}"
+        path.write_bytes(content)
+        try:
+            header = nifti_header(path)
+        except DataError as error:
+            raise ImageError(f"the image {error.problems[0].message}") from None
+        size = list(header.size)
+        while len(size) > 3 and size[-1] == 1:
+            size.pop()
+        if len(size) not in (2, 3):
+            raise ImageError(f"the NIfTI file has {len(size)} dimensions ({' x '.join(map(str, size))}); send one volume")
+        check_size(size[2] if len(size) == 3 else 1, size[1], size[0])
+        if header.code in (16, 64):
+            with gzip.open(path) if suffix == ".nii.gz" else path.open("rb") as file:
+                raw = file.read(header.needed)  # no more: what follows may be a bomb
+            count = math.prod(size)
+            values = np.frombuffer(raw, np.dtype(f"{header.order}f{header.code // 16 * 4}"), count, header.start)
+            if not np.isfinite(values).all():  # the reader below makes them 0
+                raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        try:
+            image = sitk.ReadImage(str(path))
+        except RuntimeError:
+            raise ImageError("the image cannot be decoded (truncated or not an image)") from None
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ImageError("the NIfTI file has several values a voxel; send a grey volume")
+    if image.GetDimension() > 3:
+        image = image[tuple([slice(None)] * 3 + [0] * (image.GetDimension() - 3))]
+    *between, row, column = (float(mm) for mm in image.GetSpacing()[::-1])
+    array = sitk.GetArrayFromImage(image)
+    volume = array.ndim == 3 and len(array) > 1
+    stack = array if array.ndim == 3 else array[None]
+    spacing = (between[0] if between else None, row, column)
+    return Study("nifti", grey_stack(spread(stack), channels), spacing, volume, image)
+
+
+def _unzip(content: bytes) -> list[bytes]:
+    """The files of an archive. They are read, never unpacked by their names."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            if any(_leaves(entry.filename) for entry in entries):
+                raise ImageError("the archive names files outside itself; it is not read")
+            entries = [e for e in entries if not e.filename.startswith("__MACOSX/") and not e.filename.endswith("DICOMDIR")]
+            if not 1 <= len(entries) <= MAX_FILES:
+                raise ImageError(f"the archive holds {len(entries)} files; a series may have 1 to {MAX_FILES}")
+            if sum(entry.file_size for entry in entries) > 4 * MAX_VOXELS:
+                raise ImageError(f"the archive holds more than {4 * MAX_VOXELS >> 20} MiB")
+            files = []
+            for entry in entries:
+                with archive.open(entry) as opened:
+                    files.append(opened.read(entry.file_size + 1))
+    except ImageError:
+        raise
+    except Exception:  # zipfile, zlib, struct, and RuntimeError for encrypted entries
+        raise ImageError("the archive cannot be read (damaged, encrypted, or of a kind that is not read here)") from None
+    for number, file in enumerate(files, 1):
+        if file[128:132] != b"DICM":
+            raise ImageError(f"file {number} of {len(files)} in the archive is not DICOM; send one series alone")
+    return files
+
+
+def _leaves(name: str) -> bool:
+    parts = name.replace("\\", "/").split("/")
+    return ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name
+
+
+def _dicom(files: list[bytes], channels: int) -> Study:
+    from relay_core.imaging.dicom import read_dicom
+
+    found = read_dicom(files)
+    stack = found.values
+    if stack.ndim == 4:
+        if channels == 1:
+            raise ImageError("the image is in colour, and the model reads grey images")
+        pixels = stack.transpose(0, 3, 1, 2)
+    else:
+        pixels = grey_stack(stack, channels)
+    return Study("dicom", pixels, found.spacing, len(stack) > 1, found.geometry, found.headers)
+
+
+def grey_stack(stack: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
+    """(S, H, W) as (S, channels, H, W), a view."""
+    return np.broadcast_to(stack[:, None], (len(stack), channels, *stack.shape[1:]))
+
+
+def spread(stack: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Each slice of (S, H, W) from its smallest value, 0, to its largest, 1; a constant one is 0."""
+    out = np.empty(stack.shape, np.float32)
+    for i, values in enumerate(stack):
+        low, high = float(values.min()), float(values.max())
+        out[i] = (values.astype(np.float64) - low) / (high - low) if high > low else 0.0
+    return out
+
+
+def check_size(slices: int, height: int, width: int) -> None:
+    """Raise ImageError where there is more than can be worked on."""
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"the image has {width} x {height} pixels; a slice may have {MAX_PIXELS}")
+    if slices * height * width > MAX_VOXELS:
+        raise ImageError(f"the image has {slices} slices of {width} x {height}; all together may have {MAX_VOXELS} pixels")
+    if min(slices, height, width) < 1:
+        raise ImageError("the image is empty")
