@@ -226,11 +226,11 @@ def export_onnx(
     from relay_core.config import load_run
     from relay_core.report import export_checkpoint
 
-    proof = export_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, out, precision)
+    proof, facts = export_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, out, precision)
     worst = max(case["max_abs_difference"] for case in proof["parity"])
     dice = ", ".join(f"{site} {row['dice']:.3f} ({row['dice_torch']:.3f} in torch)" for site, row in proof["tests"].items())
     text = f"wrote {out}, {proof['bytes'] / 1e6:.1f} MB, {precision}; logits within {worst:.1e}; Dice {dice}"
-    print(json.dumps({"proof": proof}) if as_json else text)
+    print(json.dumps({"proof": proof, "facts": facts}) if as_json else text)
 
 
 @app.command("predict-dataset")

@@ -30,7 +30,7 @@ from relay_core.engine.evaluate import (
 )
 from relay_core.engine.play import generated_rows
 from relay_core.errors import CheckpointError, DataError, ExportError, Problem, RelayError, RunFileError
-from relay_core.export.session import Precision
+from relay_core.export.session import Precision, Session
 from relay_core.files import write_atomically
 from relay_core.metrics.matrix import table_row
 
@@ -90,8 +90,8 @@ def site_data(
 
 def export_checkpoint(
     checkpoint: Checkpoint, run: RunFile, data_root: Path | None, out: Path, precision: str
-) -> dict[str, Any]:
-    """Write a checkpoint's solver as ONNX, with its proof beside it; return the proof.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a checkpoint's solver as ONNX, with its proof beside it; return the proof, and what the model says of itself.
 
     Raises:
         ExportError: an unknown precision, or the model does not give what the solver gives; nothing is written then.
@@ -110,7 +110,7 @@ def export_checkpoint(
     content, proof = export(checkpoint, tests, cast(Precision, precision), calibration)
     write_atomically(out, content)
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(asdict(proof), indent=1).encode())
-    return asdict(proof)
+    return asdict(proof), asdict(Session(content, "cpu").facts)
 
 
 def scores_table(scores: dict[str, Any]) -> str:

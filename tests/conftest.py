@@ -1,7 +1,9 @@
 """A relay small enough for a test: three phantom sites of 32 pixels, networks of a few channels."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,3 +71,36 @@ def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def toy(phantom_data: Path, tmp_path: Path) -> Toy:
     return Toy(phantom_data, tmp_path)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A trained toy, and its solver as ONNX."""
+
+    toy: Toy
+    content: bytes
+    proof: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of the second site."""
+        return self.toy.folder / "out/task_2"
+
+    def image(self, site: int = 1) -> bytes:
+        """A test image of a site, as PNG."""
+        return sorted((self.toy.data / f"Domain{site}/test/ROIs/image").iterdir())[0].read_bytes()
+
+
+@pytest.fixture(scope="session")
+def exported(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    from relay_core.engine import Play
+    from relay_core.engine.checkpoint import find
+    from relay_core.report import export_checkpoint
+
+    toy = Toy(phantom_data, tmp_path_factory.mktemp("exported"))
+    run = toy.run()
+    Play(run, toy.folder / "out", toy.data, torch.device("cpu"))()
+    path = toy.folder / "model.onnx"
+    proof, facts = export_checkpoint(find(toy.folder / "out/task_2", print), run, toy.data, path, "fp32")
+    return Exported(toy, path.read_bytes(), proof, json.loads(json.dumps(facts)))

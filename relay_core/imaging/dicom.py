@@ -124,7 +124,7 @@ def _pixels(files: Sequence[bytes]) -> npt.NDArray[Any]:
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         for i, content in enumerate(files):
             path = Path(folder) / f"{i:04d}.dcm"
-            path.write_bytes(content)
+            path.write_bytes(_upright(content))
             try:
                 image = sitk.ReadImage(str(path))
             except RuntimeError:
@@ -133,6 +133,17 @@ def _pixels(files: Sequence[bytes]) -> npt.NDArray[Any]:
                 path.unlink()
             slices.append(_stack(image))
     return slices[0] if len(slices) == 1 else np.concatenate(slices)
+
+
+def _upright(content: bytes) -> bytes:
+    """MONOCHROME1 as MONOCHROME2: the reader turns its stored values over, which rescaling and window do not expect."""
+    found = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+    if found.PhotometricInterpretation != "MONOCHROME1":
+        return content
+    whole, changed = pydicom.dcmread(io.BytesIO(content)), io.BytesIO()
+    whole.PhotometricInterpretation = "MONOCHROME2"
+    whole.save_as(changed)
+    return changed.getvalue()
 
 
 def _stack(image: sitk.Image) -> npt.NDArray[Any]:

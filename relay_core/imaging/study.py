@@ -130,7 +130,8 @@ def _nifti(content: bytes, suffix: str, channels: int) -> Study:
             with gzip.open(path) if suffix == ".nii.gz" else path.open("rb") as file:
                 raw = file.read(header.needed)  # no more: what follows may be a bomb
             count = math.prod(size)
-            values = np.frombuffer(raw, np.dtype(f"{header.order}f{header.code // 16 * 4}"), count, header.start)
+            kind = np.dtype(f"{header.order}f{4 if header.code == 16 else 8}")
+            values = np.frombuffer(raw, kind, count, header.start)
             if not np.isfinite(values).all():  # the reader below makes them 0
                 raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
         sitk.ProcessObject.SetGlobalWarningDisplay(False)

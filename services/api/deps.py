@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
+from services.api.inference.hosting import Host
 from services.api.readiness import Probe
 from services.site import audit, auth
 from services.site.artifacts import ArtifactStore
@@ -34,6 +36,10 @@ class Parts:
     registry: CollectorRegistry
     polls: CapacityLimiter
     """Threads that event streams may use: they leave the others to requests."""
+    host: Host
+    """Models in memory."""
+    decoders: threading.BoundedSemaphore
+    """Images of people that are decoded at once; they may be large."""
 
 
 async def parts(request: Request) -> Parts:
@@ -64,6 +70,18 @@ def require(role: Role) -> Callable[..., Identity]:
 Viewer = Annotated[Identity, Depends(require("viewer"))]
 Operator = Annotated[Identity, Depends(require("operator"))]
 Admin = Annotated[Identity, Depends(require("admin"))]
+
+
+def _caller_of_models(
+    request: Request, site: Site, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> Identity:
+    if given is None and site.settings.serve_anonymous:
+        return Identity("-", "anonymous", "viewer")
+    return require("viewer")(request, site, given)
+
+
+ModelCaller = Annotated[Identity, Depends(_caller_of_models)]
+"""Who calls a model by the Open Inference Protocol: a viewer, or with `serve_anonymous` anybody."""
 
 
 def _identify(site: Parts, token: str | None, address: str) -> Identity:

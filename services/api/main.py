@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,14 +12,18 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CollectorRegistry
+from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
+from relay_core.errors import RelayError
 from services.api import docs, metrics, problems
 from services.api.deps import Parts
-from services.api.middleware import BodyLimit, RequestContext
+from services.api.inference.hosting import Host
+from services.api.middleware import MAX_BODY, BodyLimit, RequestContext
 from services.api.readiness import Probe
 from services.api.routes import ROUTERS, imports
 from services.site import reconcile as reconciler
+from services.site import registry
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database, migrate
 from services.site.dispatch import doorbell
@@ -27,6 +33,7 @@ from services.site.settings import Settings, load_settings
 THREADS = 64
 """Requests that are worked on at once; the others wait."""
 STREAM_THREADS = 8
+DECODERS = 2
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
 }  # fmt: skip
@@ -41,13 +48,14 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
         reconcile: whether this process looks after lost jobs too; otherwise `relay reconcile` must run somewhere.
     """
     settings = settings or load_settings(needs_key=True)
-    registry = CollectorRegistry(auto_describe=False)
+    meters = CollectorRegistry(auto_describe=False)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-        site = await anyio.to_thread.run_sync(_open, settings, registry)
+        site = await anyio.to_thread.run_sync(_open, settings, meters)
         app.state.parts = site
+        threading.Thread(target=_warm_up, args=(site,), name="warm-up", daemon=True).start()
         stop, thread = threading.Event(), None
         if reconcile:
             arguments = (site.database, site.doorbell, settings, stop)
@@ -59,6 +67,7 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
             stop.set()
             if thread is not None:
                 await anyio.to_thread.run_sync(thread.join, 5.0)
+            site.host.close()
             await anyio.to_thread.run_sync(site.doorbell.close)
             site.database.close()
 
@@ -67,15 +76,26 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
         redirect_slashes=False, generate_unique_id_function=docs.operation_id, telemetry=NO_TELEMETRY,
     )  # fmt: skip
     app.openapi = docs.schema_of(app)  # type: ignore[method-assign]
-    app.add_middleware(BodyLimit, streams={imports.PATH})
-    app.add_middleware(RequestContext, durations=metrics.durations(registry))
+    app.add_middleware(BodyLimit, limits=lambda path: _body_limit(path, settings))
+    app.add_middleware(RequestContext, durations=metrics.durations(meters))
     problems.add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
     return app
 
 
-def _open(settings: Settings, registry: CollectorRegistry) -> Parts:
+log = logging.getLogger(__name__)
+_IMAGES = re.compile(r"/v2/models/.*/infer|/api/v1/models/[^/]*/predict")
+
+
+def _body_limit(path: str, settings: Settings) -> int | None:
+    """Bytes of a body that an address takes; None: it counts by itself."""
+    if path == imports.PATH:
+        return None
+    return settings.serve_max_mib << 20 if _IMAGES.fullmatch(path) else MAX_BODY
+
+
+def _open(settings: Settings, meters: CollectorRegistry) -> Parts:
     """Open what the site has. Raises Refusal `not_ready` where the database is not migrated to this version."""
     database = Database(settings.database)
     current, head = migrate.current(database), migrate.head()
@@ -83,8 +103,20 @@ def _open(settings: Settings, registry: CollectorRegistry) -> Parts:
         database.close()
         raise Refusal("not_ready", f"the database is at revision {current}, this version needs {head}: migrate it first")
     store = ArtifactStore(settings.artifact_folder)
-    registry.register(metrics.SiteCollector(settings, database, store))
+    meters.register(metrics.SiteCollector(settings, database, store))
     return Parts(
-        settings, database, store, doorbell(settings.broker), Probe(settings, database, store), registry,
-        anyio.CapacityLimiter(STREAM_THREADS),
+        settings, database, store, doorbell(settings.broker), Probe(settings, database, store), meters,
+        anyio.CapacityLimiter(STREAM_THREADS), Host(settings, store, meters),
+        threading.BoundedSemaphore(DECODERS),
     )  # fmt: skip
+
+
+def _warm_up(site: Parts) -> None:
+    """Load what is in production before the first caller comes; what cannot be loaded is told to whoever calls it."""
+    try:
+        with site.database.read() as session:
+            rows = [registry.version(session, name, number) for name, number in registry.in_production(session).items()]
+        for row in rows:
+            site.host.get(row.name, row.version, row.digest)
+    except (RelayError, SQLAlchemyError) as error:
+        log.warning("a model in production could not be loaded: %s", error)

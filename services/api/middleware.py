@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 
 from prometheus_client import Histogram
 from starlette.datastructures import Headers, MutableHeaders
@@ -47,7 +47,7 @@ class _Exchange:
             headers["X-Content-Type-Options"] = "nosniff"
             headers["X-Frame-Options"] = "DENY"
             headers["Referrer-Policy"] = "no-referrer"
-            if self.scope["path"].startswith("/api"):
+            if self.scope["path"].startswith(("/api", "/v2")):
                 headers["Cache-Control"] = "no-store"
         await self._send(message)
 
@@ -92,25 +92,25 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses a body that says, or turns out, to be larger than `limit` bytes.
+    """Refuses a body that says, or turns out, to be larger than its address takes.
 
     Args:
         app: what takes the others.
-        limit: in bytes.
-        streams: addresses that read their bodies as they come, and cap them by themselves.
+        limits: bytes that an address takes; None: it reads its bodies as they come, and caps them by itself.
     """
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY, streams: Collection[str] = ()) -> None:
-        self.app, self.limit, self.streams = app, limit, streams
+    def __init__(self, app: ASGIApp, limits: Callable[[str], int | None] = lambda path: MAX_BODY) -> None:
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
-        if scope["type"] != "http" or scope["method"] not in _BODY_METHODS or scope["path"] in self.streams:
+        limit = self.limits(scope["path"]) if scope["type"] == "http" and scope["method"] in _BODY_METHODS else None
+        if limit is None:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > self.limit:
+        if declared.isdigit() and int(declared) > limit:
             await drain(receive)
-            await problem(scope, "too_large", f"a body may have {self.limit} bytes here")(scope, receive, send)
+            await problem(scope, "too_large", f"a body may have {limit} bytes here")(scope, receive, send)
             return
         size = 0
 
@@ -118,7 +118,7 @@ class BodyLimit:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.limit:
+            if size > limit:
                 if message.get("more_body", False):
                     await drain(receive)
                 raise HTTPException(413)

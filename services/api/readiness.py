@@ -9,6 +9,7 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
+from services.api.inference import hosting
 from services.api.schemas import Check, Readiness
 from services.site import workers
 from services.site.artifacts import ArtifactStore
@@ -47,7 +48,9 @@ class Probe:
         checks["worker"] = Check(ok=bool(seen), detail=f"seen lately: {len(seen)}")
         vital = all(check.ok for check in checks.values())
         checks["device"] = self._device(seen)
-        status = "not_ready" if not vital else "ready" if checks["device"].ok else "degraded"
+        checks["inference"] = self._inference()
+        well = checks["device"].ok and checks["inference"].ok
+        status = "not_ready" if not vital else "ready" if well else "degraded"
         return Readiness(status=status, checks=checks)
 
     def _write(self) -> Check:
@@ -83,6 +86,17 @@ class Probe:
     def _migrations(self) -> Check:
         current = migrate.current(self.database)
         return Check(ok=current == self._head, detail=f"at {current}, this version's is {self._head}")
+
+    def _inference(self) -> Check:
+        """Whether models would run on what the settings ask for."""
+        wanted = self.settings.serve_device
+        try:
+            found = hosting.runtime().providers(wanted)[0]
+        except RelayError as error:
+            return Check(ok=False, detail=str(error))
+        name = found if isinstance(found, str) else found[0]
+        ok = name == "CUDAExecutionProvider" or not wanted.startswith("cuda")
+        return Check(ok=ok, detail=f"provider: {name}" + ("" if ok else f"; wanted: {wanted}"))
 
     def _device(self, seen: list[Worker]) -> Check:
         """Whether a worker computes on what the settings ask for; says what they compute on, and with which ops."""

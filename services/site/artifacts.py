@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 
 from relay_core.files import replace_with, sync
 from services.site.db.engine import Database
-from services.site.db.models import Artifact, Attachment, Checkpoint
+from services.site.db.models import Artifact, Attachment, Checkpoint, Model
 from services.site.errors import Refusal
 
 CHUNK = 1 << 20
@@ -195,7 +195,11 @@ def attached(session: Session, owner: str) -> dict[str, Artifact]:
 
 def sweep(database: Database, store: ArtifactStore, grace: float = GRACE) -> int:
     """Delete bytes that no row has needed for `grace` seconds; return how many files went."""
-    unneeded = [Artifact.digest.not_in(select(Attachment.digest)), Artifact.digest.not_in(select(Checkpoint.digest))]
+    unneeded = [
+        Artifact.digest.not_in(select(Attachment.digest)),
+        Artifact.digest.not_in(select(Checkpoint.digest)),
+        Artifact.digest.not_in(select(Model.digest)),
+    ]
     with database.write() as session:
         dropped = session.scalars(delete(Artifact).where(*unneeded).returning(Artifact.digest)).all()
     for digest in dropped:

@@ -45,6 +45,13 @@ CATALOGUE: dict[str, Entry] = {
     "path_escape": Entry(422, "The path leaves the site's data root"),
     "dataset_missing": Entry(422, "A data set is not registered"),
     "preview_missing": Entry(409, "The data set has no preview yet"),
+    # models that are served
+    "image_invalid": Entry(422, "The image cannot be used"),
+    "inference_invalid": Entry(400, "The inference request is not valid"),
+    "model_invalid": Entry(422, "The exported model cannot be used"),
+    "model_unavailable": Entry(503, "The model cannot be served now"),
+    "reason_missing": Entry(422, "A reason is needed"),
+    "busy": Entry(429, "The model has too many requests waiting"),
     # the state of the site
     "queue_full": Entry(429, "The queue is full"),
     "storage_full": Entry(507, "The site's storage is full"),

@@ -19,7 +19,7 @@ from services.site.db.models import DeviceLease, Job, JobEvent, clock, now
 from services.site.errors import Refusal
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
-Kind = Literal["train", "evaluate", "preflight", "samples", "export", "import", "report"]
+Kind = Literal["train", "evaluate", "preflight", "samples", "export", "import", "report", "export_onnx", "predict"]
 
 MOVES: dict[State, frozenset[State]] = {
     "queued": frozenset({"running", "cancelled"}),

@@ -6,8 +6,9 @@ the look and the job that names it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import select
@@ -111,6 +112,35 @@ def samples(session: Session, checkpoint_id: str, *, per_site: int = 8) -> Plan:
     """Draw what a checkpoint's generators remember. Raises Refusal `not_found`."""
     checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
     return Plan({"per_site": per_site}, 1, checkpoint.run_id, checkpoint.id)
+
+
+def export_onnx(
+    session: Session, checkpoint_id: str, *, name: str | None = None, precision: str = "fp32",
+    datasets: Mapping[int, str] | None = None,
+) -> Plan:  # fmt: skip
+    """Make a checkpoint's solver a model that can be served, proved on every test set of its run that is registered here.
+
+    Args:
+        session: to read with.
+        checkpoint_id: the checkpoint.
+        name: of the model; default: from the run's name.
+        precision: fp32, fp16 or int8.
+        datasets: task_id -> data set id; a site that is not in it takes the data set of its own name.
+
+    Raises:
+        Refusal: `not_found`, `dataset_missing`.
+    """
+    plan = evaluate(session, checkpoint_id, datasets=datasets)
+    run = need(session, Run, str(plan.run_id))
+    name = name or re.sub(r"[^a-z0-9._-]+", "-", run.name.lower()).strip("-._")[:64] or "model"
+    return replace(plan, params={**plan.params, "name": name, "precision": precision}, gpus=0)
+
+
+def predict(session: Session, checkpoint_id: str, dataset_id: str) -> Plan:
+    """Predict every image of a data set. Raises Refusal `not_found`."""
+    checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    dataset = need(session, Dataset, dataset_id, hold=True)
+    return Plan({"dataset": dataset.id}, 1, checkpoint.run_id, checkpoint.id)
 
 
 def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> Plan:

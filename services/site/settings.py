@@ -99,6 +99,22 @@ class Settings(BaseSettings):
     """Free space of the artifact volume below which the site is not ready and takes no job."""
     max_bundle_mib: int = Field(default=8192, ge=1)
     """Size of a bundle beyond which it is not taken in."""
+    serve_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    """What served models run on: auto, cpu, cuda or cuda:N."""
+    serve_threads: int = Field(default=0, ge=0)
+    """CPU threads of one call of a served model; 0: one a core."""
+    serve_memory_mib: int = Field(default=1024, ge=1)
+    """Served models beyond this are let go, those that were not used for longest first (an estimate from their files)."""
+    serve_batch: int = Field(default=16, ge=1)
+    """Images that run together at most, from requests that wait."""
+    serve_batch_delay: float = Field(default=0.0, ge=0, le=1000)
+    """Milliseconds that a request waits for others to run with; 0: only while the model is busy anyway."""
+    serve_queue: int = Field(default=64, ge=1)
+    """Requests that may wait for one model; more are answered 429."""
+    serve_max_mib: int = Field(default=256, ge=1)
+    """Size of an image, or of an inference request, that is taken in."""
+    serve_anonymous: bool = False
+    """Whether the Open Inference Protocol (/v2) answers without a token, for clients that cannot send one."""
     queue_limit: int = Field(default=10_000, ge=1)
     """Queued jobs beyond which a new one is refused."""
     lockout_failures: int = Field(default=10, ge=1)

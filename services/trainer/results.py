@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, audit, handoff
+from services.site import artifacts, audit, handoff, registry
 from services.site.artifacts import ArtifactStore
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, Run
 from services.site.errors import Refusal
@@ -17,11 +17,11 @@ from services.site.headers import CheckpointFile
 from services.site.plan import need
 from services.trainer.child import NOTE
 from services.trainer.folder import newest_checkpoints
-from services.trainer.work import Work
+from services.trainer.work import PREDICTIONS, STAGED, Work
 
 MEDIA_TYPES = {
     ".png": "image/png", ".json": "application/json", ".csv": "text/csv", ".md": "text/markdown; charset=utf-8",
-    ".relay": handoff.MEDIA_TYPE,
+    ".relay": handoff.MEDIA_TYPE, ".onnx": registry.MEDIA_TYPE, ".zip": "application/zip",
 }  # fmt: skip
 """Suffixes of files that are published; run files name folders of this machine and are not."""
 CHECKPOINT = "application/vnd.safetensors"
@@ -46,9 +46,10 @@ def store_results(store: ArtifactStore, work: Work) -> _Stored:
     own = [c for c in newest_checkpoints(work.folder) if c.finished and c.path.parent not in inputs]
     if len(own) < work.sites:
         raise Refusal("checkpoint_invalid", f"{work.sites} sites were trained, and {len(own)} left a finished checkpoint")
+    own_alone = [*inputs, work.folder / PREDICTIONS / STAGED]
     stored = _Stored([(c, *store.put_file(c.path)) for c in own], {})
     for path in sorted(work.folder.rglob("*")):
-        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in inputs and path.name != NOTE:
+        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in own_alone and path.name != NOTE:
             inside = path.relative_to(work.folder).as_posix()
             stored.files[inside] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
     return stored
@@ -131,6 +132,11 @@ def _publish_import(session: Session, job: Job, stored: _Stored, last: dict[str,
     return {"bundle": handoff.quarantine(session, job, last["bundle"], files).id}
 
 
+def _publish_model(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
+    row = registry.publish(session, job, {"proof": last["proof"], "facts": last["facts"]}, stored.files[registry.FILE])
+    return {"model": row.name, "version": row.version}
+
+
 def _named(stored: _Stored) -> dict[str, tuple[str, int, str]]:
     """The files of a bundle by their names, whatever folder the core puts them into."""
     return {Path(name).name: file for name, file in stored.files.items()}
@@ -145,4 +151,5 @@ def _publish_report(session: Session, job: Job, stored: _Stored, last: dict[str,
 
 _PUBLISHERS = {
     "preflight": _publish_preflight, "export": _publish_export, "import": _publish_import, "report": _publish_report,
+    "export_onnx": _publish_model,
 }  # fmt: skip

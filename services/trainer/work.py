@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, folders, handoff
+from services.site import artifacts, folders, handoff, registry
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.db.models import Bundle, Checkpoint, Dataset, Job, Run
@@ -27,6 +27,10 @@ from services.trainer.folder import write_run_files
 
 INPUT = "input"
 """Folder below an attempt's that holds what a job looks at: it is not the job's own."""
+PREDICTIONS = "predictions"
+"""Folder below an attempt's that predictions go to; single masks in it are not published, their archive is."""
+STAGED = "masks"
+"""Their folder there."""
 KEY_VARIABLES = ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE")
 
 
@@ -78,7 +82,12 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
     with database.read() as session:
         job = need(session, Job, claim.job_id)
         work = Work(job, folder, [])
-        if job.kind in ("export", "import", "report"):  # they begin anew: what an attempt before left may be half of it
+        if job.kind in (
+            "export",
+            "import",
+            "report",
+            "export_onnx",
+        ):  # they begin anew: what an attempt before left may be half of it
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         _MAKERS[job.kind](session, settings, claim, work)
@@ -151,6 +160,22 @@ def _samples(session: Session, settings: Settings, claim: Claim, work: Work) -> 
     count = str(work.job.params["per_site"])
     out = str(work.folder / "samples.png")
     work.command = _core(claim, "samples", str(checkpoint), "--per-site", count, "--out", out)
+
+
+def _export_onnx(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+    checkpoint = _input_checkpoint(session, work)
+    run = run_file(need(session, Run, str(work.job.run_id)))
+    file = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
+    wanted = ["--precision", work.job.params["precision"], "--out", str(work.folder / registry.FILE)]
+    work.command = _core(claim, "export-onnx", str(checkpoint), "--run", str(file), *wanted)
+
+
+def _predict(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+    checkpoint = _input_checkpoint(session, work)
+    row = need(session, Dataset, work.job.params["dataset"])
+    path = folders.inside(settings.data_folder, row.path)
+    options = ["--options", json.dumps(row.options), "--out", str(work.folder / PREDICTIONS)]
+    work.command = _core(claim, "predict-dataset", str(checkpoint), row.layout, str(path), *options)
 
 
 def _preflight(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
@@ -229,5 +254,5 @@ def _option(work: Work, option: str, artifact: artifacts.Artifact | None, name: 
 
 _MAKERS: dict[str, Callable[[Session, Settings, Claim, Work], None]] = {
     "train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight, "export": _export,
-    "import": _import, "report": _report,
+    "import": _import, "report": _report, "export_onnx": _export_onnx, "predict": _predict,
 }  # fmt: skip

@@ -21,10 +21,10 @@ import httpx
 import yaml
 from sqlalchemy import select
 
-from services.site import artifacts, audit, auth, handoff, jobs, leases, workers
+from services.site import artifacts, audit, auth, handoff, jobs, leases, registry, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database
-from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation, Job, new_id
+from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation, Job, Model, new_id
 from services.site.settings import Settings, load_settings
 from tests.conftest import MODEL
 
@@ -195,6 +195,28 @@ class Site:
             row = handoff.built(session, session.get_one(Job, job["id"]), facts(checkpoint.run_id), files)
             leases.finish(session, claim, "succeeded", result={"bundle": row.id})
         return row
+
+    def model(self, exported: Any, name: str | None = None, dice: float | None = None, **fields: Any) -> Model:
+        """What the export of a model leaves: the next version of `name`, with this Dice on its tests."""
+        name = name or f"model-{next(NUMBERS)}"
+        checkpoint = fields.pop("checkpoint", None) or self.checkpoint()
+        job = self.submit({"kind": "export_onnx", "checkpoint_id": checkpoint.id, "name": name})
+        claim = self.claim(job["id"])
+        proof = json.loads(json.dumps(exported.proof))
+        for found in proof["tests"].values():
+            found["dice"] = found["dice"] if dice is None else dice
+        file = (*self.store.put([exported.content]), registry.MEDIA_TYPE)
+        with self.database.write() as session:
+            said = {"proof": proof, "facts": exported.facts}
+            row = registry.publish(session, session.get_one(Job, job["id"]), said, file)
+            leases.finish(session, claim, "succeeded", result={"model": row.name, "version": row.version})
+        return row
+
+    def promote(self, name: str, version: int, **body: Any) -> httpx.Response:
+        """Put a version into production, having read what is there."""
+        tag = self.viewer.get(f"/api/v1/models/{name}").headers.get("etag", '"0"')
+        path = f"/api/v1/models/{name}/promote"
+        return self.operator.post(path, json={"version": version, **body}, headers={"If-Match": tag})
 
     def bring(self, content: bytes = b"", key: str | None = None, **params: str) -> httpx.Response:
         """An upload; by default of a file that nobody brought before."""

@@ -1,5 +1,6 @@
 """Real trainings through the worker's code, at toy size."""
 
+import io
 import json
 import os
 import shutil
@@ -7,12 +8,14 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
 
-from services.site import jobs, leases, plan
+from relay_core.export.session import Session
+from services.site import jobs, leases, plan, registry
 from services.site.artifacts import attached
 from services.site.db.engine import DatabaseError
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, JobEvent, Metric
@@ -117,6 +120,40 @@ def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: Station,
         assert row.matrices["dice_per_sample"]["values"] == trained["values"][:1]
         assert "dice_per_sample.png" in attached(session, row.id)
         assert list(attached(session, done["samples"])) == ["samples.png"]
+
+
+def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+    small_site.submit_train(small_site.add_run(toy_run))
+    station.work_once()
+    with small_site.database.read() as session:
+        last = session.scalars(select(Checkpoint).order_by(Checkpoint.task_id.desc())).first()
+        dataset = session.scalars(select(Dataset).where(Dataset.name == "Domain1")).one()
+        asked = {
+            "export_onnx": plan.export_onnx(session, last.id, name="fundus"),
+            "predict": plan.predict(session, last.id, dataset.id),
+        }
+    done = {kind: submit(small_site, kind, made) for kind, made in asked.items()}
+    assert station.work_once()
+    assert station.work_once()
+    for kind, job_id in done.items():
+        assert (small_site.job(job_id).state, small_site.job(job_id).error) == ("succeeded", None), kind
+    assert small_site.job(done["export_onnx"]).result == {"model": "fundus", "version": 1}
+    with small_site.database.read() as session:
+        row = registry.version(session, "fundus", 1)
+        assert (row.checkpoint_id, row.precision) == (last.id, "fp32")
+        assert set(row.facts["proof"]["tests"]) == {"Domain1", "Domain2"}
+        assert Session(b"".join(small_site.store.read(row.digest)), "cpu").facts.checkpoint == last.content_digest
+        files = attached(session, done["predict"])
+        assert set(files) == {"predictions.masks.zip", "predictions.measurements.csv"}
+        table = b"".join(small_site.store.read(files["predictions.measurements.csv"].digest)).decode().splitlines()
+        packed = b"".join(small_site.store.read(files["predictions.masks.zip"].digest))
+    assert len(table) == 1 + 2 * 12
+    assert table[1].startswith("train/ROIs/image/0000.png,1,optic disc,")
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        assert len(archive.namelist()) == 12
+    told = [event for event in events_of(small_site, done["predict"]) if event["event"] == "progress"]
+    assert told
+    assert told[-1]["total"] == 12
 
 
 def test_a_preflight_reports_and_draws(small_site: SiteKit, station: Station, toy_run: Path) -> None:

@@ -1,6 +1,19 @@
 """The addresses, one module a noun."""
 
-from services.api.routes import audit, checkpoints, datasets, evaluations, exports, imports, jobs, runs, story, system
+from services.api.routes import (
+    audit,
+    checkpoints,
+    datasets,
+    evaluations,
+    exports,
+    imports,
+    jobs,
+    models,
+    runs,
+    story,
+    system,
+    v2,
+)
 
 ROUTERS = (
     system.router,
@@ -12,6 +25,8 @@ ROUTERS = (
     evaluations.router,
     exports.router,
     imports.router,
+    models.router,
+    v2.router,
     audit.router,
 )
 

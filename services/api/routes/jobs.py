@@ -32,7 +32,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 def submit_job(
     body: Annotated[schemas.JobRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
 ) -> schemas.Job:
-    """Queue a job of kind train, evaluate, samples or preflight; for the other kinds see exports and imports."""
+    """Queue a job: train, evaluate, samples, preflight, export_onnx, predict. Other kinds come from exports and imports."""
     asked = body.model_dump(mode="json")
     with site.database.write() as session:
         job = jobs.replayed(session, caller.actor, key, asked)
@@ -67,6 +67,12 @@ def _plan(session: Session, body: schemas.JobRequest) -> Plan:
             return plan.samples(session, body.checkpoint_id, per_site=body.per_site)
         case schemas.PreflightRequest():
             return plan.preflight(session, body.dataset_id, previews=body.previews)
+        case schemas.ExportOnnxRequest():
+            return plan.export_onnx(
+                session, body.checkpoint_id, name=body.name, precision=body.precision, datasets=_by_site(body.datasets)
+            )
+        case schemas.PredictRequest():
+            return plan.predict(session, body.checkpoint_id, body.dataset_id)
         case _:
             assert_never(body)
 

@@ -20,8 +20,10 @@ from services.api.schemas.common import (
     JobId,
     RunId,
 )
+from services.api.schemas.models import ModelName
 from services.api.schemas.runs import TaskNumber
 from services.site.jobs import Kind, State
+from services.site.registry import Precision
 
 TaskKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}$")]
 DatasetsBySite = Annotated[
@@ -81,8 +83,42 @@ class PreflightRequest(Ask):
     previews: Annotated[int, Field(ge=0, le=32)] = 8
 
 
+class ExportOnnxRequest(Ask):
+    """Make a checkpoint's solver a model that can be served: the next version of its name.
+
+    It is proved on every test set of the run that is registered here; one that does not give what the solver gives fails.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"kind": "export_onnx", "checkpoint_id": EXAMPLE_CHECKPOINT, "name": "fundus"}]}
+    )
+
+    kind: Literal["export_onnx"]
+    checkpoint_id: CheckpointId
+    name: ModelName | None = None
+    """null: from the run's name."""
+    precision: Precision = "fp32"
+    """fp16 and int8 are smaller; they must keep the Dice on each test set to 0.01."""
+    datasets: DatasetsBySite = Field(default_factory=dict)
+    """task_id -> data set; a site that is not in it takes the data set of its own name."""
+
+
+class PredictRequest(Ask):
+    """Predict every image of a data set: masks, and a table of measurements."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"kind": "predict", "checkpoint_id": EXAMPLE_CHECKPOINT, "dataset_id": EXAMPLE_DATASET}]
+        }
+    )
+
+    kind: Literal["predict"]
+    checkpoint_id: CheckpointId
+    dataset_id: DatasetId
+
+
 JobRequest = Annotated[
-    TrainRequest | EvaluateRequest | SamplesRequest | PreflightRequest,
+    TrainRequest | EvaluateRequest | SamplesRequest | PreflightRequest | ExportOnnxRequest | PredictRequest,
     Field(discriminator="kind"),
 ]
 

@@ -288,6 +288,43 @@ class Bundle(Base):
     """The state, where `received` is told apart by its job: verifying while that waits or runs, else refused."""
 
 
+class Model(Base):
+    """A version of a model that can be served: an ONNX file that was exported and proved here."""
+
+    __tablename__ = "models"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("model"))
+    name: Mapped[str] = mapped_column(String(64))
+    version: Mapped[int]
+    """1, 2, 3, ... of its name."""
+    precision: Mapped[str] = mapped_column(String(10))
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    checkpoint_id: Mapped[str] = mapped_column(String(64), index=True)
+    """What it was made of (no foreign key: a checkpoint may be deleted)."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
+    facts: Mapped[dict[str, Any]]
+    """{proof, facts}: how it was proved, and what it says of itself."""
+    created_by: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[float] = mapped_column(default=clock())
+
+    __table_args__ = (UniqueConstraint("name", "version"),)
+
+
+class Promotion(Base):
+    """A change of which version of a model is in production; the last one counts."""
+
+    __tablename__ = "promotions"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """1, 2, 3, ... of its name."""
+    version: Mapped[int]
+    actor: Mapped[str] = mapped_column(String(200))
+    reason: Mapped[str | None] = mapped_column(Text)
+    comparison: Mapped[dict[str, Any]]
+    """What was shown to who decided."""
+    at: Mapped[float] = mapped_column(default=clock())
+
+
 class Token(Base):
     """A bearer token; the token itself is nowhere, only a keyed hash."""
 

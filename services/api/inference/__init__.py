@@ -1,0 +1,1 @@
+"""Models in memory, and the wire format in which programs call them."""

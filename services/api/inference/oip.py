@@ -1,0 +1,215 @@
+"""The Open Inference Protocol, version 2, over HTTP: tensors as JSON numbers or as bytes behind the JSON.
+
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol, binary tensor data extension included.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.site.errors import Refusal
+
+LENGTH = "Inference-Header-Content-Length"
+TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+OUTPUT_TYPES = {"logits": "FP32", "probabilities": "FP32", "confidence": "FP32", "mask": "UINT8", "looks": "FP32"}
+MAX_OUTPUT = 1 << 28
+"""Bytes of an answer."""
+_RANGE = 1e-3
+"""By which values may leave 0..1."""
+
+
+def invalid(message: str) -> Refusal:
+    """What a request that cannot be carried out is answered with."""
+    return Refusal("inference_invalid", message)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request."""
+
+    id: str | None
+    images: npt.NDArray[np.float32]
+    outputs: dict[str, bool]
+    """Name -> whether as bytes."""
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """A body without its Content-Encoding.
+
+    Raises:
+        Refusal: `unsupported_media_type`, `bad_request`, `too_large`.
+    """
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise Refusal("unsupported_media_type", "Content-Encoding: gzip or deflate")
+    try:
+        reader = zlib.decompressobj(31 if encoding == "gzip" else 15)
+        plain = reader.decompress(body, limit + 1)
+    except zlib.error:
+        raise Refusal("bad_request", f"the body is not {encoding}") from None
+    if len(plain) > limit:
+        raise Refusal("too_large", f"the body has more than {limit} bytes, decompressed")
+    if not reader.eof:
+        raise Refusal("bad_request", f"the body's {encoding} is truncated")
+    return plain
+
+
+def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
+    """An answer in the encoding that is asked for by name alone; a client that lists several gets it plain, and sooner."""
+    match accepted.strip().lower():
+        case "gzip":
+            return gzip.compress(body, 1), "gzip"
+        case "deflate":
+            return zlib.compress(body, 1), "deflate"
+    return body, None
+
+
+def parse(body: bytes, length: str | None, channels: int, most_pixels: int) -> Asked:
+    """Read a request.
+
+    Args:
+        body: decompressed.
+        length: the header `Inference-Header-Content-Length`: bytes of the JSON part; None: all of it is JSON.
+        channels: of the model's input.
+        most_pixels: N x H x W that are worked on.
+
+    Raises:
+        Refusal: `inference_invalid`, naming the key.
+    """
+    if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+        raise invalid(f"{LENGTH}: not a number of bytes that the body has")
+    split = len(body) if length is None else int(length)
+    try:
+        head = json.loads(body[:split])
+    except (ValueError, RecursionError):
+        raise invalid(f"the request is not JSON; with binary tensors, {LENGTH} says where the JSON ends") from None
+    if not isinstance(head, dict):
+        raise invalid("the request is not a JSON object")
+    inputs = head.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise invalid("inputs: give one, named image")
+    images = _image(inputs[0], body[split:], channels, most_pixels)
+    request_id = head.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise invalid("id: a string")
+    return Asked(request_id, images, _outputs(head))
+
+
+def _image(tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: int) -> npt.NDArray[np.float32]:
+    if tensor.get("name") != "image":
+        raise invalid(f"inputs: there is no input {str(tensor.get('name'))[:50]!r}; the model's is image")
+    if tensor.get("datatype") != "FP32":
+        raise invalid(f"image: datatype {str(tensor.get('datatype'))[:20]!r}; the model takes FP32, values 0 to 1")
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 1 for n in shape):
+        raise invalid("image: shape must be a list of positive whole numbers")
+    if len(shape) != 4 or shape[1] != channels:
+        raise invalid(f"image: shape {shape[:6]}; the model takes [images, {channels}, height, width]")
+    if shape[0] * shape[2] * shape[3] > most_pixels:
+        raise invalid(f"image: {shape[0]} x {shape[2]} x {shape[3]} pixels; one request may have {most_pixels}")
+    parameters = tensor.get("parameters") or {}
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    count = math.prod(shape)
+    if size is not None:
+        if size != count * 4 or len(raw) != size:
+            raise invalid(f"image: shape {shape} needs {count * 4} bytes; {size} are announced, {len(raw)} came")
+        values = np.frombuffer(raw, TYPES["FP32"]).reshape(shape)
+    else:
+        if raw:
+            raise invalid("image: bytes follow the JSON, but its parameters have no binary_data_size")
+        values = _from_json(tensor.get("data"), count).reshape(shape)
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise invalid("image: has values that are not finite numbers (NaN or infinity)")
+    if low < -_RANGE or high > 1 + _RANGE:
+        raise invalid(f"image: values from {low:g} to {high:g}; black is 0 and white is 1")
+    return values
+
+
+def _from_json(data: Any, count: int) -> npt.NDArray[np.float32]:
+    """Numbers of a flat or nested list."""
+    try:
+        values = np.asarray(data, dtype=np.float64).ravel() if isinstance(data, list) else None
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        values = None
+    if values is None:
+        raise invalid("image: data must be a list of numbers, flat or nested as the shape says")
+    if len(values) != count:
+        raise invalid(f"image: the shape has {count} values, data has {len(values)}")
+    return values.astype(np.float32)
+
+
+def _outputs(head: Mapping[str, Any]) -> dict[str, bool]:
+    binary = _flag(head.get("parameters"), "binary_data_output", False)
+    wanted = head.get("outputs")
+    if wanted is None or wanted == []:
+        return dict.fromkeys(OUTPUT_TYPES, binary)
+    if not isinstance(wanted, list) or not all(isinstance(entry, dict) for entry in wanted):
+        raise invalid("outputs: a list of objects, each with the name of an output")
+    found = {}
+    for entry in wanted:
+        name, parameters = entry.get("name"), entry.get("parameters")
+        if not isinstance(name, str) or name not in OUTPUT_TYPES:
+            raise invalid(f"outputs: there is no output {str(name)[:50]!r}; the model's are {', '.join(OUTPUT_TYPES)}")
+        if isinstance(parameters, dict) and parameters.get("classification"):
+            raise invalid("outputs: classification is not offered; take probabilities")
+        found[name] = _flag(parameters, "binary_data", binary)
+    return found
+
+
+def _flag(parameters: Any, name: str, default: bool) -> bool:
+    value = parameters.get(name, default) if isinstance(parameters, dict) else default
+    if not isinstance(value, bool):
+        raise invalid(f"parameters: {name} is true or false")
+    return value
+
+
+def answer(name: str, version: int, asked: Asked, results: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON part where bytes follow it.
+
+    Raises:
+        Refusal: `too_large`.
+    """
+    tensors, parts = [], []
+    if sum(results[key].nbytes * (1 if binary else 8) for key, binary in asked.outputs.items()) > MAX_OUTPUT:
+        raise Refusal("too_large", f"the answer has more than {MAX_OUTPUT} bytes; ask for fewer outputs, or for bytes")
+    for key, binary in asked.outputs.items():
+        values, datatype = results[key], OUTPUT_TYPES[key]
+        tensor: dict[str, Any] = {"name": key, "datatype": datatype, "shape": list(values.shape)}
+        if binary:
+            raw = np.ascontiguousarray(values, TYPES[datatype]).tobytes()
+            tensor["parameters"] = {"binary_data_size": len(raw)}
+            parts.append(raw)
+        else:
+            tensor["data"] = values.ravel().tolist()
+        tensors.append(tensor)
+    head: dict[str, Any] = {"model_name": name, "model_version": str(version), "outputs": tensors}
+    if asked.id is not None:
+        head["id"] = asked.id
+    text = json.dumps(head, separators=(",", ":")).encode()
+    return b"".join([text, *parts]), len(text) if parts else None
+
+
+def metadata(name: str, versions: Sequence[int], channels: int, classes: int) -> dict[str, Any]:
+    """A model's metadata."""
+    shapes = {
+        "logits": [-1, classes, -1, -1], "probabilities": [-1, classes, -1, -1], "confidence": [-1, -1, -1],
+        "mask": [-1, -1, -1], "looks": [-1, 2 * channels + 1],
+    }  # fmt: skip
+    return {
+        "name": name,
+        "versions": [str(number) for number in versions],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, channels, -1, -1]}],
+        "outputs": [{"name": key, "datatype": OUTPUT_TYPES[key], "shape": shape} for key, shape in shapes.items()],
+    }

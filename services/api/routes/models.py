@@ -1,0 +1,259 @@
+"""Served models: their versions, which of them is in production, and people's way to call them."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, Query, Request, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.api import pages, schemas
+from services.api.deps import IfMatch, Operator, Parts, Site, Viewer
+from services.api.docs import ETAG, Responses, changes, refusals, success
+from services.api.inference.hosting import Hosted
+from services.api.pages import PageQuery
+from services.api.streaming import PartQuery, download, stored
+from services.site import registry
+from services.site.db.models import Artifact, Model, Promotion
+from services.site.errors import Refusal
+
+router = APIRouter(prefix="/api/v1/models", tags=["models"])
+ONNX = "application/vnd.onnx"
+VersionQuery = Annotated[
+    schemas.Version | schemas.Absent, Query(description="Default: the one in production.", examples=[1])
+]
+PREDICTED = {
+    "X-Relay-Model": {"description": "name/version", "required": True, "schema": {"type": "string"}},
+    "X-Relay-Provider": {"description": "What ran it.", "required": True, "schema": {"type": "string"}},
+    "X-Relay-Warning": {"description": "What whoever reads the mask should know.", "schema": {"type": "string"}},
+}
+_BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+UPLOADS = ("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/dicom", "application/gzip",
+           "application/zip")  # fmt: skip
+
+
+@router.get("", responses=refusals("cursor_invalid"))
+def list_models(
+    site: Site,
+    caller: Viewer,
+    paging: PageQuery,
+    name: Annotated[schemas.ModelName | schemas.Absent, Query()] = None,
+    run_id: Annotated[schemas.RunId | schemas.Absent, Query()] = None,
+) -> schemas.Page[schemas.ModelVersion]:
+    """Versions of all models, newest first."""
+    filters = {"name": name, "run_id": run_id}
+    with site.database.read() as session:
+        rows, cursor = pages.read(session, site.settings.key, Model, paging, filters, [Model.id])
+        return schemas.Page(items=_shown(session, rows), next_cursor=cursor)
+
+
+@router.get("/{name}", responses={**success(200, "Its production.", headers=ETAG), **refusals("not_found")})
+def get_production(name: schemas.ModelName, site: Site, caller: Viewer, response: Response) -> schemas.Production:
+    """Which version of a model is in production, since when and why."""
+    with site.database.read() as session:
+        last = registry.production(session, name)
+        if last is None and session.scalars(select(Model.id).where(Model.name == name).limit(1)).first() is None:
+            raise Refusal("not_found", f"model {name} is not known here")
+        return _production(name, last, response)
+
+
+@router.get("/{name}/versions/{version}", responses=refusals("not_found"))
+def get_model(name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer) -> schemas.ModelVersion:
+    """One version: what it was made of, and how it was proved."""
+    with site.database.read() as session:
+        return _shown(session, [registry.version(session, name, version)])[0]
+
+
+@router.get("/{name}/versions/{version}/comparison", responses=refusals("not_found"))
+def compare_model(name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer) -> schemas.Comparison:
+    """Its Dice on each test set next to that of the version in production: look before you promote."""
+    with site.database.read() as session:
+        row, last = registry.version(session, name, version), registry.production(session, name)
+        current = registry.version(session, name, last.version) if last else None
+        return schemas.Comparison.model_validate(registry.compare(row, current))
+
+
+@router.get(
+    "/{name}/versions/{version}/download",
+    response_class=Response,
+    responses={
+        **download("The ONNX file.", ONNX),
+        **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
+    },
+)
+def download_model(
+    name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer, part: PartQuery
+) -> Response:
+    """Its ONNX file, with its facts in the metadata."""
+    with site.database.read() as session:
+        row = registry.version(session, name, version)
+        artifact = session.get_one(Artifact, row.digest)
+    return stored(site, artifact, ONNX, filename=f"{name}-{version}.onnx", part=part)
+
+
+@router.delete("/{name}/versions/{version}", status_code=204, responses=refusals("forbidden", "not_found", "in_use"))
+def delete_model(name: schemas.ModelName, version: schemas.Version, site: Site, caller: Operator) -> None:
+    """Delete a version. Refused while it is in production, or was before the present one."""
+    with site.database.write() as session:
+        registry.delete(session, name, version, caller.actor)
+    site.host.drop(name, version)
+
+
+_CHANGED: Responses = {
+    **success(200, "What is in production now.", headers=ETAG),
+    **changes("not_found", "conflict", "reason_missing", "precondition_required", "precondition_failed"),
+}
+
+
+@router.post("/{name}/promote", responses=_CHANGED)
+def promote_model(
+    name: schemas.ModelName, body: Annotated[schemas.PromoteRequest, Body()], if_match: IfMatch, site: Site,
+    caller: Operator, response: Response,
+) -> schemas.Production:  # fmt: skip
+    """Put a version into production: it answers where no version is named.
+
+    One that is worse than the present one on any test set needs a reason; the refusal shows the comparison.
+    """
+    with site.database.write() as session:
+        _check_number(session, name, if_match)
+        made = registry.promote(session, name, body.version, caller.actor, body.reason)
+        return _production(name, made, response)
+
+
+@router.post("/{name}/rollback", responses=_CHANGED)
+def roll_back_model(
+    name: schemas.ModelName, body: Annotated[schemas.RollbackRequest, Body()], if_match: IfMatch, site: Site,
+    caller: Operator, response: Response,
+) -> schemas.Production:  # fmt: skip
+    """Back to the version that was in production before the last change."""
+    with site.database.write() as session:
+        _check_number(session, name, if_match)
+        made = registry.roll_back(session, name, caller.actor, body.reason)
+        return _production(name, made, response)
+
+
+@router.post(
+    "/{name}/predict",
+    response_model=schemas.Measurements,
+    responses={
+        200: {
+            "description": "What the model sees; other outputs are files.",
+            "headers": PREDICTED,
+            "content": dict.fromkeys(("image/png", "application/gzip", "application/dicom", "application/zip"), _BYTES),
+        },
+        **refusals(
+            "bad_request", "too_large", "not_found", "image_invalid", "busy", "model_unavailable", "model_invalid",
+            "artifact_damaged",
+        ),
+    },
+    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(UPLOADS, _BYTES)}},
+)  # fmt: skip
+async def predict_image(
+    name: schemas.ModelName, request: Request, site: Site, caller: Viewer, version: VersionQuery = None,
+    output: Annotated[
+        schemas.Output,
+        Query(description="mask and overlay: PNG of a 2-D image; nifti: with the source's geometry; seg: DICOM SEG; all: a "
+              "zip of everything that there is."),
+    ] = "measurements",
+) -> Response:  # fmt: skip
+    """Send an image as the body, whatever its Content-Type: PNG, JPEG, TIFF, NIfTI (2-D, or a volume slice by slice), DICOM
+    (single or multi-frame), or a zip of a DICOM series. Nothing of it is kept.
+    """
+    content = await request.body()
+    return await to_thread.run_sync(_predict, site, name, version, content, output)
+
+
+def _predict(site: Parts, name: str, version: int | None, content: bytes, output: schemas.Output) -> Response:
+    from relay_core.imaging.prediction import predict
+    from relay_core.imaging.study import read_study
+
+    hosted = host_of(site, name, version)
+    facts = hosted.session.facts
+    if not content:
+        raise Refusal("bad_request", "the body is empty: send the image itself")
+    with site.decoders:
+        study = read_study(content, facts.channels)
+        made = predict(study, hosted.run, facts.classes, facts.looks)
+        told = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider, **made.found}
+        body, media_type = _as_output(study, made.ids, told, hosted, output)
+    headers = {"X-Relay-Model": f"{hosted.name}/{hosted.version}", "X-Relay-Provider": hosted.session.provider}
+    if made.found["warnings"]:
+        headers["X-Relay-Warning"] = "; ".join(made.found["warnings"]).encode("ascii", "replace").decode()
+    return Response(body, media_type=media_type, headers=headers)
+
+
+def _as_output(study: Any, ids: Any, told: dict[str, Any], hosted: Hosted, output: schemas.Output) -> tuple[bytes, str]:
+    from relay_core.imaging import masks
+
+    classes = hosted.session.facts.classes
+    if output in ("mask", "overlay") and study.volume:
+        raise Refusal("image_invalid", f"a volume of {len(ids)} slices is no single PNG; ask for nifti, seg or all")
+    match output:
+        case "measurements":
+            return json.dumps(told).encode(), "application/json"
+        case "mask":
+            return masks.to_png(ids[0], len(classes)), "image/png"
+        case "overlay":
+            return masks.to_overlay(study, ids), "image/png"
+        case "nifti":
+            return masks.to_nifti(study, ids), "application/gzip"
+        case "seg":
+            return masks.to_seg(study, ids, classes, hosted.name, str(hosted.version)), "application/dicom"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("measurements.json", json.dumps(told, indent=1))
+        for i in range(len(ids)):
+            suffix = f"-{i + 1:04d}" if study.volume else ""
+            archive.writestr(f"overlay{suffix}.png", masks.to_overlay(study, ids, i))
+            if not study.volume:
+                archive.writestr("mask.png", masks.to_png(ids[0], len(classes)))
+        if study.geometry is not None:
+            archive.writestr("mask.nii.gz", masks.to_nifti(study, ids))
+        if study.sources and ids.any():
+            archive.writestr("mask.dcm", masks.to_seg(study, ids, classes, hosted.name, str(hosted.version)))
+    return packed.getvalue(), "application/zip"
+
+
+def host_of(site: Parts, name: str, version: int | None) -> Hosted:
+    """A version of a model in memory; without a number the one in production.
+
+    Raises:
+        Refusal: `not_found`, `model_unavailable`, `artifact_damaged`.
+    """
+    with site.database.read() as session:
+        row = registry.version(session, name, version)
+    return site.host.get(row.name, row.version, row.digest)
+
+
+def _check_number(session: Session, name: str, if_match: str) -> None:
+    last = registry.production(session, name)
+    now = f'"{last.number if last else 0}"'
+    if if_match != now:
+        raise Refusal("precondition_failed", f"what is in production of {name} was changed; read it again", {"ETag": now})
+
+
+def _production(name: str, last: Promotion | None, response: Response) -> schemas.Production:
+    response.headers["ETag"] = f'"{last.number if last else 0}"'
+    if last is None:
+        return schemas.Production(name=name, number=0, version=None, actor=None, reason=None, comparison=None, at=None)
+    return schemas.Production.model_validate(last)
+
+
+def _shown(session: Session, rows: Sequence[Model]) -> list[schemas.ModelVersion]:
+    found = session.execute(select(Artifact.digest, Artifact.size).where(Artifact.digest.in_({row.digest for row in rows})))
+    sizes = dict(found.tuples().all())
+    current = registry.in_production(session)
+    plain = ("name", "version", "precision", "run_id", "checkpoint_id", "job_id", "digest", "created_by", "created_at")
+    return [
+        schemas.ModelVersion(
+            **{field: getattr(row, field) for field in plain}, production=current.get(row.name) == row.version,
+            size=sizes[row.digest], facts=row.facts["facts"], proof=row.facts["proof"],
+        )
+        for row in rows
+    ]  # fmt: skip

@@ -1,0 +1,222 @@
+"""Versions of a model, what is in production, and predictions for people."""
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+
+import highdicom
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from relay_core.export.session import Session
+from services.site.artifacts import sweep
+from tests.api.kit import ok, refused, running
+from tests.imaging import dicoms
+from tests.imaging.test_study import COLOUR, VOLUME, nifti, png
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory, exported):
+    """A site with the toy in production, as `fundus`."""
+    with running(tmp_path_factory.mktemp("clinic"), None) as site:
+        ok(site.promote("fundus", site.model(exported, "fundus").version))
+        yield site
+
+
+def test_versions_are_listed_and_shown(site, exported):
+    first = site.model(exported)
+    second = site.model(exported, first.name)
+    assert (first.version, second.version) == (1, 2)
+    listed = ok(site.viewer.get("/api/v1/models", params={"name": first.name}))["items"]
+    assert [entry["version"] for entry in listed] == [2, 1]
+    shown = ok(site.viewer.get(f"/api/v1/models/{first.name}/versions/1"))
+    assert shown == listed[1]
+    assert (shown["facts"]["classes"], shown["production"]) == (["background", "optic disc", "optic cup"], False)
+    assert shown["size"] == len(exported.content)
+    assert shown["proof"]["parity"][0]["max_abs_difference"] < 1e-4
+    answer = site.viewer.get(f"/api/v1/models/{first.name}/versions/1/download")
+    assert answer.content == exported.content
+    assert Session(answer.content, "cpu").facts.sites == ("Domain1", "Domain2")
+    for path in (f"{first.name}/versions/3", "nothing", f"{first.name}/versions/3/download", "nothing/versions/1"):
+        refused(site.viewer.get(f"/api/v1/models/{path}"), 404, "not_found")
+
+
+def test_a_promotion_is_seen_by_both_who_decide(site, exported):
+    name = site.model(exported).name
+    site.model(exported, name, dice=0.9)
+    path = f"/api/v1/models/{name}"
+    answer = site.viewer.get(path)
+    assert (ok(answer)["version"], answer.headers["etag"]) == (None, '"0"')
+    refused(site.viewer.post(f"{path}/promote", json={"version": 1}, headers={"If-Match": '"0"'}), 403, "forbidden")
+    refused(site.operator.post(f"{path}/promote", json={"version": 1}), 428, "precondition_required")
+    made = ok(site.operator.post(f"{path}/promote", json={"version": 1}, headers={"If-Match": '"0"'}))
+    assert (made["number"], made["version"], made["reason"]) == (1, 1, None)
+    late = site.operator.post(f"{path}/promote", json={"version": 2}, headers={"If-Match": '"0"'})
+    assert refused(late, 412, "precondition_failed")
+    assert late.headers["etag"] == '"1"'
+    refused(site.promote(name, 1), 409, "conflict")
+    refused(site.promote(name, 9), 404, "not_found")
+    assert ok(site.viewer.get(f"{path}/versions/1"))["production"] is True
+    assert len(site.audited("model.promote", ok_id(site, name, 1))) == 1
+
+
+def ok_id(site, name, version):
+    from sqlalchemy import select
+
+    from services.site.db.models import Model
+
+    with site.database.read() as session:
+        return session.scalars(select(Model.id).where(Model.name == name, Model.version == version)).one()
+
+
+def test_a_worse_model_needs_a_reason_and_a_rollback_gives_one(site, exported):
+    name = site.model(exported, dice=0.95).name
+    site.model(exported, name, dice=0.90)
+    site.model(exported, name, dice=0.97)
+    ok(site.promote(name, 1))
+    compared = ok(site.viewer.get(f"/api/v1/models/{name}/versions/2/comparison"))
+    assert compared["worse"] == ["Domain1", "Domain2"]
+    assert compared["sites"][0] == {"site": "Domain1", "current": 0.95, "new": 0.9, "difference": -0.05}
+    for reason in ({}, {"reason": "  "}):
+        problem = refused(site.promote(name, 2, **reason), 422, "reason_missing")
+        assert problem["comparison"] == compared
+    made = ok(site.promote(name, 2, reason="the first one fails on our camera"))
+    assert (made["version"], made["comparison"]) == (2, compared)
+    ok(site.promote(name, 3))
+    path = f"/api/v1/models/{name}"
+    refused(
+        site.operator.post(f"{path}/rollback", json={"reason": " "}, headers={"If-Match": '"3"'}), 422, "invalid_request"
+    )
+    back = ok(site.operator.post(f"{path}/rollback", json={"reason": "wrong cups"}, headers={"If-Match": '"3"'}))
+    assert (back["number"], back["version"], back["reason"]) == (4, 2, "wrong cups")
+    assert len(site.audited("model.rollback", ok_id(site, name, 2))) == 1
+    first = site.model(exported).name
+    refused(
+        site.operator.post(f"/api/v1/models/{first}/rollback", json={"reason": "x"}, headers={"If-Match": '"0"'}),
+        409,
+        "conflict",
+    )
+    ok(site.promote(first, 1))
+    refused(
+        site.operator.post(f"/api/v1/models/{first}/rollback", json={"reason": "x"}, headers={"If-Match": '"1"'}),
+        409,
+        "conflict",
+    )
+
+
+def test_a_test_set_that_is_missing_counts_as_worse(site, exported):
+    name = site.model(exported).name
+    fewer = replace(exported, proof={**exported.proof, "tests": {"Domain1": exported.proof["tests"]["Domain1"]}})
+    site.model(fewer, name)
+    ok(site.promote(name, 1))
+    assert ok(site.viewer.get(f"/api/v1/models/{name}/versions/2/comparison"))["worse"] == ["Domain2"]
+    refused(site.promote(name, 2), 422, "reason_missing")
+
+
+def test_a_version_is_deleted_unless_it_serves(site, exported):
+    name = site.model(exported).name
+    for _ in range(2):
+        site.model(exported, name)
+    ok(site.promote(name, 1))
+    ok(site.promote(name, 2))
+    for version in (1, 2):
+        refused(site.operator.delete(f"/api/v1/models/{name}/versions/{version}"), 409, "in_use")
+    ok(site.operator.delete(f"/api/v1/models/{name}/versions/3"), 204)
+    refused(site.viewer.get(f"/api/v1/models/{name}/versions/3"), 404, "not_found")
+    sweep(site.database, site.store, grace=-1)
+    assert site.viewer.get(f"/api/v1/models/{name}/versions/1/download").content == exported.content
+
+
+def predict(site, content, **params):
+    return site.viewer.post("/api/v1/models/fundus/predict", content=content, params=params)
+
+
+def test_a_picture_gives_measurements_a_mask_and_an_overlay(clinic, exported):
+    content = exported.image()
+    answer = predict(clinic, content)
+    found = ok(answer)
+    assert (found["model"], found["version"], found["width"], found["height"]) == ("fundus", 1, 32, 32)
+    assert answer.headers["x-relay-model"] == "fundus/1"
+    assert answer.headers["x-relay-provider"] == found["provider"]
+    assert found["warnings"] == []
+    assert found["unlike"]["most_like"] == "Domain1"
+    mask, overlay = predict(clinic, content, output="mask"), predict(clinic, content, output="overlay")
+    assert mask.headers["content-type"] == overlay.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(mask.content)) as image:
+        ids = np.asarray(image)
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)[None] / np.float32(255)
+    assert (ids == Session(exported.content, "cpu")(pixels, ("mask",))[0][0]).all()
+    assert {entry["id"]: entry["pixels"] for entry in found["classes"]} == {i: int((ids == i).sum()) for i in (1, 2)}
+    assert Image.open(io.BytesIO(overlay.content)).size == (32, 32)
+    with zipfile.ZipFile(io.BytesIO(predict(clinic, content, output="all").content)) as archive:
+        assert sorted(archive.namelist()) == ["mask.png", "measurements.json", "overlay.png"]
+        assert json.loads(archive.read("measurements.json")) == found
+    assert ok(predict(clinic, content, version=1)) == found
+
+
+def test_an_image_unlike_the_sites_comes_with_a_warning(clinic, exported):
+    pixels = np.asarray(Image.open(io.BytesIO(exported.image())).convert("RGB"))
+    answer = predict(clinic, png(255 - pixels))
+    found = ok(answer)
+    assert found["unlike"]["score"] > found["unlike"]["warn_above"]
+    assert "unlike those of the training sites" in found["warnings"][0]
+    assert answer.headers["x-relay-warning"] == found["warnings"][0]
+
+
+def test_volumes_come_back_with_their_geometry(clinic, tmp_path):
+    zipped = dicoms.packed(dicoms.stack(VOLUME, dicoms.OBLIQUE))
+    for content in (zipped, nifti(VOLUME, tmp_path), dicoms.enhanced(np.abs(VOLUME).astype(np.uint16))):
+        found = ok(predict(clinic, content))
+        assert (found["slices"], "cup_to_disc" in found) == (5, False)
+        voxel = np.prod(found["spacing_mm"])
+        for entry in found["classes"]:
+            assert entry["volume_mm3"] == pytest.approx(entry["pixels"] * voxel, rel=1e-3)
+        answer = predict(clinic, content, output="nifti")
+        assert answer.headers["content-type"] == "application/gzip"
+        (tmp_path / "m.nii.gz").write_bytes(answer.content)
+        mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "m.nii.gz")))
+        assert [int((mask == i).sum()) for i in (1, 2)] == [entry["pixels"] for entry in found["classes"]]
+        assert "single PNG" in refused(predict(clinic, content, output="mask"), 422, "image_invalid")["detail"]
+    answer = predict(clinic, zipped, output="seg")
+    assert answer.headers["content-type"] == "application/dicom"
+    assert len(highdicom.seg.segread(io.BytesIO(answer.content)).get_source_image_uids()) == 5
+    with zipfile.ZipFile(io.BytesIO(predict(clinic, zipped, output="all").content)) as archive:
+        names = archive.namelist()
+    assert {"mask.dcm", "mask.nii.gz", "measurements.json", "overlay-0001.png", "overlay-0005.png"} <= set(names)
+
+
+def test_bad_images_are_told_and_the_service_stays_up(clinic, exported, tmp_path):
+    for content, status, code in (
+        (b"", 400, "bad_request"),
+        (b"hello", 422, "image_invalid"),
+        (png(COLOUR)[:300], 422, "image_invalid"),
+        (dicoms.one(VOLUME[0])[:-100], 422, "image_invalid"),
+        (dicoms.packed(dicoms.stack(VOLUME), "../{}.dcm"), 422, "image_invalid"),
+        (dicoms.packed(dicoms.stack(VOLUME, at=[0, 1, 2, 4, 5])), 422, "image_invalid"),
+    ):
+        problem = refused(predict(clinic, content), status, code)
+        assert "MUSTERMANN" not in json.dumps(problem)
+    ok(predict(clinic, exported.image()))
+    refused(clinic.viewer.post("/api/v1/models/nothing/predict", content=exported.image()), 404, "not_found")
+    refused(predict(clinic, exported.image(), version=9), 404, "not_found")
+    refused(predict(clinic, exported.image(), output="heat"), 422, "invalid_request")
+    refused(clinic.anonymous.post("/api/v1/models/fundus/predict", content=exported.image()), 401, "unauthenticated")
+    log = (clinic.settings.home / "api.log").read_text()
+    for word in ("MUSTERMANN", "4711", "20260101"):
+        assert word not in log
+        assert word not in clinic.anonymous.get("/metrics").text
+    assert '"ERROR"' not in log
+    left = [path for path in clinic.settings.home.rglob("*") if path.is_file()]
+    assert not any(b"MUSTERMANN" in path.read_bytes() for path in left), "nothing of an image is kept"
+
+
+def test_an_image_over_the_cap_is_refused(tmp_path, exported):
+    with running(tmp_path, None, RELAY_SERVE_MAX_MIB="1") as site:
+        ok(site.promote("fundus", site.model(exported, "fundus").version))
+        refused(predict(site, b"\0" * (1 << 20 | 1)), 413, "too_large")
+        ok(predict(site, exported.image()))
+        answer = site.operator.post("/api/v1/models/fundus/promote", content=b"0" * (3 << 20), headers={"If-Match": '"1"'})
+        refused(answer, 413, "too_large")

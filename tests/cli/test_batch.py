@@ -1,0 +1,105 @@
+"""A whole data set predicted: resumed, with bad files, with another checkpoint; and the export from the command line."""
+
+import csv
+import io
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from relay_core import batch
+from relay_core.config.datasets import FundusKwargs
+from relay_core.engine.checkpoint import find
+from relay_core.errors import DataError, Stopped
+from relay_core.export.session import Session
+from relay_core.imaging.prediction import predict
+from relay_core.imaging.study import read_study
+from tests.cli.test_cli import refused, relay
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def site(exported, tmp_path):
+    """A copy of a site's images that a test may spoil."""
+    shutil.copytree(exported.toy.data / "Domain1", tmp_path / "Domain1")
+    return tmp_path / "Domain1"
+
+
+def run(exported, site, out, task="task_2", stop=lambda: False):
+    told = []
+    checkpoint = find(exported.toy.folder / "out" / task, print)
+    found = batch.predict_dataset(
+        checkpoint, "fundus", FundusKwargs(), site, out, CPU, lambda done, total: told.append((done, total)), stop
+    )
+    return found, told
+
+
+def table(out):
+    return list(csv.DictReader(io.StringIO((out / "measurements.csv").read_text())))
+
+
+def test_masks_and_measurements_are_those_of_the_served_model(exported, site, tmp_path):
+    found, told = run(exported, site, tmp_path / "out")
+    assert (found, told[-1]) == ({"images": 12, "unlike": 0}, (12, 12))
+    session = Session(exported.content, "cpu")
+    with zipfile.ZipFile(tmp_path / "out/masks.zip") as archive:
+        assert len(archive.namelist()) == 12
+        for name in archive.namelist():
+            made = predict(read_study((site / name).read_bytes(), 3), session, session.facts.classes, session.facts.looks)
+            with Image.open(io.BytesIO(archive.read(name))) as image:
+                assert (np.asarray(image) != made.ids[0]).mean() < 0.01
+            rows = [row for row in table(tmp_path / "out") if row["file"] == name]
+            assert [row["name"] for row in rows] == ["optic disc", "optic cup"]
+            assert abs(int(rows[0]["pixels"]) - made.found["classes"][0]["pixels"]) <= 10
+            assert float(rows[0]["unlike"]) == pytest.approx(made.unlike, abs=0.01)
+
+
+def test_it_goes_on_where_it_was_stopped(exported, site, tmp_path):
+    asked = iter(range(100))
+    with pytest.raises(Stopped, match="after 5 of 12"):
+        run(exported, site, tmp_path / "out", stop=lambda: next(asked) >= 5)
+    assert not (tmp_path / "out/masks.zip").exists()
+    masks = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/masks").iterdir()}
+    assert len(masks) == 5
+    with (tmp_path / "out/done.jsonl").open("a") as journal:
+        journal.write('{"file": "half')  # as a kill leaves it
+    found, _ = run(exported, site, tmp_path / "out")
+    assert found["images"] == 12
+    assert {path: path.stat().st_mtime_ns for path in masks} == masks, "what was done is not done again"
+    run(exported, site, tmp_path / "whole")
+    assert table(tmp_path / "out") == table(tmp_path / "whole")
+    run(exported, site, tmp_path / "out", task="task_1")
+    assert table(tmp_path / "out") != table(tmp_path / "whole"), "another checkpoint's masks are not kept"
+
+
+def test_bad_images_are_all_named_and_the_others_done(exported, site, tmp_path):
+    images = sorted((site / "test/ROIs/image").iterdir())
+    images[0].write_bytes(images[0].read_bytes()[:200])
+    images[2].write_bytes(b"")
+    with pytest.raises(DataError, match="2 of 12 images") as caught:
+        run(exported, site, tmp_path / "out")
+    assert [problem.file for problem in caught.value.problems] == [f"test/ROIs/image/{images[i].name}" for i in (0, 2)]
+    assert len({row["file"] for row in table(tmp_path / "out")}) == 10
+
+
+def test_from_the_command_line(exported, tmp_path):
+    toy = exported.toy
+    options = ["--run", toy.folder / "run.yaml", "--data-root", toy.data, "--out", tmp_path / "m.onnx"]
+    said = json.loads(relay("export-onnx", exported.checkpoint, *options, "--json").stdout)
+    assert said["proof"]["tests"] == exported.proof["tests"]
+    assert json.loads((tmp_path / "m.onnx.json").read_text()) == said["proof"]
+    assert Session((tmp_path / "m.onnx").read_bytes(), "cpu").facts.checkpoint == said["facts"]["checkpoint"]
+    options[-1] = tmp_path / "n.onnx"
+    assert refused(
+        relay("export-onnx", exported.checkpoint, *options, "--precision", "fp8", check=False), 8, "fp32, fp16, int8"
+    )
+    options[3] = tmp_path
+    assert refused(relay("export-onnx", exported.checkpoint, *options, check=False), 4, "--data-root")
+    assert not (tmp_path / "n.onnx").exists()
+    done = relay("predict-dataset", exported.checkpoint, "fundus", toy.data / "Domain1", "--out", tmp_path / "p")
+    assert "wrote 12 masks" in done.stdout

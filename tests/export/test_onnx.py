@@ -1,0 +1,152 @@
+"""Exported models: what is proved, what is refused, what they say of themselves."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from relay_core.config import UNetKwargs
+from relay_core.engine.checkpoint import find
+from relay_core.engine.evaluate import settings_of
+from relay_core.errors import DeviceError, ExportError
+from relay_core.export import onnx as exporting
+from relay_core.export.served import Served, resize
+from relay_core.export.session import KEY, Facts, Session, providers
+from relay_core.models.factory import make_solver
+from relay_core.report import site_data
+
+
+@pytest.fixture(scope="module")
+def checkpoint(exported):
+    return find(exported.checkpoint, print)
+
+
+def data(exported, checkpoint, split):
+    return site_data(checkpoint, settings_of(checkpoint), exported.toy.run(), exported.toy.data, split)
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [(64, 64), (512, 64), (100, 64), (63, 64), (33, 64), (65, 32), (37, 128), (64, 8)]
+)
+def test_resizing_is_that_of_training(size, side):
+    x = torch.rand(2, 3, size, size + 5)
+    wanted = torch.nn.functional.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(resize(x, side), wanted, atol=1e-6, rtol=0)
+
+
+def test_a_model_says_what_it_is_and_was_proved(exported, checkpoint):
+    session = Session(exported.content, "cpu")
+    facts = session.facts
+    assert facts.to_json() == Facts(**{**facts.__dict__}).to_json()
+    assert (facts.classes, facts.channels, facts.resolution) == (("background", "optic disc", "optic cup"), 3, 16)
+    assert (facts.sites, facts.checkpoint, facts.run) == (("Domain1", "Domain2"), checkpoint.digest, checkpoint.meta["run"])
+    assert set(facts.looks) == {"Domain1", "Domain2"}
+    proof = exported.proof
+    assert len(proof["parity"]) >= 4
+    assert len({case["shape"][0] for case in proof["parity"]}) >= 4
+    assert all(case["max_abs_difference"] <= 1e-4 for case in proof["parity"])
+    assert set(proof["tests"]) == {"Domain1", "Domain2"}
+    for found in proof["tests"].values():
+        assert (found["images"], found["differ"], found["dice"]) == (4, 0, found["dice_torch"])
+    model = onnx.load_from_string(exported.content)
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        3,
+        "height",
+        "width",
+    ]
+    assert all(not tensor.external_data for tensor in model.graph.initializer)
+
+
+def test_any_batch_and_any_size_run(exported):
+    session = Session(exported.content, "cpu")
+    for count, height, width in ((1, 1, 1), (7, 16, 16), (2, 50, 31), (1, 300, 200)):
+        outputs = session(np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32))
+        assert [o.shape for o in outputs[:4]] == [(count, 3, height, width)] * 2 + [(count, height, width)] * 2
+        np.testing.assert_allclose(outputs[1].sum(axis=1), 1, atol=1e-5)
+        assert (outputs[3] == outputs[1].argmax(axis=1)).all()
+        assert outputs[3].dtype == np.uint8
+
+
+PLAIN = [("batch", "relu"), ("batch", "lrelu"), ("batch", "elu"), ("batch", "silu"), ("instance", "lrelu"),
+         ("group", "lrelu"), ("none", "lrelu")]  # fmt: skip
+ZOO = [
+    {"backbone": "plain", "base_channels": 4, "norm": norm, "activation": activation, "bilinear": i % 2 == 0}
+    for i, (norm, activation) in enumerate(PLAIN)
+] + [{"backbone": "resnet18"}]
+
+
+@pytest.mark.parametrize("settings", ZOO, ids=lambda s: "-".join(str(v) for v in s.values()))
+def test_every_solver_exports_with_parity(exported, checkpoint, settings):
+    torch.manual_seed(0)
+    solver = make_solver(UNetKwargs(in_channels=3, num_classes=3, **settings)).eval()
+    trained = settings_of(checkpoint)
+    network = Served(solver, 32, (-1.0, 1.0)).eval()
+    model = exporting._to_onnx(network, trained)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, Session(exported.content, "cpu").facts.to_json()
+    proof = exporting.prove(model.SerializeToString(), network, trained, {}, "fp32")
+    assert max(case["max_abs_difference"] for case in proof.parity) <= 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_models_keep_their_dice_or_are_refused(exported, checkpoint, precision, monkeypatch):
+    monkeypatch.setattr(exporting, "LOSS", 1.0)  # the toy has learned nothing that could be kept
+    tests, training = data(exported, checkpoint, "test"), data(exported, checkpoint, "train")
+    content, proof = exporting.export(checkpoint, tests, precision, training["Domain2"])
+    assert len(content) < 0.7 * len(exported.content)
+    assert Session(content, "cpu").facts.precision == precision
+    assert all({"dice", "dice_torch"} <= set(found) for found in proof.tests.values())
+    assert max(case["max_abs_difference"] for case in proof.parity) < (0.01 if precision == "fp16" else 1.0)
+    monkeypatch.setattr(exporting, "LOSS", -1.0)
+    with pytest.raises(ExportError, match=f"{precision} loses .* Dice on Domain1"):
+        exporting.export(checkpoint, tests, precision, training["Domain2"])
+
+
+def test_a_model_of_other_weights_is_refused(exported, checkpoint):
+    solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
+    network, tests = exporting.served(solver, trained), data(exported, checkpoint, "test")
+    exporting.prove(exported.content, network, trained, tests, "fp32")
+    with torch.no_grad():
+        solver.head.bias[1] += 0.01
+    with pytest.raises(ExportError, match="logits are off by 1"):
+        exporting.prove(exported.content, network, trained, tests, "fp32")
+
+
+def test_classes_that_differ_are_refused_however_close_the_logits(exported, checkpoint, monkeypatch):
+    solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
+    network, tests = exporting.served(solver, trained), data(exported, checkpoint, "test")
+    with torch.no_grad():
+        solver.head.bias[1] += 0.05
+    monkeypatch.setattr(
+        exporting, "_logits", lambda network, images: Session(exported.content, "cpu")(images, ("logits",))[0]
+    )
+    with pytest.raises(ExportError, match="chooses other classes"):
+        exporting.prove(exported.content, network, trained, tests, "fp32")
+
+
+def test_nothing_is_exported_unproved(checkpoint):
+    with pytest.raises(ExportError, match="no test images"):
+        exporting.export(checkpoint, {})
+
+
+def test_files_that_are_none_of_ours_are_refused(exported):
+    with pytest.raises(ExportError, match="cannot be loaded"):
+        Session(b"hello", "cpu")
+    model = onnx.load_from_string(exported.content)
+    del model.metadata_props[:]
+    with pytest.raises(ExportError, match="none that this version of relay exported"):
+        Session(model.SerializeToString(), "cpu")
+    for bad in ("{}", "[]", '{"format": 2}', "x"):
+        with pytest.raises(ExportError):
+            Facts.of(bad)
+
+
+def test_devices_by_name(exported):
+    assert providers("cpu") == ["CPUExecutionProvider"]
+    for name in ("gpu", "cuda:x", "", "cpu:1x"):
+        with pytest.raises(DeviceError):
+            providers(name)
+    session = Session(exported.content, "cuda")
+    assert session.degraded == (session.provider != "CUDAExecutionProvider")
+    assert not Session(exported.content, "auto").degraded
