@@ -1,29 +1,20 @@
 """Latency of one API process under a steady load: requests start on time, whether or not earlier ones have ended.
 
-python benchmarks/service.py --reads 200 --posts 50 --seconds 60
+python -m benchmarks.service --reads 200 --posts 50 --seconds 60
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import uuid
-from pathlib import Path
 
 import httpx
 
-from services.site import auth
-from services.site.db.engine import Database
-from services.site.db.migrate import upgrade
+from benchmarks.site import running
 from services.site.db.models import Dataset
-from services.site.settings import load_settings
 
 
 async def load(client: httpx.AsyncClient, rate: float, seconds: float, requests: list[tuple[str, str, dict]]) -> list[float]:
@@ -79,41 +70,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--port", type=int, default=8765)
     args = parser.parse_args()
-    home = Path(tempfile.mkdtemp())
-    (home / "data" / "one").mkdir(parents=True)
-    settings = load_settings(embedded=True, home=home)
-    database = Database(settings.database)
-    upgrade(database)
-    with database.write() as session:
-        _, token = auth.create_token(session, settings.key, "load", "operator")
+    with running(args.port, RELAY_QUEUE_LIMIT="1000000") as site:
+        (site.settings.data_folder / "one").mkdir(parents=True)
         dataset = Dataset(name="one", path="one", layout="fundus", options={})
-        session.add(dataset)
-    variables = {
-        "RELAY_EMBEDDED": "1",
-        "RELAY_HOME": str(home),
-        "RELAY_PORT": str(args.port),
-        "RELAY_QUEUE_LIMIT": "1000000",
-    }
-    with (home / "api.log").open("wb") as log:
-        api = subprocess.Popen(
-            [sys.executable, "-m", "services.api"], env={**os.environ, **variables}, stdout=log, stderr=log
-        )
-    url = f"http://127.0.0.1:{args.port}"
-    try:
-        for _ in range(100):
-            try:
-                httpx.get(f"{url}/healthz", trust_env=False)
-                break
-            except httpx.HTTPError:
-                time.sleep(0.2)
-        asyncio.run(measure(url, token, dataset.id, args))
-        memory = next(line for line in Path(f"/proc/{api.pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
-        print(f"\nAPI process: {int(memory.split()[1]) / 1024:.0f} MiB; no answer was an error")
-    finally:
-        api.terminate()
-        api.wait()
-        database.close()
-        shutil.rmtree(home)
+        with site.database.write() as session:
+            session.add(dataset)
+        asyncio.run(measure(site.url, site.token, dataset.id, args))
+        print(f"\nAPI process: {site.memory_mib:.0f} MiB; no answer was an error")
 
 
 if __name__ == "__main__":

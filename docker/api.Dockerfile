@@ -1,11 +1,12 @@
-# The API process: no torch, no compiler.
+# The API process: no torch, no compiler. RUNTIME=gpu brings ONNX Runtime with CUDA and cuDNN, cpu the small one.
 FROM python:3.11-slim-bookworm AS build
+ARG RUNTIME=gpu
 WORKDIR /src
 RUN python -m venv /opt/relay
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY relay_core relay_core
 COPY services services
-RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt '.[api]' \
+RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt ".[api,$RUNTIME]" \
     && /opt/relay/bin/pip uninstall --yes --quiet pip
 
 FROM python:3.11-slim-bookworm

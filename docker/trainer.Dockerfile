@@ -10,7 +10,7 @@ COPY pyproject.toml README.md LICENSE ./
 # With the compiled ops, if `make ops` has left them in relay_core/cuda/lib; without them the image runs torch's own.
 COPY relay_core relay_core
 COPY services services
-RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt '.[trainer]' \
+RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt '.[trainer,cpu]' \
     && /opt/relay/bin/pip uninstall --yes --quiet pip
 
 FROM python:3.11-slim-bookworm

@@ -27,6 +27,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on 
 URL = "http://127.0.0.1:8000"
 
 jobs_app = typer.Typer(help="The jobs of a running site.", no_args_is_help=False, invoke_without_command=True)
+models_app = typer.Typer(help="The models that a running site serves.", invoke_without_command=True)
 token_app = typer.Typer(help="Who may use this site's service.", no_args_is_help=True)
 audit_app = typer.Typer(help="The site's audit log.", no_args_is_help=True)
 
@@ -41,6 +42,7 @@ def register(app: typer.Typer) -> None:
     app.command()(imports)
     app.command()(reconcile)
     app.add_typer(jobs_app, name="jobs")
+    app.add_typer(models_app, name="models")
     app.add_typer(token_app, name="token")
     app.add_typer(audit_app, name="audit")
 
@@ -215,6 +217,57 @@ def imports(
             show_import(client.call("POST", f"/api/v1/imports/{reject}/reject", json={"reason": reason}))
         else:
             imports_table(list(client.pages("/api/v1/imports")))
+
+
+@models_app.callback()
+def models(
+    context: typer.Context, url: UrlOption = URL, token: TokenOption = None, as_json: JsonOption = False
+) -> None:  # fmt: skip
+    """List the versions of all models; * is in production."""
+    from services.serving import models_table
+
+    context.obj = (url, token)
+    if context.invoked_subcommand is not None:
+        return
+    with _client(url, token) as client:
+        found = list(client.pages("/api/v1/models"))
+    print(json.dumps(found)) if as_json else models_table(found)
+
+
+@models_app.command("export")
+def export_model(
+    context: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT_ID")],
+    name: Annotated[str | None, typer.Option(help="Of the model; default: from the run's name.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+) -> None:
+    """Make a checkpoint's solver the next version of a model, proved on the test sets of this site."""
+    from services.serving import export_model as export
+
+    with _client(*context.obj) as client:
+        made = export(client, checkpoint, name, precision)
+    print(f"{made['model']} version {made['version']}: relay models promote {made['model']} {made['version']}")
+
+
+@models_app.command()
+def promote(
+    context: typer.Context, name: str, version: int,
+    reason: Annotated[str | None, typer.Option(help="Needed where it is worse on any test set.")] = None,
+) -> None:  # fmt: skip
+    """Put a version into production: it answers where none is named."""
+    from services import serving
+
+    with _client(*context.obj) as client:
+        serving.promote(client, name, version, reason)
+
+
+@models_app.command()
+def rollback(context: typer.Context, name: str, reason: Annotated[str, typer.Option(help="Why.")]) -> None:
+    """Back to the version that was in production before."""
+    from services import serving
+
+    with _client(*context.obj) as client:
+        serving.roll_back(client, name, reason)
 
 
 @contextmanager

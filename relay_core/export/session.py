@@ -104,6 +104,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes need the cores too
         wanted = providers(device)
         try:
             self._session = ort.InferenceSession(content, options, providers=wanted)

@@ -24,6 +24,9 @@ ended = {{ values = ["{ended}"] }}
 checkpoints = {{ values = ["{checkpoint}"] }}
 evaluations = {{ values = ["{evaluation}"] }}
 bundles = {{ values = ["{built}", "{brought}"] }}
+models = {{ values = ["fundus"] }}
+versions = {{ values = ["1", "production"] }}
+numbers = {{ values = [1] }}
 
 [parameters]
 "path.dataset_id" = {{ dictionary = "datasets", probability = 0.6 }}
@@ -32,6 +35,7 @@ bundles = {{ values = ["{built}", "{brought}"] }}
 "path.checkpoint_id" = {{ dictionary = "checkpoints", probability = 0.6 }}
 "path.evaluation_id" = {{ dictionary = "evaluations", probability = 0.6 }}
 "path.bundle_id" = {{ dictionary = "bundles", probability = 0.6 }}
+"path.name" = {{ dictionary = "models", probability = 0.6 }}
 "body.dataset_id" = {{ dictionary = "datasets", probability = 0.8 }}
 "body.run_id" = {{ dictionary = "runs", probability = 0.8 }}
 "body.checkpoint_id" = {{ dictionary = "checkpoints", probability = 0.8 }}
@@ -49,6 +53,18 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404]
 [[operations]]
 include-operation-id-regex = "^change_"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 412, 422]
+
+# ... whether a tensor has as many values as its shape says, or bytes are an image ...
+[[operations]]
+include-operation-id-regex = "^(infer|predict)"
+parameters = {{ "path.version" = {{ dictionary = "versions", probability = 0.6 }} }}
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404, 422]
+
+# ... which version may follow the present one ...
+[[operations]]
+include-operation-id-regex = "^(promote|roll_back|compare|get|delete|download)_model"
+parameters = {{ "path.version" = {{ dictionary = "numbers", probability = 0.6 }} }}
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 412, 416, 422]
 
 # ... or that a YAML mapping is a run file, and which data sets and checkpoints are there.
 [[operations]]
@@ -68,7 +84,7 @@ parameters = {{ "path.job_id" = {{ dictionary = "ended", probability = 1.0 }} }}
 """
 
 
-def test_every_answer_is_a_documented_one(tmp_path):
+def test_every_answer_is_a_documented_one(tmp_path, exported):
     # Many requests come with wrong tokens on purpose: the lockout after failed logins is tested elsewhere.
     with running(tmp_path, None, RELAY_LOCKOUT_FAILURES="1000000") as site, site.worker():
         ended = site.submit()["id"]
@@ -79,6 +95,7 @@ def test_every_answer_is_a_documented_one(tmp_path):
         path = f"/api/v1/checkpoints/{checkpoint.id}"
         ok(site.operator.patch(path, json={"pinned": True}, headers={"If-Match": '"1"'}))  # it is not deleted so
         built, brought = site.export(checkpoint).id, site.quarantined(checkpoint.run_id)["id"]
+        site.promote("fundus", site.model(exported, "fundus", checkpoint=checkpoint).version)
         dataset = site.dataset()["id"]
         queued = site.submit({"kind": "preflight", "dataset_id": dataset})["id"]
         config = tmp_path / "schemathesis.toml"

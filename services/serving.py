@@ -1,0 +1,71 @@
+"""What the command `relay models` does, and what it shows to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from services.client import Client
+from services.terminal import watch_job
+
+
+def models_table(rows: Sequence[dict[str, Any]]) -> None:
+    """One row a version; a star marks what is in production."""
+    table = Table(Column("model", no_wrap=True), "version", "", "precision", "MB", "Dice by test set", "made", box=None)
+    for row in rows:
+        dice = ", ".join(f"{site} {found['dice']:.3f}" for site, found in row["proof"]["tests"].items())
+        star, size = "*" if row["production"] else "", f"{row['size'] / 1e6:.1f}"
+        table.add_row(row["name"], str(row["version"]), star, row["precision"], size, dice, row["created_at"][:10])
+    Console(highlight=False, markup=False).print(table)
+
+
+def export_model(client: Client, checkpoint_id: str, name: str | None, precision: str) -> dict[str, Any]:
+    """Have a checkpoint exported and proved; follow the job, return {model, version}.
+
+    Raises:
+        ServiceRefused, ServiceUnreachable: see `Client`.
+    """
+    body = {
+        "kind": "export_onnx",
+        "checkpoint_id": checkpoint_id,
+        "precision": precision,
+        **({"name": name} if name else {}),
+    }
+    job = client.submit(body)
+    watch_job(client, job["id"])
+    return dict(client.call("GET", f"/api/v1/jobs/{job['id']}")["result"])
+
+
+def promote(client: Client, name: str, version: int, reason: str | None) -> None:
+    """Put a version into production, having shown how it compares.
+
+    Raises:
+        ServiceRefused: `reason_missing` where it is worse on a test set, and other refusals.
+    """
+    show_comparison(client.call("GET", f"/api/v1/models/{name}/versions/{version}/comparison"))
+    _change(client, name, "promote", {"version": version, "reason": reason})
+
+
+def roll_back(client: Client, name: str, reason: str) -> None:
+    """Back to the version before. Raises ServiceRefused."""
+    _change(client, name, "rollback", {"reason": reason})
+
+
+def _change(client: Client, name: str, what: str, body: dict[str, Any]) -> None:
+    present = client.call("GET", f"/api/v1/models/{name}")
+    made = client.call("POST", f"/api/v1/models/{name}/{what}", json=body, headers={"If-Match": f'"{present["number"]}"'})
+    print(f"{name}: version {made['version']} is in production")
+
+
+def show_comparison(compared: dict[str, Any]) -> None:
+    """Dice per sample, the present version and the new one."""
+    table = Table("test set", "in production", "new", "difference", box=None)
+    for row in compared["sites"]:
+        cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("current", "new")]
+        table.add_row(row["site"], *cells, "-" if row["difference"] is None else f"{row['difference']:+.3f}")
+    Console(highlight=False, markup=False).print(table)
+    if compared["worse"]:
+        print(f"worse on {', '.join(compared['worse'])}, or not tested there: --reason is needed")
