@@ -22,6 +22,10 @@ GRACE = 3
 """Seconds that open requests have at a stop; an event stream would take for ever."""
 
 
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than clients keep theirs, who would else write into a closed one."""
+
+
 def main() -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     try:
@@ -36,7 +40,7 @@ def main() -> int:
     app = create_app(settings, reconcile=settings.reconcile)
     uvicorn.run(
         app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, server_header=False,
-        proxy_headers=bool(os.environ.get("FORWARDED_ALLOW_IPS")), timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=KEEP_ALIVE, proxy_headers=bool(os.environ.get("FORWARDED_ALLOW_IPS")), timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
     return 0
 
