@@ -40,7 +40,8 @@ def main() -> int:
     app = create_app(settings, reconcile=settings.reconcile)
     uvicorn.run(
         app, host=settings.host, port=settings.port, workers=1, log_config=None, access_log=False, server_header=False,
-        timeout_keep_alive=KEEP_ALIVE, proxy_headers=bool(os.environ.get("FORWARDED_ALLOW_IPS")), timeout_graceful_shutdown=GRACE,
+        proxy_headers=bool(os.environ.get("FORWARDED_ALLOW_IPS")), timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
     return 0
 
