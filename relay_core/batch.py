@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +20,33 @@ from relay_core.data.pairs import relative
 from relay_core.data.preflight import listed
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import load_solver
-from relay_core.errors import DataError, ImageError, Problem, Stopped
+from relay_core.errors import DataError, Problem, Stopped
 from relay_core.export.onnx import served
 from relay_core.export.session import OUTPUTS
 from relay_core.files import replace_with, write_atomically
-from relay_core.imaging import masks
+from relay_core.imaging import masks, outlier
 from relay_core.imaging.measure import HEADER, rows
 from relay_core.imaging.prediction import Run, predict
-from relay_core.imaging.study import read_study
+from relay_core.imaging.readers import read_image, stem_of, write_mask
+from relay_core.imaging.study import Study
 
 DONE = "done.jsonl"
 TABLE = "measurements.csv"
 MASKS = "masks.zip"
 STAGED = "masks"
 """Folder of single masks while more are to come."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of a data set."""
+
+    images: int
+    """That have a mask."""
+    unlike: int
+    """That look unlike those of the training sites."""
+    problems: tuple[Problem, ...]
+    """Of images that cannot be read: they are left out."""
 
 
 def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, list[str]]:
@@ -48,7 +65,7 @@ def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, list[s
 def predict_dataset(
     checkpoint: Checkpoint, layout: str, kwargs: Any, folder: Path, out: Path, device: torch.device,
     progress: Callable[[int, int], object], stop: Callable[[], bool],
-) -> dict[str, int]:  # fmt: skip
+) -> Predicted:  # fmt: skip
     """Predict all images of both splits of a site's data set.
 
     Writes `masks.zip`, a PNG of class ids an image (NIfTI for NIfTI), and `measurements.csv`. What an earlier call with the
@@ -64,16 +81,13 @@ def predict_dataset(
         progress: told images done and in all.
         stop: whether to leave.
 
-    Returns:
-        {images, unlike}: how many there were, and how many look unlike the training sites.
-
     Raises:
-        DataError: images cannot be read; all are named, the others are done.
+        DataError: the folder as a whole cannot be read as this data set.
         Stopped: asked to stop; the next call goes on.
     """
     images = list(dict.fromkeys(pair.image for pair in listed(layout, kwargs, folder)))
     run, names = torch_run(checkpoint, device)
-    looks, channels = checkpoint.meta.get("looks", {}), kwargs.img_channels
+    looks = checkpoint.meta.get("looks", {})
     (out / STAGED).mkdir(parents=True, exist_ok=True)
     done = {entry["file"]: entry for entry in _done(out / DONE, checkpoint.digest)}
     problems = []
@@ -84,26 +98,41 @@ def predict_dataset(
                 if stop():
                     raise Stopped(f"stopped after {number - 1} of {len(images)} images; the next call goes on from there")
                 try:
-                    study = read_study(path.read_bytes(), channels)
-                except ImageError as error:
-                    problems.append(Problem(name, str(error).removeprefix("the image ")))
+                    pixels, spacing = read_image(path, kwargs.img_channels)  # as in training
+                except DataError as error:
+                    problems += [Problem(name, problem.message) for problem in error.problems]
                     continue
+                nifti = spacing is not None
+                study = Study("picture", pixels[None], (None, *spacing) if spacing else None, False)
                 made = predict(study, run, names, looks)
-                nifti = study.geometry is not None
-                mask = f"{number:06d}{'.nii.gz' if nifti else '.png'}"
-                content = masks.to_nifti(study, made.ids) if nifti else masks.to_png(made.ids[0], len(names))
-                write_atomically(out / STAGED / mask, content)
+                mask = _staged(checkpoint.digest, name) + (".nii.gz" if nifti else ".png")
+                replace_with(out / STAGED / mask, partial(_write_mask, made.ids[0], len(names), path if nifti else None))
                 entry = {"file": name, "mask": mask, "checkpoint": checkpoint.digest, "unlike": made.unlike,
-                         "rows": list(rows(name, made.found, made.unlike)), "warnings": made.found["warnings"]}  # fmt: skip
+                         "rows": list(rows(name, made.found, made.unlike))}  # fmt: skip
                 print(json.dumps(entry), file=journal, flush=True)
                 done[name] = entry
             progress(number, len(images))
     found = [done[name] for path in images if (name := relative(path, folder)) in done]
     _write_table(out / TABLE, found)
     _write_zip(out / MASKS, out / STAGED, found)
-    if problems:
-        raise DataError(f"{len(problems)} of {len(images)} images cannot be read; the others are done", problems)
-    return {"images": len(found), "unlike": sum(bool(entry["warnings"]) for entry in found)}
+    unlike = sum((entry["unlike"] or 0.0) > outlier.WARN for entry in found)
+    return Predicted(len(found), unlike, tuple(problems))
+
+
+def _staged(checkpoint: str, name: str) -> str:
+    """A file name of its own for each image and checkpoint."""
+    return hashlib.sha256(f"{checkpoint}/{name}".encode()).hexdigest()[:32]
+
+
+def _write_mask(ids: Any, num_classes: int, like: Path | None, temporary: Path) -> None:
+    """A palette PNG, or NIfTI with the geometry of its image."""
+    if like is None:
+        temporary.write_bytes(masks.to_png(ids, num_classes))
+        return
+    with tempfile.TemporaryDirectory(prefix="relay-") as folder:  # a writer that goes by the suffix
+        made = Path(folder) / "mask.nii.gz"
+        write_mask(made, ids, like=like)
+        temporary.write_bytes(made.read_bytes())
 
 
 def _done(path: Path, checkpoint: str) -> Iterator[dict[str, Any]]:
@@ -134,6 +163,6 @@ def _write_zip(path: Path, staged: Path, found: list[dict[str, Any]]) -> None:
             for entry in found:
                 image = Path(entry["file"])
                 suffix = "".join(Path(entry["mask"]).suffixes)
-                archive.write(staged / entry["mask"], str(image.with_name(image.name.partition(".")[0] + suffix)))
+                archive.write(staged / entry["mask"], str(image.with_name(stem_of(image) + suffix)))
 
     replace_with(path, write)

@@ -254,8 +254,11 @@ def predict_dataset(
         found = predict_all(
             _checkpoint(checkpoint), layout, dataset_options(layout, options), folder, out, choose_device(device), tell, stop
         )
-    text = f"wrote {found['images']} masks to {out}; {found['unlike']} images look unlike those of the sites"
-    print(json.dumps(found) if as_json else text)
+    for problem in found.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    told = {"images": found.images, "unlike": found.unlike, "left_out": len(found.problems)}
+    text = f"wrote {found.images} masks to {out}; {found.unlike} images look unlike those of the sites"
+    print(json.dumps(told) if as_json else text + (f"; {len(found.problems)} left out" if found.problems else ""))
 
 
 @app.command()

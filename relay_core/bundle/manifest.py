@@ -11,7 +11,6 @@ from relay_core.bundle import canonical
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_mean, is_moment, is_name, is_number, is_version
 from relay_core.bundle.weights import Table, read_table
 from relay_core.errors import BundleError
-from relay_core.imaging import outlier
 
 FORMAT = 1
 _FIELDS = frozenset({
@@ -130,7 +129,21 @@ def _check_state(strategy: str, state: Any) -> None:
 
 
 def _are_looks(looks: Any) -> bool:
-    return isinstance(looks, dict) and all(is_name(site) and outlier.sound(known) for site, known in looks.items())
+    return isinstance(looks, dict) and all(is_name(site) and _are_numbers(known) for site, known in looks.items())
+
+
+def _are_numbers(known: Any) -> bool:
+    """What `imaging.outlier.looks` gives of one site."""
+    return (
+        isinstance(known, dict)
+        and known.keys() == {"images", "mean", "sd", "limit"}
+        and is_count(known["images"])
+        and known["images"] > 0
+        and is_number(known["limit"])
+        and known["limit"] >= 1
+        and all(isinstance(known[key], list) and all(map(is_number, known[key])) for key in ("mean", "sd"))
+        and 0 < len(known["mean"]) == len(known["sd"]) <= 16
+    )
 
 
 def _is_bank(bank: Any) -> bool:

@@ -1,12 +1,13 @@
 """DICOM images: pixels by SimpleITK, everything else from the headers.
 
-Values: after the modality's rescaling, the window of the file (PS3.3 C.11.2.1.2, linear) gives 0 to 1; without one, 8-bit
-images by value / 255, others from each slice's smallest to its largest value. MONOCHROME1 is turned over.
+Values: after the modality's rescaling, the window of the middle slice (PS3.3 C.11.2.1.2, linear) gives 0 to 1 for all;
+without one, 8-bit images by value / 255, others from each slice's smallest to its largest value. MONOCHROME1 is turned over.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
+from pydicom.encaps import generate_frames
 
 from relay_core.errors import ImageError
 from relay_core.imaging import study
@@ -27,6 +29,8 @@ EVEN = 0.01
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _UNDECODABLE = "the DICOM file cannot be decoded (truncated, or of a kind that is not read here)"
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+"""Transfer syntax that is inflated without a limit when it is read."""
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote values of the file
 
 
@@ -35,10 +39,12 @@ class Decoded:
     """What files of one series hold."""
 
     values: npt.NDArray[Any]
-    """(S, H, W) float32 in 0..1 or uint8; colour (S, H, W, 3) uint8."""
+    """(S, H, W), rescaled; colour (S, H, W, 3) uint8."""
     spacing: tuple[float | None, float, float] | None
     geometry: sitk.Image
     headers: tuple[pydicom.Dataset, ...]
+    window: tuple[float, float] | None
+    inverted: bool
 
 
 def read_dicom(files: Sequence[bytes]) -> Decoded:
@@ -48,25 +54,35 @@ def read_dicom(files: Sequence[bytes]) -> Decoded:
         ImageError: damaged, not of one series, or slices that do not lie evenly one behind the other.
     """
     headers = [_header(content) for content in files]
+    try:
+        return _decode(headers, files)
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        raise ImageError("the DICOM file's geometry, window or pixels are not readable") from None  # they quote values
+
+
+def _decode(headers: list[pydicom.Dataset], files: Sequence[bytes]) -> Decoded:
     order = _order(headers)
     headers, files = [headers[i] for i in order], [files[i] for i in order]
-    raw = _pixels(files)
-    try:
-        values, window = raw, _window(headers[len(headers) // 2])
-        if raw.ndim == 3:
-            values = _shown(raw, window, headers[0])
-        positions = _positions(headers)
-        gap = _gap(positions, _orientation(headers[0]))
-        in_plane = _in_plane(headers[0])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        raise ImageError("the DICOM file's geometry or window is not readable") from None
-    return Decoded(
-        values, _spacing(headers[0], gap, in_plane), _geometry(values, headers[0], positions, gap, in_plane), tuple(headers)
-    )
+    first = headers[0]
+    frames = len(headers) if len(headers) > 1 else int(first.get("NumberOfFrames") or 1)
+    study.check_size(frames, int(first.Rows), int(first.Columns))
+    _require_one_scale(first, frames)
+    values = _pixels(files, (frames, int(first.Rows), int(first.Columns)))
+    grey = values.ndim == 3
+    positions, in_plane = _positions(headers), _in_plane(first)
+    gap = _gap(positions, _orientation(first))
+    between = abs(gap) if gap is not None else _thickness(first) if frames == 1 else None
+    patient = _in_plane(first, detector=False)
+    window = _window(headers, frames) if grey else None
+    inverted = grey and first.PhotometricInterpretation == "MONOCHROME1"
+    spacing = None if patient is None else (between, *patient)
+    return Decoded(values, spacing, _geometry(values, first, positions, gap, in_plane), tuple(headers), window, inverted)
 
 
 def _header(content: bytes) -> pydicom.Dataset:
     """Everything but the pixels, checked for what cannot be decoded or would be misread."""
+    if _DEFLATED in content[: 1 << 16]:
+        raise ImageError("the DICOM file is deflated as a whole; send it in another transfer syntax")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,6 +93,9 @@ def _header(content: bytes) -> pydicom.Dataset:
             image_type = [str(part).upper() for part in found.get("ImageType") or []]
             pixels = len(found.PixelData)
             packed = found.file_meta.TransferSyntaxUID.is_compressed
+            coded = (
+                [_coded_size(frame) for frame in generate_frames(found.PixelData, number_of_frames=frames)] if packed else []
+            )
     except Exception:  # pydicom raises what it likes on damaged files, and quotes values in it
         raise ImageError(_UNDECODABLE) from None
     study.check_size(frames, rows, columns)
@@ -89,8 +108,33 @@ def _header(content: bytes) -> pydicom.Dataset:
         raise ImageError(f"the file's PhotometricInterpretation is {photometric[:20]}; send {', '.join(_GREY)} or RGB")
     if not packed and pixels < frames * rows * columns * samples * bits // 8 // (2 if photometric == "YBR_FULL_422" else 1):
         raise ImageError("the DICOM file is truncated: it has fewer pixels than its header says")
+    if any(size not in (None, (rows, columns)) for size in coded):
+        raise ImageError("the DICOM file's compressed pixels have another size than its header says")
     del found.PixelData
     return found
+
+
+def _coded_size(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a compressed frame says itself (JPEG, JPEG-LS, JPEG 2000); None where it says none."""
+    if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SOC, SIZ
+        right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
+        return bottom - top, right - left
+    place = 2
+    while frame[:2] == b"\xff\xd8" and place + 9 <= len(frame) and frame[place] == 0xFF:
+        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4], "big")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            rows, columns = struct.unpack_from(">2H", frame, place + 5)
+            return rows, columns
+        place += 1 if marker == 0xFF else 2 + length
+    return None
+
+
+def _require_one_scale(header: pydicom.Dataset, frames: int) -> None:
+    """Raise ImageError where frames are rescaled differently: the reader takes the first one's scale for all."""
+    found = [_group(header, "PixelValueTransformationSequence", i) for i in range(frames)] if frames > 1 else []
+    scales = {(float(one.RescaleSlope), float(one.RescaleIntercept)) for one in found if one is not None}
+    if len(scales) > 1:
+        raise ImageError("the frames of the DICOM file are rescaled differently; send them as a series of single files")
 
 
 def _order(headers: Sequence[pydicom.Dataset]) -> list[int]:
@@ -114,13 +158,13 @@ def _order(headers: Sequence[pydicom.Dataset]) -> list[int]:
         if other is None or np.abs(other - orientation).max() > 1e-3:
             raise ImageError(f"the series is no stack: file {number} is turned against file 1 (ImageOrientationPatient)")
     normal = np.cross(orientation[:3], orientation[3:])
-    return sorted(range(len(headers)), key=lambda i: float(np.dot(normal, _floats(headers[i].ImagePositionPatient))))
+    return sorted(range(len(headers)), key=lambda i: float(np.dot(normal, _floats(headers[i].ImagePositionPatient, 3))))
 
 
-def _pixels(files: Sequence[bytes]) -> npt.NDArray[Any]:
+def _pixels(files: Sequence[bytes], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
     """Rescaled values (S, H, W), or (S, H, W, 3)."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    slices = []
+    whole: npt.NDArray[Any] | None = None
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         for i, content in enumerate(files):
             path = Path(folder) / f"{i:04d}.dcm"
@@ -131,8 +175,21 @@ def _pixels(files: Sequence[bytes]) -> npt.NDArray[Any]:
                 raise ImageError(_UNDECODABLE) from None
             finally:
                 path.unlink()
-            slices.append(_stack(image))
-    return slices[0] if len(slices) == 1 else np.concatenate(slices)
+            part = _stack(image)
+            if part.shape[:3] != (shape if len(files) == 1 else (1, *shape[1:])):
+                raise ImageError("the DICOM file's pixels have another size than its header says")
+            if len(files) == 1:
+                whole = part
+                break
+            if whole is None:
+                whole = np.empty((shape[0], *part.shape[1:]), part.dtype)
+            elif not np.can_cast(part.dtype, whole.dtype):
+                whole = whole.astype(np.result_type(part.dtype, whole.dtype))
+            whole[i] = part[0]
+    assert whole is not None
+    if not np.isfinite(whole).all():
+        raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
+    return whole
 
 
 def _upright(content: bytes) -> bytes:
@@ -157,24 +214,10 @@ def _stack(image: sitk.Image) -> npt.NDArray[Any]:
     return array[None] if flat == 2 else array
 
 
-def _shown(raw: npt.NDArray[Any], window: tuple[float, float] | None, header: pydicom.Dataset) -> npt.NDArray[Any]:
-    if not np.isfinite(raw).all():
-        raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
-    inverted = header.PhotometricInterpretation == "MONOCHROME1"
-    if window is None and raw.dtype == np.uint8:
-        return 255 - raw if inverted else raw
-    if window is None:
-        values = study.spread(raw)
-    else:
-        centre, width = window
-        shifted = raw.astype(np.float32) - np.float32(centre - 0.5)
-        values = np.clip(shifted / np.float32(max(width - 1, 1e-6)) + np.float32(0.5), 0, 1)
-    return 1 - values if inverted else values
-
-
-def _window(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """Centre and width, the first of several."""
-    holder = header if "WindowCenter" in header else _group(header, "FrameVOILUTSequence")
+def _window(headers: Sequence[pydicom.Dataset], frames: int) -> tuple[float, float] | None:
+    """Centre and width of the middle slice, the first of several."""
+    header = headers[len(headers) // 2]
+    holder = header if "WindowCenter" in header else _group(header, "FrameVOILUTSequence", frames // 2)
     if holder is None or holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:
         return None
     centre, width = _floats(holder.WindowCenter), _floats(holder.WindowWidth)
@@ -192,17 +235,22 @@ def _group(header: pydicom.Dataset, name: str, frame: int = 0) -> pydicom.Datase
     return None
 
 
-def _floats(value: Any) -> npt.NDArray[np.float64]:
-    return np.atleast_1d(np.asarray(value, dtype=np.float64))
+def _floats(value: Any, count: int | None = None) -> npt.NDArray[np.float64]:
+    """Finite numbers, so many. Raises ValueError."""
+    found = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    if not np.isfinite(found).all() or (count is not None and found.shape != (count,)):
+        raise ValueError
+    return found
 
 
 def _orientation(header: pydicom.Dataset) -> npt.NDArray[np.float64] | None:
     holder = header if "ImageOrientationPatient" in header else _group(header, "PlaneOrientationSequence")
     if holder is None or holder.get("ImageOrientationPatient") is None:
         return None
-    found = _floats(holder.ImageOrientationPatient)
-    if found.shape != (6,) or not np.isfinite(found).all():
-        raise ImageError("the DICOM file's ImageOrientationPatient is not six numbers")
+    found = _floats(holder.ImageOrientationPatient, 6)
+    row, column = found[:3], found[3:]
+    if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2 or abs(row @ column) > 1e-2:
+        raise ImageError("the DICOM file's ImageOrientationPatient is no pair of directions at right angles")
     return found
 
 
@@ -213,7 +261,9 @@ def _positions(headers: Sequence[pydicom.Dataset]) -> list[npt.NDArray[np.float6
         holders = [_group(headers[0], "PlanePositionSequence", i) for i in range(frames)]
     else:
         holders = list(headers)
-    return [_floats(h.ImagePositionPatient) for h in holders if h is not None and h.get("ImagePositionPatient") is not None]
+    return [
+        _floats(h.ImagePositionPatient, 3) for h in holders if h is not None and h.get("ImagePositionPatient") is not None
+    ]
 
 
 def _gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[np.float64] | None) -> float | None:
@@ -241,13 +291,15 @@ def _gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[
     return usual
 
 
-def _in_plane(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """Row to row, column to column, in mm."""
+def _in_plane(header: pydicom.Dataset, detector: bool = True) -> tuple[float, float] | None:
+    """Row to row, column to column, in mm; with `detector` also where it is known at the detector alone (magnified)."""
     measures = _group(header, "PixelMeasuresSequence")
-    for holder, name in ((header, "PixelSpacing"), (measures, "PixelSpacing"), (header, "ImagerPixelSpacing")):
-        found = holder.get(name) if holder is not None else None
-        if found is not None and len(found) == 2 and min(float(found[0]), float(found[1])) > 0:
-            return float(found[0]), float(found[1])
+    holders = [(header, "PixelSpacing"), (measures, "PixelSpacing"), *([(header, "ImagerPixelSpacing")] if detector else [])]
+    for holder, name in holders:
+        if holder is not None and holder.get(name) is not None:
+            row, column = _floats(holder.get(name), 2)
+            if min(row, column) > 0:
+                return float(row), float(column)
     return None
 
 
@@ -256,15 +308,9 @@ def _thickness(header: pydicom.Dataset) -> float | None:
     for holder in (header, measures):
         for name in ("SpacingBetweenSlices", "SliceThickness"):
             found = holder.get(name) if holder is not None else None
-            if found is not None and float(found) > 0:
+            if found is not None and _floats(found, 1)[0] > 0:
                 return float(found)
     return None
-
-
-def _spacing(
-    header: pydicom.Dataset, gap: float | None, in_plane: tuple[float, float] | None
-) -> tuple[float | None, float, float] | None:
-    return None if in_plane is None else (abs(gap) if gap is not None else _thickness(header), *in_plane)
 
 
 def _geometry(

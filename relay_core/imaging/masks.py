@@ -70,12 +70,10 @@ def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: st
         version: of the model.
 
     Raises:
-        ImageError: the source is not DICOM, or lacks what a segmentation must copy from it; nothing was found in it.
+        ImageError: the source is not DICOM, or lacks what a segmentation must copy from it.
     """
     if not study.sources:
         raise ImageError("a DICOM SEG references DICOM images, and the image is none; ask for NIfTI or PNG")
-    if not ids.any():
-        raise ImageError("a DICOM SEG holds the classes that were found, and none was found; ask for NIfTI or JSON")
     import highdicom
     from pydicom.sr.codedict import codes
     from pydicom.uid import ExplicitVRLittleEndian

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from relay_core.imaging.study import Study
 
 
-def measure(study: Study, ids: npt.NDArray[Any], confidence: npt.NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
+def measure(study: Study, ids: npt.NDArray[Any], sure: npt.NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
     """What is where, and how sure the model is.
 
     Args:
         study: the image.
         ids: class ids (S, H, W).
-        confidence: the winning class's probability (S, H, W).
+        sure: for each class the sum of its probability over the pixels that are its own.
         names: of the classes, the background first.
 
     Returns:
@@ -28,18 +28,17 @@ def measure(study: Study, ids: npt.NDArray[Any], confidence: npt.NDArray[Any], n
         `volume_mm3` of a stack, null where the spacing is not known; mean `confidence` in it, null where it is empty.
         `cup_to_disc`, of a 2-D image with classes of these names: see `cup_to_disc`. `mean_confidence` over all pixels.
     """
-    classes = []
-    for i, name in enumerate(names):
-        inside = ids == i
-        count = int(inside.sum())
-        sure = round(float(confidence[inside].mean(dtype=np.float64)), 4) if count else None
-        if i > 0:
-            classes.append({"id": i, "name": name, "pixels": count, **_size(study, count), "confidence": sure})
+    counts = np.bincount(ids.ravel(), minlength=len(names))
+    classes = [
+        {"id": i, "name": name, "pixels": int(counts[i]), **_size(study, int(counts[i])),
+         "confidence": round(float(sure[i] / counts[i]), 4) if counts[i] else None}
+        for i, name in enumerate(names) if i > 0
+    ]  # fmt: skip
     found: dict[str, Any] = {
         "width": int(ids.shape[2]), "height": int(ids.shape[1]), "slices": len(ids),
         "spacing_mm": None if study.spacing is None else list(study.spacing),
         "classes": classes,
-        "mean_confidence": round(float(confidence.mean(dtype=np.float64)), 4),
+        "mean_confidence": round(float(sure.sum() / ids.size), 4),
     }  # fmt: skip
     if not study.volume and (ratios := cup_to_disc(ids[0], names)) is not None:
         found["cup_to_disc"] = ratios

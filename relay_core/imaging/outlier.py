@@ -66,19 +66,6 @@ def score(found: npt.NDArray[Any], sites: Mapping[str, Looks]) -> tuple[float, s
     return round(best[site], 3), site
 
 
-def sound(known: Any) -> bool:
-    """Whether what a bundle says of a site's looks is made of plain finite numbers."""
-    if not isinstance(known, dict) or known.keys() != {"images", "mean", "sd", "limit"}:
-        return False
-    lists = known["mean"], known["sd"]
-    plain = all(isinstance(v, list) and all(type(x) in (int, float) for x in v) for v in lists)
-    if not plain or type(known["images"]) is not int or type(known["limit"]) not in (int, float):
-        return False
-    values = [*known["mean"], *known["sd"], known["limit"]]
-    short = len(known["mean"]) == len(known["sd"]) <= 16
-    return short and known["images"] > 0 and known["limit"] > 0 and bool(np.isfinite(values).all())
-
-
 def _distance(
     found: npt.NDArray[Any], mean: npt.NDArray[np.float64], sd: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from relay_core.errors import ExportError
 from relay_core.imaging import outlier
 from relay_core.imaging.measure import measure
 from relay_core.imaging.study import Study
@@ -47,17 +48,23 @@ def predict(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, ou
         run: the model.
         names: of its classes, the background first.
         looks: what the training images looked like, by site.
+
+    Raises:
+        ExportError: the model overflows.
     """
     height, width = study.pixels.shape[2:]
     step = max(1, min(32, _PIXELS // (height * width)))
     ids = np.empty((len(study), height, width), np.uint8)
-    confidence = np.empty(ids.shape, np.float32)
+    sure = np.zeros(len(names))
     numbers = []
     for start in range(0, len(study), step):
         stop = min(start + step, len(study))
-        ids[start:stop], confidence[start:stop], seen = run(study.batch(start, stop), OUTPUTS)
+        ids[start:stop], confidence, seen = run(study.batch(start, stop), OUTPUTS)
+        sure += np.bincount(ids[start:stop].ravel(), confidence.ravel(), len(names))
         numbers.append(seen)
-    found = measure(study, ids, confidence, names)
+    if not np.isfinite(sure).all():
+        raise ExportError("the model's probabilities are not finite numbers: take another precision")
+    found = measure(study, ids, sure, names)
     scored = outlier.score(np.concatenate(numbers), looks)
     found["unlike"] = {"score": scored[0], "most_like": scored[1], "warn_above": outlier.WARN} if scored else None
     found["warnings"] = _warnings(scored)

@@ -286,6 +286,8 @@ def _parse_nifti(head: bytes) -> NiftiHeader:
         dim, (code, bits) = struct.unpack_from(f"{order}8q", head, 16), struct.unpack_from(f"{order}2h", head, 12)
         start = struct.unpack_from(f"{order}q", head, 168)[0]
     size = tuple(max(n, 1) for n in dim[1 : dim[0] + 1])
+    if start < 348 or bits < 1:
+        raise ValueError
     return NiftiHeader(size, code, order, start, start + math.prod(size) * bits // 8)
 
 

@@ -20,15 +20,19 @@ import numpy.typing as npt
 from PIL import Image
 
 from relay_core.errors import DataError, ImageError
-from relay_core.imaging.readers import nifti_header, read_image
+from relay_core.imaging.readers import NiftiHeader, nifti_header, read_image
 
 if TYPE_CHECKING:
     import pydicom
 
+MAX_SIDE = 1 << 14
+"""Pixels of a side: resizing takes memory by it."""
 MAX_PIXELS = 1 << 25
 """Pixels of one slice."""
 MAX_VOXELS = 1 << 27
 """Pixels of all slices together."""
+MAX_BYTES = 1 << 29
+"""Of all pixels as they are decoded."""
 MAX_FILES = 4096
 """Files of a DICOM series."""
 _PICTURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif"}
@@ -40,7 +44,7 @@ class Study:
 
     kind: Literal["picture", "nifti", "dicom"]
     pixels: npt.NDArray[Any]
-    """(S, C, H, W), uint8 0..255 or float32 0..1; grey is repeated, without copies, where colour is wanted."""
+    """(S, C, H, W) as decoded; grey is repeated, without copies, where colour is wanted."""
     spacing: tuple[float | None, float, float] | None
     """Millimetres from slice to slice, row to row, column to column; None where the file does not tell."""
     volume: bool
@@ -50,13 +54,28 @@ class Study:
     sources: tuple[pydicom.Dataset, ...] = ()
     """DICOM headers in the order of the slices (one for a multi-frame file), without their pixels."""
 
+    window: tuple[float, float] | None = None
+    """Centre and width that map values to 0..1 (PS3.3 C.11.2.1.2); None: 8-bit values by 255 and a picture's float32 ones as
+    they are; others, and all of NIfTI, from each slice's smallest to its largest."""
+    inverted: bool = False
+    """Whether the largest value is black."""
+
     def __len__(self) -> int:
         return len(self.pixels)
 
     def batch(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Slices `start` to `stop`, (n, C, H, W) float32 in 0..1."""
         part = self.pixels[start:stop]
-        return part.astype(np.float32) / np.float32(255) if part.dtype == np.uint8 else np.ascontiguousarray(part)
+        if self.window is not None:
+            centre, width = self.window
+            shown = np.clip((part - np.float32(centre - 0.5)) / np.float32(max(width - 1, 1e-6)) + np.float32(0.5), 0, 1)
+        elif self.kind != "nifti" and part.dtype == np.uint8:
+            shown = part / np.float32(255)
+        elif self.kind == "picture":
+            shown = part
+        else:
+            shown = np.stack([_spread(values) for values in part])
+        return np.ascontiguousarray(1 - shown if self.inverted else shown, np.float32)
 
 
 def read_study(content: bytes, channels: int) -> Study:
@@ -126,33 +145,47 @@ def _nifti(content: bytes, suffix: str, channels: int) -> Study:
         if len(size) not in (2, 3):
             raise ImageError(f"the NIfTI file has {len(size)} dimensions ({' x '.join(map(str, size))}); send one volume")
         check_size(size[2] if len(size) == 3 else 1, size[1], size[0])
+        if header.code not in _REAL:
+            raise ImageError("the NIfTI file's voxels are not single real numbers; send a grey volume")
+        if header.needed > MAX_BYTES:
+            raise ImageError(f"the NIfTI file has more than {MAX_BYTES >> 20} MiB, decompressed")
         if header.code in (16, 64):
-            with gzip.open(path) if suffix == ".nii.gz" else path.open("rb") as file:
-                raw = file.read(header.needed)  # no more: what follows may be a bomb
-            count = math.prod(size)
-            kind = np.dtype(f"{header.order}f{4 if header.code == 16 else 8}")
-            values = np.frombuffer(raw, kind, count, header.start)
-            if not np.isfinite(values).all():  # the reader below makes them 0
-                raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
+            _require_finite(path, header, math.prod(size))
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:
             image = sitk.ReadImage(str(path))
         except RuntimeError:
             raise ImageError("the image cannot be decoded (truncated or not an image)") from None
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ImageError("the NIfTI file has several values a voxel; send a grey volume")
     if image.GetDimension() > 3:
         image = image[tuple([slice(None)] * 3 + [0] * (image.GetDimension() - 3))]
     *between, row, column = (float(mm) for mm in image.GetSpacing()[::-1])
-    array = sitk.GetArrayFromImage(image)
+    array = sitk.GetArrayViewFromImage(image)
     volume = array.ndim == 3 and len(array) > 1
     stack = array if array.ndim == 3 else array[None]
     spacing = (between[0] if between else None, row, column)
-    return Study("nifti", grey_stack(spread(stack), channels), spacing, volume, image)
+    return Study("nifti", grey_stack(stack, channels), spacing, volume, image)
+
+
+_REAL = (2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280)
+"""Codes of NIfTI's integer and floating-point types."""
+
+
+def _require_finite(path: Path, header: NiftiHeader, count: int) -> None:
+    """Raise ImageError for NaN and infinity, which the reader makes 0."""
+    kind = np.dtype(f"{header.order}f{4 if header.code == 16 else 8}")
+    left = count * kind.itemsize
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        file.read(header.start)
+        while left > 0 and (chunk := file.read(min(left, 1 << 24))):
+            left -= len(chunk)
+            if not np.isfinite(np.frombuffer(chunk, kind, len(chunk) // kind.itemsize)).all():
+                raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
 
 
 def _unzip(content: bytes) -> list[bytes]:
     """The files of an archive. They are read, never unpacked by their names."""
+    if content.count(b"PK\1\2") > MAX_FILES:
+        raise ImageError(f"the archive holds more than {MAX_FILES} files")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -193,7 +226,7 @@ def _dicom(files: list[bytes], channels: int) -> Study:
         pixels = stack.transpose(0, 3, 1, 2)
     else:
         pixels = grey_stack(stack, channels)
-    return Study("dicom", pixels, found.spacing, len(stack) > 1, found.geometry, found.headers)
+    return Study("dicom", pixels, found.spacing, len(stack) > 1, found.geometry, found.headers, found.window, found.inverted)
 
 
 def grey_stack(stack: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
@@ -201,19 +234,18 @@ def grey_stack(stack: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
     return np.broadcast_to(stack[:, None], (len(stack), channels, *stack.shape[1:]))
 
 
-def spread(stack: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Each slice of (S, H, W) from its smallest value, 0, to its largest, 1; a constant one is 0."""
-    out = np.empty(stack.shape, np.float32)
-    for i, values in enumerate(stack):
-        low, high = float(values.min()), float(values.max())
-        out[i] = (values.astype(np.float64) - low) / (high - low) if high > low else 0.0
-    return out
+def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """A slice from its smallest value, 0, to its largest, 1; a constant one is 0."""
+    low, high = float(values.min()), float(values.max())
+    return ((values - low) / (high - low) if high > low else np.zeros_like(values)).astype(np.float32)
 
 
 def check_size(slices: int, height: int, width: int) -> None:
     """Raise ImageError where there is more than can be worked on."""
     if height * width > MAX_PIXELS:
         raise ImageError(f"the image has {width} x {height} pixels; a slice may have {MAX_PIXELS}")
+    if max(height, width) > MAX_SIDE:
+        raise ImageError(f"the image has {width} x {height} pixels; a side may have {MAX_SIDE}")
     if slices * height * width > MAX_VOXELS:
         raise ImageError(f"the image has {slices} slices of {width} x {height}; all together may have {MAX_VOXELS} pixels")
     if min(slices, height, width) < 1:

@@ -14,7 +14,7 @@ from PIL import Image
 from relay_core import batch
 from relay_core.config.datasets import FundusKwargs
 from relay_core.engine.checkpoint import find
-from relay_core.errors import DataError, Stopped
+from relay_core.errors import Stopped
 from relay_core.export.session import Session
 from relay_core.imaging.prediction import predict
 from relay_core.imaging.study import read_study
@@ -45,7 +45,7 @@ def table(out):
 
 def test_masks_and_measurements_are_those_of_the_served_model(exported, site, tmp_path):
     found, told = run(exported, site, tmp_path / "out")
-    assert (found, told[-1]) == ({"images": 12, "unlike": 0}, (12, 12))
+    assert (found, told[-1]) == (batch.Predicted(12, 0, ()), (12, 12))
     session = Session(exported.content, "cpu")
     with zipfile.ZipFile(tmp_path / "out/masks.zip") as archive:
         assert len(archive.namelist()) == 12
@@ -69,7 +69,7 @@ def test_it_goes_on_where_it_was_stopped(exported, site, tmp_path):
     with (tmp_path / "out/done.jsonl").open("a") as journal:
         journal.write('{"file": "half')  # as a kill leaves it
     found, _ = run(exported, site, tmp_path / "out")
-    assert found["images"] == 12
+    assert found.images == 12
     assert {path: path.stat().st_mtime_ns for path in masks} == masks, "what was done is not done again"
     run(exported, site, tmp_path / "whole")
     assert table(tmp_path / "out") == table(tmp_path / "whole")
@@ -81,10 +81,29 @@ def test_bad_images_are_all_named_and_the_others_done(exported, site, tmp_path):
     images = sorted((site / "test/ROIs/image").iterdir())
     images[0].write_bytes(images[0].read_bytes()[:200])
     images[2].write_bytes(b"")
-    with pytest.raises(DataError, match="2 of 12 images") as caught:
-        run(exported, site, tmp_path / "out")
-    assert [problem.file for problem in caught.value.problems] == [f"test/ROIs/image/{images[i].name}" for i in (0, 2)]
+    found, _ = run(exported, site, tmp_path / "out")
+    assert (found.images, [problem.file for problem in found.problems]) == (
+        10, [f"test/ROIs/image/{images[i].name}" for i in (0, 2)],
+    )  # fmt: skip
     assert len({row["file"] for row in table(tmp_path / "out")}) == 10
+
+
+def test_images_that_come_later_do_not_move_the_others_masks(exported, site, tmp_path):
+    image, mask = site / "train/ROIs/image", site / "train/ROIs/mask"
+    taken = [(folder / "0000.png").rename(tmp_path / f"{folder.name}.png") for folder in (image, mask)]
+    run(exported, site, tmp_path / "out")
+    for path, folder in zip(taken, (image, mask), strict=True):
+        path.rename(folder / "0000.png")
+    for uid in ("1.2.840.55", "1.2.840.56"):
+        shutil.copy(image / "0001.png", image / f"{uid}.png")
+        shutil.copy(mask / "0001.png", mask / f"{uid}.png")
+    run(exported, site, tmp_path / "out")
+    run(exported, site, tmp_path / "anew")
+    with zipfile.ZipFile(tmp_path / "out/masks.zip") as ours, zipfile.ZipFile(tmp_path / "anew/masks.zip") as theirs:
+        assert ours.namelist() == theirs.namelist()
+        assert len(set(ours.namelist())) == 14
+        for name in ours.namelist():
+            assert ours.read(name) == theirs.read(name)
 
 
 def test_from_the_command_line(exported, tmp_path):

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
+from relay_core.bundle import manifest
 from relay_core.errors import ImageError
 from relay_core.export.served import Served
 from relay_core.imaging import masks, outlier
@@ -30,6 +31,10 @@ def ids_like(study, seed=0):
     found[:, 4:7, 5:8] = 2
     found[0] = np.roll(found[0], seed, axis=1)
     return found
+
+
+def sums(ids, confidence):
+    return np.bincount(ids.ravel(), confidence.ravel(), 3)
 
 
 def same_geometry(image, study):
@@ -101,8 +106,8 @@ def test_seg_references_its_source_and_lies_where_it_lies(tmp_path, source):
 def test_a_seg_that_cannot_be_is_refused_without_the_patient():
     study = read_study(dicoms.one(VOLUME[0]), 1)
     ids = ids_like(study)
-    with pytest.raises(ImageError, match="none was found"):
-        masks.to_seg(study, np.zeros_like(ids), NAMES, "m", "1")
+    empty = highdicom.seg.segread(io.BytesIO(masks.to_seg(study, np.zeros_like(ids), NAMES, "m", "1")))
+    assert not empty.pixel_array.any(), "that nothing was found is a finding"
     with pytest.raises(ImageError, match="references DICOM"):
         masks.to_seg(read_study(png(GREY), 1), ids, NAMES, "m", "1")
     bare = read_study(dicoms.one(VOLUME[0], StudyInstanceUID=None), 1)
@@ -115,17 +120,17 @@ def test_areas_and_volumes_are_in_millimetres_where_they_are_known(tmp_path):
     study = read_study(dicoms.packed(dicoms.stack(VOLUME)), 1)
     ids = ids_like(study)
     sure = np.where(ids == 1, 0.75, 0.5).astype(np.float32)
-    found = measure(study, ids, sure, NAMES)
+    found = measure(study, ids, sums(ids, sure), NAMES)
     disc, cup = found["classes"]
     assert (disc["name"], disc["pixels"], disc["volume_mm3"]) == ("optic disc", 5 * 47, 5 * 47 * 2.5 * 0.75 * 0.5)
     assert (disc["confidence"], cup["confidence"]) == (0.75, 0.5)
     assert found["mean_confidence"] == pytest.approx(float(sure.mean()), abs=1e-4)
     assert "cup_to_disc" not in found, "a ratio of areas says nothing of a volume"
-    flat = measure(read_study(dicoms.one(VOLUME[0]), 1), ids[:1], sure[:1], NAMES)
+    flat = measure(read_study(dicoms.one(VOLUME[0]), 1), ids[:1], sums(ids[:1], sure[:1]), NAMES)
     assert flat["classes"][1]["area_mm2"] == 9 * 0.75 * 0.5
-    picture = measure(read_study(png(GREY[:12, :16].copy()), 1), ids[:1], sure[:1], NAMES)
+    picture = measure(read_study(png(GREY[:12, :16].copy()), 1), ids[:1], sums(ids[:1], sure[:1]), NAMES)
     assert (picture["spacing_mm"], picture["classes"][0]["area_mm2"]) == (None, None)
-    nothing = measure(read_study(png(GREY), 1), np.zeros((1, 20, 30), np.uint8), np.ones((1, 20, 30)), NAMES)
+    nothing = measure(read_study(png(GREY), 1), np.zeros((1, 20, 30), np.uint8), np.array([600.0, 0, 0]), NAMES)
     assert [entry["confidence"] for entry in nothing["classes"]] == [None, None]
     assert nothing["cup_to_disc"] == {"vertical": None, "horizontal": None, "area": None}
     table = list(rows("a.png", found, 0.5))
@@ -155,7 +160,7 @@ def test_other_images_score_higher_than_the_training_sites_own():
         return np.clip(random.normal(mean, 0.1, (count, 1, 16, 16)) + random.normal(0, 0.02, (count, 1, 1, 1)), 0, 1)
 
     known = {"north": outlier.looks([site(0.3), site(0.3)]), "south": outlier.looks([site(0.7)])}
-    assert all(outlier.sound(json.loads(json.dumps(entry))) for entry in known.values())
+    assert manifest._are_looks(json.loads(json.dumps(known))), "a bundle carries them"
     usual = [outlier.score(outlier.numbers(image[None]), known) for image in site(0.7, 100)]
     assert {where for _, where in usual} == {"south"}
     assert sum(score > outlier.WARN for score, _ in usual) <= 1
@@ -167,12 +172,23 @@ def test_other_images_score_higher_than_the_training_sites_own():
 
 @pytest.mark.parametrize(
     "change",
-    [{"sd": [1.0]}, {"limit": 0}, {"limit": float("nan")}, {"images": 0}, {"mean": "x"}, {"mean": [True] * 3}, {"more": 1}],
+    [
+        {"sd": [1.0]},
+        {"limit": 0},
+        {"limit": 0.9},
+        {"mean": [10**400] * 3},
+        {"images": 1 << 60},
+        {"limit": float("nan")},
+        {"images": 0},
+        {"mean": "x"},
+        {"mean": [True] * 3},
+        {"more": 1},
+    ],
 )
 def test_unsound_looks_are_noticed(change):
     known = {"images": 3, "mean": [0.1, 0.2, 0.3], "sd": [0.1, 0.2, 0.3], "limit": 1.5}
-    assert outlier.sound(known)
-    assert not outlier.sound({**known, **change})
+    assert manifest._are_looks({"A": known})
+    assert not manifest._are_looks({"A": {**known, **change}})
 
 
 def test_a_volume_is_predicted_slice_by_slice():
