@@ -45,7 +45,7 @@ def receive(
         weights.check_networks(bundle.table, layout(settings))
         target = out / settings.folder_name / f"step-{made['checkpoint']['step']:08d}.safetensors"
         earlier = _imports(target.parent)
-        meta = _meta(made, settings, bundle.facts.digest)
+        meta = {**_meta(made, settings, bundle.facts.digest), "sites": [record["site"] for record in bundle.history]}
         weights.to_checkpoint(bundle.stored, weights.locate(bundle.table), meta, target, progress)
         for old in earlier - {target}:
             old.unlink()  # the next training starts from the one with the most steps

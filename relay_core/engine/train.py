@@ -74,9 +74,10 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
     if found is not None and found.meta["step"] >= steps:
         return found
     strategy, stream = _begin(site, base, found)
-    looks = found.meta.get("looks", {}) if found else _looks(site, base)
+    looks = (found.meta.get("looks") if found else None) or _looks(site, base)
+    sites = [*(_trained_before(base) if base else []), site.name] if found is None else found.meta.get("sites", [site.name])
     first = int(found.meta["step"]) if found else 0
-    saver = _Saver(site, strategy, stream, steps, looks)
+    saver = _Saver(site, strategy, stream, steps, {"looks": looks, "sites": sites})
     site.say(events.Started(site.name, first, steps, len(site.images), str(site.device), strategy.name))
     progress = _Progress(site, first, steps)
 
@@ -133,6 +134,10 @@ def _begin(site: Site, base: Checkpoint | None, found: Checkpoint | None) -> tup
     return strategy, stream
 
 
+def _trained_before(base: Checkpoint) -> list[str]:
+    return list(base.meta.get("sites") or [base.meta["site"]])
+
+
 def _looks(site: Site, base: Checkpoint | None) -> dict[str, Any]:
     """What the training images of the sites so far look like, by site; see `imaging.outlier`."""
     low, high = site.settings.data.out_range
@@ -178,7 +183,8 @@ class _Saver:
     strategy: Strategy
     stream: Stream
     steps: int
-    looks: dict[str, Any]
+    origin: dict[str, Any]
+    """Where the model has been: `sites`, in order, and `looks`, see `imaging.outlier`."""
     last: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
@@ -198,7 +204,7 @@ class _Saver:
             "images": len(site.images),
             "steps": self.steps,
             "settings": settings.shared(),
-            "looks": self.looks,
+            **self.origin,
             **state,
         }
         if distributed.rank() != 0:

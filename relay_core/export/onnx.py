@@ -117,8 +117,7 @@ def _to_onnx(network: Served, settings: SiteSettings) -> onnx.ModelProto:
 
 def _facts(checkpoint: Checkpoint, settings: SiteSettings, tests: Mapping[str, SiteData], precision: Precision) -> Facts:
     meta = checkpoint.meta
-    before = sorted(meta["state"].get("previous", {}).items(), key=lambda entry: int(entry[1]["id"]))
-    sites = list(dict.fromkeys([*(name for name, _ in before), str(meta["site"])]))
+    sites = meta.get("sites") or [str(meta["site"])]
     known = [mm for data in tests.values() for mm in data.spacing if mm is not None]
     return Facts(
         classes=tuple(settings.data.names()), channels=settings.data.img_channels, resolution=settings.resolution,

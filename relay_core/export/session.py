@@ -6,6 +6,7 @@ here; a file that somebody carried in never does.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import time
@@ -75,10 +76,20 @@ def providers(device: str) -> list[Any]:
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
         raise DeviceError(f"device {device}: one of auto, cpu, cuda, cuda:N")
-    if kind == "cpu" or "CUDAExecutionProvider" not in ort.get_available_providers():
+    if kind == "cpu" or "CUDAExecutionProvider" not in ort.get_available_providers() or not _has_driver():
         return ["CPUExecutionProvider"]
     _preload()
     return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
+
+
+@functools.cache
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver is there: ONNX Runtime names the provider wherever it was built in."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 @functools.cache
@@ -104,6 +115,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # what a large image took is given back
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes need the cores too
         wanted = providers(device)
         try:

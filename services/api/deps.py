@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
-from services.api.inference.hosting import Host
+from services.api.inference.hosting import Host, Intake
 from services.api.readiness import Probe
 from services.site import audit, auth
 from services.site.artifacts import ArtifactStore
@@ -38,8 +37,10 @@ class Parts:
     """Threads that event streams may use: they leave the others to requests."""
     host: Host
     """Models in memory."""
-    decoders: threading.BoundedSemaphore
-    """Images of people that are decoded at once; they may be large."""
+    predictions: CapacityLimiter
+    """Images of people that are worked on at once, in threads of their own; they may be large."""
+    intake: Intake
+    """Images that are here at once."""
 
 
 async def parts(request: Request) -> Parts:

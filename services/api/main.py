@@ -18,7 +18,7 @@ import relay_core
 from relay_core.errors import RelayError
 from services.api import docs, metrics, problems
 from services.api.deps import Parts
-from services.api.inference.hosting import Host
+from services.api.inference.hosting import Host, Intake
 from services.api.middleware import MAX_BODY, BodyLimit, RequestContext
 from services.api.readiness import Probe
 from services.api.routes import ROUTERS, imports
@@ -33,7 +33,9 @@ from services.site.settings import Settings, load_settings
 THREADS = 64
 """Requests that are worked on at once; the others wait."""
 STREAM_THREADS = 8
-DECODERS = 2
+PREDICTIONS = 2
+INTAKE = 2
+"""Bodies of the largest size that are taken in at once."""
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
 }  # fmt: skip
@@ -102,12 +104,12 @@ def _open(settings: Settings, meters: CollectorRegistry) -> Parts:
     if current != head:
         database.close()
         raise Refusal("not_ready", f"the database is at revision {current}, this version needs {head}: migrate it first")
-    store = ArtifactStore(settings.artifact_folder)
+    store, most = ArtifactStore(settings.artifact_folder), settings.serve_max_mib << 20
     meters.register(metrics.SiteCollector(settings, database, store))
+    host = Host(settings, store, meters)
     return Parts(
-        settings, database, store, doorbell(settings.broker), Probe(settings, database, store), meters,
-        anyio.CapacityLimiter(STREAM_THREADS), Host(settings, store, meters),
-        threading.BoundedSemaphore(DECODERS),
+        settings, database, store, doorbell(settings.broker), Probe(settings, database, store, host), meters,
+        anyio.CapacityLimiter(STREAM_THREADS), host, anyio.CapacityLimiter(PREDICTIONS), Intake(INTAKE * most, most),
     )  # fmt: skip
 
 
@@ -116,7 +118,12 @@ def _warm_up(site: Parts) -> None:
     try:
         with site.database.read() as session:
             rows = [registry.version(session, name, number) for name, number in registry.in_production(session).items()]
-        for row in rows:
-            site.host.get(row.name, row.version, row.digest)
     except (RelayError, SQLAlchemyError) as error:
-        log.warning("a model in production could not be loaded: %s", error)
+        log.warning("what is in production cannot be read: %s", error)
+        return
+    for row in rows:
+        try:
+            with site.host.borrow(row.name, row.version, row.digest):
+                pass
+        except RelayError as error:
+            log.warning("model %s %d, in production, cannot be loaded: %s", row.name, row.version, error)

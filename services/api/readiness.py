@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
 from services.api.inference import hosting
+from services.api.inference.hosting import Host
 from services.api.schemas import Check, Readiness
 from services.site import workers
 from services.site.artifacts import ArtifactStore
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 class Probe:
     """Looks at everything that a job needs."""
 
-    def __init__(self, settings: Settings, database: Database, store: ArtifactStore) -> None:
-        self.settings, self.database, self.store = settings, database, store
+    def __init__(self, settings: Settings, database: Database, store: ArtifactStore, host: Host) -> None:
+        self.settings, self.database, self.store, self.host = settings, database, store, host
         self._lock = threading.Lock()
         self._head = migrate.head()
         self._written_at = -EVERY
@@ -94,7 +95,8 @@ class Probe:
             found = hosting.runtime().providers(wanted)[0]
         except RelayError as error:
             return Check(ok=False, detail=str(error))
-        name = found if isinstance(found, str) else found[0]
+        used = {hosted.session.provider for hosted in self.host.loaded}
+        name = ", ".join(sorted(used)) or (found if isinstance(found, str) else found[0])
         ok = name == "CUDAExecutionProvider" or not wanted.startswith("cuda")
         return Check(ok=ok, detail=f"provider: {name}" + ("" if ok else f"; wanted: {wanted}"))
 

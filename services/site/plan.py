@@ -32,6 +32,8 @@ class Plan:
     checkpoint_id: str | None = None
 
 
+RESERVED = "stats"
+"""No model's name: /v2/models/stats is of them all."""
 _HOLD = ForUpdateArg(read=True, key_share=True)
 
 
@@ -132,7 +134,10 @@ def export_onnx(
     """
     plan = evaluate(session, checkpoint_id, datasets=datasets)
     run = need(session, Run, str(plan.run_id))
-    name = name or re.sub(r"[^a-z0-9._-]+", "-", run.name.lower()).strip("-._")[:64] or "model"
+    if name == RESERVED:
+        raise Refusal("invalid_request", f"a model cannot be called {RESERVED}: its address means something else")
+    name = name or re.sub(r"[^a-z0-9._-]+", "-", run.name.lower()).strip("-._")[:64]
+    name = f"model-{name}"[:64] if name in ("", RESERVED) else name
     return replace(plan, params={**plan.params, "name": name, "precision": precision}, gpus=0)
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from services.site import artifacts, audit
-from services.site.db.models import Job, Model, Promotion
+from services.site.db.models import Job, Model, ModelName, Promotion
 from services.site.errors import Refusal
 
 FILE = "model.onnx"
-PROOF = "model.onnx.json"
 MEDIA_TYPE = "application/vnd.onnx"
 Precision = Literal["fp32", "fp16", "int8"]
 EQUAL = 1e-4
@@ -34,10 +34,9 @@ def publish(session: Session, job: Job, said: dict[str, Any], file: tuple[str, i
         file: digest, size and media type of its bytes.
     """
     name = str(job.params["name"])
-    newest = session.scalar(select(func.max(Model.version)).where(Model.name == name)) or 0
     row = Model(
-        name=name, version=newest + 1, precision=job.params["precision"], run_id=job.run_id, checkpoint_id=job.checkpoint_id,
-        job_id=job.id, digest=file[0], facts=said, created_by=job.created_by,
+        name=name, version=_next_version(session, name), precision=job.params["precision"], run_id=job.run_id,
+        checkpoint_id=job.checkpoint_id, job_id=job.id, digest=file[0], facts=said, created_by=job.created_by,
     )  # fmt: skip
     artifacts.keep(session, *file)
     session.add(row)
@@ -47,8 +46,21 @@ def publish(session: Session, job: Job, said: dict[str, Any], file: tuple[str, i
     return row
 
 
-def version(session: Session, name: str, wanted: int | None = None) -> Model:
-    """A version of a model; without a number the one in production. Raises Refusal `not_found`."""
+def _next_version(session: Session, name: str) -> int:
+    """A number that the name never had; of two exports that end together the second waits for the first."""
+    insert = (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert(ModelName)
+    again = insert.values(name=name, last=1).on_conflict_do_update(
+        index_elements=["name"], set_={"last": ModelName.last + 1}
+    )
+    return int(session.scalars(again.returning(ModelName.last)).one())
+
+
+def version(session: Session, name: str, wanted: int | None = None, *, hold: bool = False) -> Model:
+    """A version of a model; without a number the one in production; with `hold` nobody else changes it in this transaction.
+
+    Raises:
+        Refusal: `not_found`.
+    """
     if wanted is None:
         current = production(session, name)
         if current is None:
@@ -56,7 +68,8 @@ def version(session: Session, name: str, wanted: int | None = None) -> Model:
             what = "has no version in production: promote one" if known else "is not known here"
             raise Refusal("not_found", f"model {name} {what}")
         wanted = current.version
-    row = session.scalars(select(Model).where(Model.name == name, Model.version == wanted)).first()
+    found = select(Model).where(Model.name == name, Model.version == wanted)
+    row = session.scalars(found.with_for_update() if hold else found).first()
     if row is None:
         raise Refusal("not_found", f"model {name} has no version {wanted}")
     return row
@@ -106,7 +119,7 @@ def promote(session: Session, name: str, wanted: int, actor: str, reason: str | 
         Refusal: `not_found`; `conflict` where it is there already, or somebody promoted at the same moment;
             `reason_missing` where it is worse than the current one on a test set, and nobody says why.
     """
-    row, last = version(session, name, wanted), production(session, name)
+    row, last = version(session, name, wanted, hold=True), production(session, name)
     if last is not None and last.version == wanted:
         raise Refusal("conflict", f"version {wanted} of {name} is in production already")
     compared = compare(row, version(session, name, last.version) if last else None)
@@ -147,7 +160,7 @@ def roll_back(session: Session, name: str, actor: str, reason: str) -> Promotion
 
 def delete(session: Session, name: str, number: int, actor: str) -> None:
     """Delete a version. Raises Refusal `not_found`, `in_use` where it is in production, or a rollback would want it."""
-    row, last = version(session, name, number), production(session, name)
+    row, last = version(session, name, number, hold=True), production(session, name)
     before = session.get(Promotion, (name, last.number - 1)) if last else None
     if number in (last.version if last else None, before.version if before else None):
         raise Refusal("in_use", f"version {number} of {name} is in production, or was before: a rollback would want it")

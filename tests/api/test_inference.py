@@ -128,7 +128,7 @@ def change(**fields):
         (change(shape=[1, 3, 0, 2]), "positive"),
         (change(shape=[1, 3, 2, -2]), "positive"),
         (change(shape=[1, 3, 2, True]), "positive"),
-        (change(shape=[1, 3, 100000, 100000]), "one request may have"),
+        (change(shape=[9, 3, 10000, 10000]), "one request may have"),
         (change(data=[0.5] * 11), "data has 11"),
         (change(data="abc"), "list of numbers"),
         (change(data=[[0.5], [0.5, 0.5]]), "list of numbers"),
@@ -198,7 +198,7 @@ def test_many_callers_share_batches_and_each_gets_its_own(served, truth):
 def test_a_full_queue_is_told_when_to_come_again(tmp_path, exported):
     with running(tmp_path, None, RELAY_SERVE_QUEUE="2", RELAY_SERVE_BATCH="1") as site:
         ok(site.promote("fundus", site.model(exported, "fundus").version))
-        values = images(64, 256, 256)
+        values = images(24, 256, 256)
         head = json.dumps({
             "inputs": [{"name": "image", "shape": list(values.shape), "datatype": "FP32",
                         "parameters": {"binary_data_size": values.nbytes}}], "outputs": [{"name": "looks"}],
@@ -292,3 +292,106 @@ def test_a_client_that_lists_encodings_gets_plain_bytes(served):
     answer = httpx.post(f"{served.url}/v2/models/fundus/infer", json=change(), headers=headers(served))
     assert "content-encoding" not in answer.headers
     assert answer.headers["cache-control"] == "no-store"
+
+
+def test_large_requests_are_refused_before_they_are_worked_on(served):
+    for shape in ([1, 3, 1, 1 << 20], [1, 3, 1 << 20, 1]):
+        problem = refused(served.viewer.post("/v2/models/fundus/infer", json=change(shape=shape)), 400, "inference_invalid")
+        assert "a side may have" in problem["error"]
+    wide = change(shape=[1, 3, 4096, 4096], parameters={"binary_data_size": 3 << 26})
+    head = json.dumps(wide).encode()
+    content = head + b"\0" * (3 << 26)
+    answer = served.viewer.post(
+        "/v2/models/fundus/infer", content=content, headers={"Inference-Header-Content-Length": str(len(head))}
+    )
+    assert "the answer would have" in refused(answer, 413, "too_large")["error"]
+    assert (
+        "send the tensor as bytes"
+        in refused(served.viewer.post("/v2/models/fundus/infer", content=b"[" + b"0," * (9 << 20)), 413, "too_large")[
+            "error"
+        ]
+    )
+    given = {"Inference-Header-Content-Length": "9" * 5000}
+    refused(served.viewer.post("/v2/models/fundus/infer", content=b"{}", headers=given), 400, "inference_invalid")
+
+
+class Slow:
+    """A session whose calls wait until they are let go."""
+
+    def __init__(self):
+        self.go, self.calls = threading.Event(), []
+
+    size = 1
+
+    def __call__(self, images, outputs):
+        self.calls.append(len(images))
+        assert self.go.wait(10)
+        if images.max() > 1:
+            raise RuntimeError("what a runtime says")
+        return [images[:, 0].copy() for _ in outputs]
+
+
+@pytest.fixture
+def hosted(tmp_path):
+    from prometheus_client import CollectorRegistry
+
+    from services.api.inference.hosting import Hosted, Meters, Statistics
+    from services.site.settings import load_settings
+
+    made = Hosted("m", 1, Slow(), load_settings(embedded=True, home=tmp_path), Meters(CollectorRegistry()), Statistics())
+    yield made
+    made.session.go.set()
+    made.close()
+
+
+def test_a_caller_that_left_and_a_call_that_failed_harm_nobody_else(hosted):
+    first = hosted.submit(images(1), ["mask"])
+    while not hosted.session.calls:
+        time.sleep(0.01)
+    left, stays, other = (hosted.submit(images(1, seed=seed), ["mask"]) for seed in (1, 2, 3))
+    assert left.cancel()
+    hosted.session.go.set()
+    assert first.result(10)["mask"].shape == (1, 20, 24)
+    np.testing.assert_array_equal(stays.result(10)["mask"], images(1, seed=2)[:, 0])
+    np.testing.assert_array_equal(other.result(10)["mask"], images(1, seed=3)[:, 0])
+    assert hosted.session.calls == [1, 2]
+    with pytest.raises(Exception, match="could not be run") as caught:
+        hosted.run(images(1) + 5, ["mask"])
+    assert "what a runtime says" not in str(caught.value)
+    assert len(hosted.run(images(3), ["mask"])[0]) == 3
+    assert hosted.statistics.fail.count == 1
+
+
+def test_a_model_that_is_let_go_still_answers_who_has_it(hosted):
+    waiting = hosted.submit(images(2), ["mask"])
+    hosted.close()
+    hosted.session.go.set()
+    assert len(waiting.result(10)["mask"]) == 2
+    with pytest.raises(Exception, match="let go"):
+        hosted.submit(images(2), ["mask"])
+
+
+def test_a_borrowed_model_outlives_its_eviction(tmp_path, exported):
+    from prometheus_client import CollectorRegistry
+
+    from services.api.inference.hosting import Host
+    from services.site.artifacts import ArtifactStore
+    from services.site.settings import load_settings
+
+    store = ArtifactStore(tmp_path / "store")
+    digest, _ = store.put([exported.content])
+    host = Host(load_settings(embedded=True, home=tmp_path, serve_memory_mib=40), store, CollectorRegistry())
+    with host.borrow("one", 1, digest) as one:
+        with host.borrow("two", 1, digest):
+            assert [hosted.name for hosted in host.loaded] == ["two"]
+            assert len(one.run(images(1), ("mask",))[0]) == 1
+        assert len(one.run(images(1), ("mask",))[0]) == 1
+    with pytest.raises(Exception, match="let go"):
+        one.submit(images(1), ("mask",))
+    before = threading.active_count()
+    for name in ("one", "two") * 3:
+        with host.borrow(name, 1, digest) as found:
+            found.run(images(1), ("mask",))
+    time.sleep(0.2)
+    assert threading.active_count() <= before + 1, "those that are let go leave no thread"
+    host.close()

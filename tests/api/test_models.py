@@ -130,6 +130,17 @@ def test_a_version_is_deleted_unless_it_serves(site, exported):
     assert site.viewer.get(f"/api/v1/models/{name}/versions/1/download").content == exported.content
 
 
+def test_a_number_is_not_used_again(site, exported):
+    name = site.model(exported).name
+    site.model(exported, name)
+    ok(site.operator.delete(f"/api/v1/models/{name}/versions/2"), 204)
+    assert site.model(exported, name).version == 3
+    refused(site.operator.post(
+        "/api/v1/jobs", json={"kind": "export_onnx", "checkpoint_id": site.checkpoint().id, "name": "stats"},
+        headers={"Idempotency-Key": name},
+    ), 422, "invalid_request")  # fmt: skip
+
+
 def predict(site, content, **params):
     return site.viewer.post("/api/v1/models/fundus/predict", content=content, params=params)
 
@@ -205,7 +216,7 @@ def test_bad_images_are_told_and_the_service_stays_up(clinic, exported, tmp_path
     refused(predict(clinic, exported.image(), output="heat"), 422, "invalid_request")
     refused(clinic.anonymous.post("/api/v1/models/fundus/predict", content=exported.image()), 401, "unauthenticated")
     log = (clinic.settings.home / "api.log").read_text()
-    for word in ("MUSTERMANN", "4711", "20260101"):
+    for word in ("MUSTERMANN", "P-4711", "20260101", dicoms.STUDY, dicoms.SERIES):
         assert word not in log
         assert word not in clinic.anonymous.get("/metrics").text
     assert '"ERROR"' not in log

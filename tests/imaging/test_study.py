@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from relay_core.errors import ImageError
+from relay_core.imaging.dicom import _coded_size
 from relay_core.imaging.study import MAX_PIXELS, read_study
 from tests.imaging import dicoms
 from tests.reference import FOLDER
@@ -193,6 +194,71 @@ def test_bombs_are_refused_before_they_burst(tmp_path):
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.dcm", b"\0" * (600 << 20))
     assert refused(content.getvalue(), "more than")
+
+
+def test_long_thin_images_and_many_entries_are_refused(tmp_path):
+    assert refused(png(np.zeros((1, 20000), np.uint8)), "a side may have")
+    assert refused(dicoms.one(np.zeros((20000, 1), np.int16)), "a side may have")
+    assert refused(dicoms.packed([b""] * 5000), "more than 4096")
+    same = {"SeriesInstanceUID": dicoms.SERIES}
+    files = [dicoms.one(np.zeros((4, 4), np.int16), (0, 0, i), number=i, **same) for i in range(3)]
+    large = [pydicom.dcmread(io.BytesIO(file)) for file in files]
+    for dataset in large:
+        dataset.Rows, dataset.Columns = 8192, 4096
+        dataset.PixelData = b""
+    assert refused(dicoms.packed([saved(dataset) for dataset in large]), "truncated")
+
+
+def test_headers_that_lie_are_refused_without_their_values(tmp_path):
+    values = VOLUME[0]
+    for change in (
+        {"ImageOrientationPatient": [0.0] * 6}, {"ImageOrientationPatient": [1.0, 0, 0, 1.0, 0, 0]},
+        {"ImageOrientationPatient": [1.0, 0, 0]}, {"ImagePositionPatient": [1.0, 2.0]}, {"SliceThickness": [1.0, 2.0]},
+        {"PixelSpacing": [1.0]}, {"WindowCenter": [], "WindowWidth": 5},
+    ):  # fmt: skip
+        content = dicoms.one(values)
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        for name, value in change.items():
+            setattr(dataset, name, value)
+        if "WindowCenter" in change:
+            assert len(read_study(saved(dataset), 1)) == 1
+        else:
+            assert refused(saved(dataset), "DICOM")
+    text = dicoms.one(values).replace(b"2.0 ", b"DOE ", 1)
+    assert b"DOE" in text
+    with pytest.raises(ImageError) as caught:
+        read_study(text, 1)
+    assert "DOE" not in str(caught.value)
+    raw = bytearray(nifti(VOLUME, tmp_path, "a.nii"))
+    struct.pack_into("<f", raw, 108, -500.0)
+    assert refused(bytes(raw), "cannot be decoded")
+    struct.pack_into("<f", raw, 108, 352.0)
+    struct.pack_into("<h", raw, 70, 32)
+    assert refused(bytes(raw), "")
+
+
+def test_frames_of_different_scales_and_files_deflated_as_a_whole_are_refused():
+    content = dicoms.enhanced(np.abs(VOLUME).astype(np.uint16))
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for i, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        scale = pydicom.Dataset()
+        scale.RescaleIntercept, scale.RescaleSlope, scale.RescaleType = 0, 1 + i, "US"
+        frame.PixelValueTransformationSequence = [scale]
+    del shared.PixelValueTransformationSequence
+    assert refused(saved(dataset), "rescaled differently")
+    whole = pydicom.dcmread(io.BytesIO(dicoms.one(VOLUME[0])))
+    whole.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    assert refused(saved(whole), "deflated as a whole")
+
+
+def test_a_coded_size_is_read_from_the_frame_itself():
+    content = io.BytesIO()
+    Image.fromarray(GREY).save(content, format="JPEG")
+    assert _coded_size(content.getvalue()) == (20, 30)
+    j2k = b"\xff\x4f\xff\x51" + struct.pack(">HH4I", 47, 0, 30, 20, 0, 0)
+    assert _coded_size(j2k) == (20, 30)
+    assert _coded_size(b"\0\0") is None
 
 
 @pytest.mark.parametrize("name", ["../{}.dcm", "/etc/{}.dcm", "a/../../{}.dcm", "..\\{}.dcm", "C:\\{}.dcm"])

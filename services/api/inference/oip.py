@@ -21,6 +21,10 @@ from services.site.errors import Refusal
 LENGTH = "Inference-Header-Content-Length"
 TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 OUTPUT_TYPES = {"logits": "FP32", "probabilities": "FP32", "confidence": "FP32", "mask": "UINT8", "looks": "FP32"}
+MAX_SIDE = 1 << 14
+"""Pixels of a side: resizing takes memory by it."""
+MAX_JSON = 1 << 24
+"""Bytes of a request's JSON part: as numbers in memory it takes many times that."""
 MAX_OUTPUT = 1 << 28
 """Bytes of an answer."""
 _RANGE = 1e-3
@@ -74,21 +78,25 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
     return body, None
 
 
-def parse(body: bytes, length: str | None, channels: int, most_pixels: int) -> Asked:
+def parse(body: bytes, length: str | None, channels: int, classes: int, most_pixels: int) -> Asked:
     """Read a request.
 
     Args:
         body: decompressed.
         length: the header `Inference-Header-Content-Length`: bytes of the JSON part; None: all of it is JSON.
         channels: of the model's input.
+        classes: of its output.
         most_pixels: N x H x W that are worked on.
 
     Raises:
-        Refusal: `inference_invalid`, naming the key.
+        Refusal: `inference_invalid`, naming the key; `too_large` for more JSON, or a larger answer, than is worked on.
     """
-    if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+    told = length is None or (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= len(body))
+    if not told:
         raise invalid(f"{LENGTH}: not a number of bytes that the body has")
     split = len(body) if length is None else int(length)
+    if split > MAX_JSON:
+        raise Refusal("too_large", f"the JSON part has {split} bytes, at most {MAX_JSON}; send the tensor as bytes")
     try:
         head = json.loads(body[:split])
     except (ValueError, RecursionError):
@@ -102,7 +110,14 @@ def parse(body: bytes, length: str | None, channels: int, most_pixels: int) -> A
     request_id = head.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise invalid("id: a string")
-    return Asked(request_id, images, _outputs(head))
+    outputs, (count, _, height, width) = _outputs(head), images.shape
+    planes = {"logits": 4 * classes, "probabilities": 4 * classes, "confidence": 4, "mask": 1, "looks": 0}
+    size = sum(planes[name] * (1 if binary else 8) for name, binary in outputs.items()) * count * height * width
+    if size > MAX_OUTPUT:
+        raise Refusal(
+            "too_large", f"the answer would have more than {MAX_OUTPUT} bytes; ask for fewer outputs, or for bytes"
+        )
+    return Asked(request_id, images, outputs)
 
 
 def _image(tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: int) -> npt.NDArray[np.float32]:
@@ -115,6 +130,8 @@ def _image(tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: in
         raise invalid("image: shape must be a list of positive whole numbers")
     if len(shape) != 4 or shape[1] != channels:
         raise invalid(f"image: shape {shape[:6]}; the model takes [images, {channels}, height, width]")
+    if max(shape[2:]) > MAX_SIDE:
+        raise invalid(f"image: {shape[2]} x {shape[3]} pixels; a side may have {MAX_SIDE}")
     if shape[0] * shape[2] * shape[3] > most_pixels:
         raise invalid(f"image: {shape[0]} x {shape[2]} x {shape[3]} pixels; one request may have {most_pixels}")
     parameters = tensor.get("parameters") or {}
@@ -178,11 +195,9 @@ def answer(name: str, version: int, asked: Asked, results: Mapping[str, npt.NDAr
     """The body, and the length of its JSON part where bytes follow it.
 
     Raises:
-        Refusal: `too_large`.
+        Refusal: `model_unavailable` for outputs that are not finite and asked for as JSON, which has no such numbers.
     """
     tensors, parts = [], []
-    if sum(results[key].nbytes * (1 if binary else 8) for key, binary in asked.outputs.items()) > MAX_OUTPUT:
-        raise Refusal("too_large", f"the answer has more than {MAX_OUTPUT} bytes; ask for fewer outputs, or for bytes")
     for key, binary in asked.outputs.items():
         values, datatype = results[key], OUTPUT_TYPES[key]
         tensor: dict[str, Any] = {"name": key, "datatype": datatype, "shape": list(values.shape)}
@@ -196,7 +211,10 @@ def answer(name: str, version: int, asked: Asked, results: Mapping[str, npt.NDAr
     head: dict[str, Any] = {"model_name": name, "model_version": str(version), "outputs": tensors}
     if asked.id is not None:
         head["id"] = asked.id
-    text = json.dumps(head, separators=(",", ":")).encode()
+    try:
+        text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        raise Refusal("model_unavailable", "the model's outputs are not finite numbers: take another precision") from None
     return b"".join([text, *parts]), len(text) if parts else None
 
 

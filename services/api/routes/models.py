@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from relay_core.errors import ImageError
 from services.api import pages, schemas
 from services.api.deps import IfMatch, Operator, Parts, Site, Viewer
 from services.api.docs import ETAG, Responses, changes, refusals, success
@@ -24,7 +26,6 @@ from services.site.db.models import Artifact, Model, Promotion
 from services.site.errors import Refusal
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
-ONNX = "application/vnd.onnx"
 VersionQuery = Annotated[
     schemas.Version | schemas.Absent, Query(description="Default: the one in production.", examples=[1])
 ]
@@ -83,7 +84,7 @@ def compare_model(name: schemas.ModelName, version: schemas.Version, site: Site,
     "/{name}/versions/{version}/download",
     response_class=Response,
     responses={
-        **download("The ONNX file.", ONNX),
+        **download("The ONNX file.", registry.MEDIA_TYPE),
         **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
     },
 )
@@ -94,7 +95,7 @@ def download_model(
     with site.database.read() as session:
         row = registry.version(session, name, version)
         artifact = session.get_one(Artifact, row.digest)
-    return stored(site, artifact, ONNX, filename=f"{name}-{version}.onnx", part=part)
+    return stored(site, artifact, registry.MEDIA_TYPE, filename=f"{name}-{version}.onnx", part=part)
 
 
 @router.delete("/{name}/versions/{version}", status_code=204, responses=refusals("forbidden", "not_found", "in_use"))
@@ -165,19 +166,21 @@ async def predict_image(
     """Send an image as the body, whatever its Content-Type: PNG, JPEG, TIFF, NIfTI (2-D, or a volume slice by slice), DICOM
     (single or multi-frame), or a zip of a DICOM series. Nothing of it is kept.
     """
-    content = await request.body()
-    return await to_thread.run_sync(_predict, site, name, version, content, output)
+    if site.predictions.statistics().tasks_waiting >= site.settings.serve_queue:
+        raise Refusal("busy", "too many images wait to be predicted; try again", {"Retry-After": "5"})
+    with site.intake.take(request):
+        content = await request.body()
+        return await to_thread.run_sync(_predict, site, name, version, content, output, limiter=site.predictions)
 
 
 def _predict(site: Parts, name: str, version: int | None, content: bytes, output: schemas.Output) -> Response:
     from relay_core.imaging.prediction import predict
     from relay_core.imaging.study import read_study
 
-    hosted = host_of(site, name, version)
-    facts = hosted.session.facts
     if not content:
         raise Refusal("bad_request", "the body is empty: send the image itself")
-    with site.decoders:
+    with borrowed(site, name, version) as hosted:
+        facts = hosted.session.facts
         study = read_study(content, facts.channels)
         made = predict(study, hosted.run, facts.classes, facts.looks)
         told = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider, **made.found}
@@ -205,30 +208,38 @@ def _as_output(study: Any, ids: Any, told: dict[str, Any], hosted: Hosted, outpu
             return masks.to_nifti(study, ids), "application/gzip"
         case "seg":
             return masks.to_seg(study, ids, classes, hosted.name, str(hosted.version)), "application/dicom"
+    files = {}
+    for i in range(len(ids)):
+        files[f"overlay-{i + 1:04d}.png" if study.volume else "overlay.png"] = masks.to_overlay(study, ids, i)
+    if not study.volume:
+        files["mask.png"] = masks.to_png(ids[0], len(classes))
+    if study.geometry is not None:
+        files["mask.nii.gz"] = masks.to_nifti(study, ids)
+    if study.sources:
+        try:
+            files["mask.dcm"] = masks.to_seg(study, ids, classes, hosted.name, str(hosted.version))
+        except ImageError as error:  # a photograph without a frame of reference: the rest is still of use
+            told = {**told, "left_out": {"mask.dcm": str(error)}}
+    files["measurements.json"] = json.dumps(told, indent=1).encode()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("measurements.json", json.dumps(told, indent=1))
-        for i in range(len(ids)):
-            suffix = f"-{i + 1:04d}" if study.volume else ""
-            archive.writestr(f"overlay{suffix}.png", masks.to_overlay(study, ids, i))
-            if not study.volume:
-                archive.writestr("mask.png", masks.to_png(ids[0], len(classes)))
-        if study.geometry is not None:
-            archive.writestr("mask.nii.gz", masks.to_nifti(study, ids))
-        if study.sources and ids.any():
-            archive.writestr("mask.dcm", masks.to_seg(study, ids, classes, hosted.name, str(hosted.version)))
+        for file, content in files.items():
+            archive.writestr(file, content)
     return packed.getvalue(), "application/zip"
 
 
-def host_of(site: Parts, name: str, version: int | None) -> Hosted:
-    """A version of a model in memory; without a number the one in production.
+@contextmanager
+def borrowed(site: Parts, name: str, version: int | None) -> Iterator[Hosted]:
+    """A version of a model, in memory as long as the block lasts; without a number the one in production.
 
     Raises:
         Refusal: `not_found`, `model_unavailable`, `artifact_damaged`.
     """
     with site.database.read() as session:
         row = registry.version(session, name, version)
-    return site.host.get(row.name, row.version, row.digest)
+        key = row.name, row.version, row.digest
+    with site.host.borrow(*key) as hosted:
+        yield hosted
 
 
 def _check_number(session: Session, name: str, if_match: str) -> None:

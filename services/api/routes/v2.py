@@ -14,7 +14,8 @@ from services.api import schemas
 from services.api.deps import ModelCaller, Parts, Site
 from services.api.docs import refusals, success
 from services.api.inference import oip
-from services.api.routes.models import host_of
+from services.api.inference.hosting import Hosted
+from services.api.routes.models import borrowed
 from services.site import registry
 from services.site.db.models import Model
 from services.site.errors import Refusal
@@ -125,7 +126,8 @@ def version_metadata(name: schemas.ModelName, version: VersionPath, site: Site, 
 @router.get("/models/{name}/ready", responses=_refusals("model_unavailable", "model_invalid", "artifact_damaged"))
 def model_ready(name: schemas.ModelName, site: Site, caller: ModelCaller) -> dict[str, Any]:
     """Whether the version in production answers; loads it."""
-    return {"name": host_of(site, name, None).name, "ready": True}
+    with borrowed(site, name, None):
+        return {"name": name, "ready": True}
 
 
 @router.get(
@@ -134,7 +136,8 @@ def model_ready(name: schemas.ModelName, site: Site, caller: ModelCaller) -> dic
 )
 def version_ready(name: schemas.ModelName, version: VersionPath, site: Site, caller: ModelCaller) -> dict[str, Any]:
     """Whether a version answers; loads it."""
-    return {"name": host_of(site, name, _number(version)).name, "ready": True}
+    with borrowed(site, name, _number(version)):
+        return {"name": name, "ready": True}
 
 
 @router.get("/models/{name}/stats", responses=_refusals())
@@ -186,14 +189,23 @@ async def infer_version(
 
 
 async def _infer(request: Request, site: Parts, name: str, version: int | None) -> Response:
-    raw = await request.body()
+    with site.intake.take(request):
+        raw = await request.body()
+        loan = borrowed(site, name, version)
+        hosted = await to_thread.run_sync(loan.__enter__)
+        try:
+            return await _answered(request, site, hosted, raw)
+        finally:
+            loan.__exit__(None, None, None)
+
+
+async def _answered(request: Request, site: Parts, hosted: Hosted, raw: bytes) -> Response:
     encoding, length = request.headers.get("content-encoding", "").lower(), request.headers.get(oip.LENGTH)
-    hosted = await to_thread.run_sync(host_of, site, name, version)
-    limit = site.settings.serve_max_mib << 20
+    limit, facts = site.settings.serve_max_mib << 20, hosted.session.facts
 
     def read() -> oip.Asked:
         body = oip.decompress(raw, encoding, limit)
-        return oip.parse(body, length, hosted.session.facts.channels, MOST_PIXELS)
+        return oip.parse(body, length, facts.channels, len(facts.classes), MOST_PIXELS)
 
     asked = read() if len(raw) <= INLINE and not encoding else await to_thread.run_sync(read)
     results = await asyncio.wrap_future(hosted.submit(asked.images, list(asked.outputs)))
@@ -204,7 +216,7 @@ async def _infer(request: Request, site: Parts, name: str, version: int | None) 
         body, packed = oip.compress(body, accepted)
         return body, head, packed
 
-    small = asked.images.size <= INLINE and not accepted
+    small = sum(values.nbytes for values in results.values()) <= INLINE >> 4
     body, head, packed = write() if small else await to_thread.run_sync(write)
     headers = {"X-Relay-Provider": hosted.session.provider}
     if head is not None:

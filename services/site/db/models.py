@@ -310,6 +310,14 @@ class Model(Base):
     __table_args__ = (UniqueConstraint("name", "version"),)
 
 
+class ModelName(Base):
+    """The last version that a name ever had: a number is not used again, whatever was deleted."""
+
+    __tablename__ = "model_names"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    last: Mapped[int]
+
+
 class Promotion(Base):
     """A change of which version of a model is in production; the last one counts."""
 

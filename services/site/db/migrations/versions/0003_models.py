@@ -38,6 +38,12 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_models_job_id"), ["job_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_models_run_id"), ["run_id"], unique=False)
     op.create_table(
+        "model_names",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("last", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_model_names")),
+    )
+    op.create_table(
         "promotions",
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
@@ -52,6 +58,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("promotions")
+    op.drop_table("model_names")
     with op.batch_alter_table("models", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_models_run_id"))
         batch_op.drop_index(batch_op.f("ix_models_job_id"))
