@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from relay_core.errors import RelayError
 from services.client import Client
 from services.terminal import watch_job
 
@@ -22,12 +23,18 @@ def models_table(rows: Sequence[dict[str, Any]]) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
-def export_model(client: Client, checkpoint_id: str, name: str | None, precision: str) -> dict[str, Any]:
-    """Have a checkpoint exported and proved; follow the job, return {model, version}.
+def export_model(client: Client, checkpoint_id: str | None, name: str | None, precision: str) -> dict[str, Any]:
+    """Have a checkpoint, by default the newest, exported and proved; follow the job, return {model, version}.
 
     Raises:
         ServiceRefused, ServiceUnreachable: see `Client`.
+        RelayError: there is no checkpoint.
     """
+    if checkpoint_id is None:
+        newest = next(client.pages("/api/v1/checkpoints"), None)
+        if newest is None:
+            raise RelayError("this site has no checkpoint yet: train, or accept an import")
+        checkpoint_id = newest["id"]
     body = {
         "kind": "export_onnx",
         "checkpoint_id": checkpoint_id,

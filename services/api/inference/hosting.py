@@ -153,19 +153,20 @@ class Hosted:
         while (batch := self._next()) is not None:
             batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
             if batch:
-                began, ok = time.perf_counter(), False
+                began = time.perf_counter()
                 try:
                     results = self._run(batch)
                 except Exception as error:  # whatever the runtime raises: the callers are told, the thread goes on
                     log.error("model %s %d: a call failed: %s", self.name, self.version, type(error).__name__)
-                    refusal = Refusal("model_unavailable", "the model could not be run on this input")
+                    self._note(batch, began, ok=False)
                     for request in batch:
-                        request.future.set_exception(refusal)
+                        request.future.set_exception(
+                            Refusal("model_unavailable", "the model could not be run on this input")
+                        )
                 else:
+                    self._note(batch, began, ok=True)
                     for request, result in zip(batch, results, strict=True):
                         request.future.set_result(result)
-                    ok = True
-                self._note(batch, began, ok=ok)
 
     def _run(self, batch: list[_Request]) -> list[Results]:
         outputs = sorted(frozenset().union(*(request.outputs for request in batch)))
