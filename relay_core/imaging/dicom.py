@@ -22,10 +22,8 @@ import SimpleITK as sitk
 from pydicom.encaps import generate_frames
 
 from relay_core.errors import ImageError
-from relay_core.imaging import study
+from relay_core.imaging import placement, study
 
-EVEN = 0.01
-"""Millimetres, and share of the distance, by which distances of slices may differ."""
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _UNDECODABLE = "the DICOM file cannot be decoded (truncated, or of a kind that is not read here)"
@@ -69,14 +67,16 @@ def _decode(headers: list[pydicom.Dataset], files: Sequence[bytes]) -> Decoded:
     _require_one_scale(first, frames)
     values = _pixels(files, (frames, int(first.Rows), int(first.Columns)))
     grey = values.ndim == 3
-    positions, in_plane = _positions(headers), _in_plane(first)
-    gap = _gap(positions, _orientation(first))
-    between = abs(gap) if gap is not None else _thickness(first) if frames == 1 else None
-    patient = _in_plane(first, detector=False)
+    positions, in_plane = placement.positions(headers), placement.in_plane(first)
+    gap = placement.gap(positions, placement.orientation(first))
+    between = abs(gap) if gap is not None else placement.thickness(first) if frames == 1 else None
+    patient = placement.in_plane(first, detector=False)
     window = _window(headers, frames) if grey else None
     inverted = grey and first.PhotometricInterpretation == "MONOCHROME1"
     spacing = None if patient is None else (between, *patient)
-    return Decoded(values, spacing, _geometry(values, first, positions, gap, in_plane), tuple(headers), window, inverted)
+    return Decoded(
+        values, spacing, placement.geometry(values, first, positions, gap, in_plane), tuple(headers), window, inverted
+    )
 
 
 def _header(content: bytes) -> pydicom.Dataset:
@@ -131,7 +131,7 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
 
 def _require_one_scale(header: pydicom.Dataset, frames: int) -> None:
     """Raise ImageError where frames are rescaled differently: the reader takes the first one's scale for all."""
-    found = [_group(header, "PixelValueTransformationSequence", i) for i in range(frames)] if frames > 1 else []
+    found = [placement.group(header, "PixelValueTransformationSequence", i) for i in range(frames)] if frames > 1 else []
     scales = {(float(one.RescaleSlope), float(one.RescaleIntercept)) for one in found if one is not None}
     if len(scales) > 1:
         raise ImageError("the frames of the DICOM file are rescaled differently; send them as a series of single files")
@@ -148,17 +148,19 @@ def _order(headers: Sequence[pydicom.Dataset]) -> list[int]:
         for name in ("SeriesInstanceUID", "Rows", "Columns", "PhotometricInterpretation"):
             if header.get(name) != first.get(name):
                 raise ImageError(f"the archive is not one series: file {number} has another {name} than file 1")
-    orientation = _orientation(first)
+    orientation = placement.orientation(first)
     if orientation is None or any(header.get("ImagePositionPatient") is None for header in headers):
         raise ImageError(
             "the series has files without ImageOrientationPatient or ImagePositionPatient: their order is unknown"
         )
     for number, header in enumerate(headers, 1):
-        other = _orientation(header)
+        other = placement.orientation(header)
         if other is None or np.abs(other - orientation).max() > 1e-3:
             raise ImageError(f"the series is no stack: file {number} is turned against file 1 (ImageOrientationPatient)")
     normal = np.cross(orientation[:3], orientation[3:])
-    return sorted(range(len(headers)), key=lambda i: float(np.dot(normal, _floats(headers[i].ImagePositionPatient, 3))))
+    return sorted(
+        range(len(headers)), key=lambda i: float(np.dot(normal, placement.floats(headers[i].ImagePositionPatient, 3)))
+    )
 
 
 def _pixels(files: Sequence[bytes], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
@@ -217,113 +219,8 @@ def _stack(image: sitk.Image) -> npt.NDArray[Any]:
 def _window(headers: Sequence[pydicom.Dataset], frames: int) -> tuple[float, float] | None:
     """Centre and width of the middle slice, the first of several."""
     header = headers[len(headers) // 2]
-    holder = header if "WindowCenter" in header else _group(header, "FrameVOILUTSequence", frames // 2)
+    holder = header if "WindowCenter" in header else placement.group(header, "FrameVOILUTSequence", frames // 2)
     if holder is None or holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:
         return None
-    centre, width = _floats(holder.WindowCenter), _floats(holder.WindowWidth)
+    centre, width = placement.floats(holder.WindowCenter), placement.floats(holder.WindowWidth)
     return (float(centre[0]), float(width[0])) if len(centre) and len(width) and width[0] >= 1 else None
-
-
-def _group(header: pydicom.Dataset, name: str, frame: int = 0) -> pydicom.Dataset | None:
-    """A functional group of a multi-frame file: of one frame, else what all share."""
-    for holder in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        groups = header.get(holder) or []
-        group = groups[frame] if len(groups) > frame and holder.startswith("Per") else groups[0] if groups else None
-        if group is not None and group.get(name):
-            found: pydicom.Dataset = group[name].value[0]
-            return found
-    return None
-
-
-def _floats(value: Any, count: int | None = None) -> npt.NDArray[np.float64]:
-    """Finite numbers, so many. Raises ValueError."""
-    found = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    if not np.isfinite(found).all() or (count is not None and found.shape != (count,)):
-        raise ValueError
-    return found
-
-
-def _orientation(header: pydicom.Dataset) -> npt.NDArray[np.float64] | None:
-    holder = header if "ImageOrientationPatient" in header else _group(header, "PlaneOrientationSequence")
-    if holder is None or holder.get("ImageOrientationPatient") is None:
-        return None
-    found = _floats(holder.ImageOrientationPatient, 6)
-    row, column = found[:3], found[3:]
-    if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2 or abs(row @ column) > 1e-2:
-        raise ImageError("the DICOM file's ImageOrientationPatient is no pair of directions at right angles")
-    return found
-
-
-def _positions(headers: Sequence[pydicom.Dataset]) -> list[npt.NDArray[np.float64]]:
-    """Of each slice; fewer where the files do not tell."""
-    frames = int(headers[0].get("NumberOfFrames") or 1)
-    if len(headers) == 1 and frames > 1:
-        holders = [_group(headers[0], "PlanePositionSequence", i) for i in range(frames)]
-    else:
-        holders = list(headers)
-    return [
-        _floats(h.ImagePositionPatient, 3) for h in holders if h is not None and h.get("ImagePositionPatient") is not None
-    ]
-
-
-def _gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[np.float64] | None) -> float | None:
-    """Distance of neighbouring slices in mm; None for one slice, or where nothing is known.
-
-    Raises:
-        ImageError: they lie unevenly, beside each other, or twice at one place.
-    """
-    if len(positions) < 2 or orientation is None:
-        return None
-    normal = np.cross(orientation[:3], orientation[3:])
-    steps = np.diff(np.stack(positions), axis=0)
-    gaps = steps @ normal
-    usual = float(np.median(gaps))
-    if abs(usual) < EVEN:
-        raise ImageError("the series has several files at one position; send one stack of slices")
-    for i, gap in enumerate(gaps):
-        if abs(gap - usual) > max(EVEN, EVEN * abs(usual)):
-            raise ImageError(
-                f"the slices lie unevenly: {abs(gap):.2f} mm between slices {i + 1} and {i + 2}, {abs(usual):.2f} mm "
-                "elsewhere; a slice is missing, or the files are of several stacks"
-            )
-        if np.linalg.norm(steps[i] - gap * normal) > max(EVEN, EVEN * abs(usual)):
-            raise ImageError(f"the slices do not lie straight behind each other: see slices {i + 1} and {i + 2}")
-    return usual
-
-
-def _in_plane(header: pydicom.Dataset, detector: bool = True) -> tuple[float, float] | None:
-    """Row to row, column to column, in mm; with `detector` also where it is known at the detector alone (magnified)."""
-    measures = _group(header, "PixelMeasuresSequence")
-    holders = [(header, "PixelSpacing"), (measures, "PixelSpacing"), *([(header, "ImagerPixelSpacing")] if detector else [])]
-    for holder, name in holders:
-        if holder is not None and holder.get(name) is not None:
-            row, column = _floats(holder.get(name), 2)
-            if min(row, column) > 0:
-                return float(row), float(column)
-    return None
-
-
-def _thickness(header: pydicom.Dataset) -> float | None:
-    measures = _group(header, "PixelMeasuresSequence")
-    for holder in (header, measures):
-        for name in ("SpacingBetweenSlices", "SliceThickness"):
-            found = holder.get(name) if holder is not None else None
-            if found is not None and _floats(found, 1)[0] > 0:
-                return float(found)
-    return None
-
-
-def _geometry(
-    values: npt.NDArray[Any], header: pydicom.Dataset, positions: Sequence[npt.NDArray[np.float64]], gap: float | None,
-    in_plane: tuple[float, float] | None,
-) -> sitk.Image:  # fmt: skip
-    image = sitk.Image([values.shape[2], values.shape[1], values.shape[0]], sitk.sitkUInt8)
-    row, column = in_plane or (1.0, 1.0)
-    between = abs(gap) if gap is not None else _thickness(header) or 1.0
-    image.SetSpacing((column, row, between))
-    orientation = _orientation(header)
-    if orientation is not None and positions:
-        normal = np.cross(orientation[:3], orientation[3:]) * (1 if gap is None or gap > 0 else -1)
-        image.SetOrigin([float(x) for x in positions[0]])
-        image.SetDirection([float(x) for x in np.stack([orientation[:3], orientation[3:], normal], axis=1).ravel()])
-    return image

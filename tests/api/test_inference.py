@@ -335,7 +335,7 @@ class Slow:
 def hosted(tmp_path):
     from prometheus_client import CollectorRegistry
 
-    from services.api.inference.hosting import Hosted, Meters, Statistics
+    from services.api.inference.batching import Hosted, Meters, Statistics
     from services.site.settings import load_settings
 
     made = Hosted("m", 1, Slow(), load_settings(embedded=True, home=tmp_path), Meters(CollectorRegistry()), Statistics())

@@ -18,7 +18,7 @@ from relay_core.errors import ImageError
 from services.api import pages, schemas
 from services.api.deps import IfMatch, Operator, Parts, Site, Viewer
 from services.api.docs import ETAG, Responses, changes, refusals, success
-from services.api.inference.hosting import Hosted
+from services.api.inference.batching import Hosted
 from services.api.pages import PageQuery
 from services.api.streaming import PartQuery, download, stored
 from services.site import registry

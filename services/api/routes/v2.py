@@ -14,7 +14,7 @@ from services.api import schemas
 from services.api.deps import ModelCaller, Parts, Site
 from services.api.docs import refusals, success
 from services.api.inference import oip
-from services.api.inference.hosting import Hosted
+from services.api.inference.batching import Hosted
 from services.api.routes.models import borrowed
 from services.site import registry
 from services.site.db.models import Model
