@@ -237,7 +237,9 @@ def models(
 @models_app.command("export")
 def export_model(
     context: typer.Context,
-    checkpoint: Annotated[str | None, typer.Argument(metavar="CHECKPOINT_ID", help="Left out: the newest.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="CHECKPOINT_ID", help="Left out: the newest that was trained here.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model; default: from the run's name.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:

@@ -24,17 +24,18 @@ def models_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def export_model(client: Client, checkpoint_id: str | None, name: str | None, precision: str) -> dict[str, Any]:
-    """Have a checkpoint, by default the newest, exported and proved; follow the job, return {model, version}.
+    """Have a checkpoint, by default the newest that was trained here, exported and proved; return {model, version}.
 
     Raises:
         ServiceRefused, ServiceUnreachable: see `Client`.
         RelayError: there is no checkpoint.
     """
     if checkpoint_id is None:
-        newest = next(client.pages("/api/v1/checkpoints"), None)
-        if newest is None:
-            raise RelayError("this site has no checkpoint yet: train, or accept an import")
-        checkpoint_id = newest["id"]
+        rows = client.pages("/api/v1/checkpoints")
+        own = (row["id"] for row in rows if client.call("GET", f"/api/v1/jobs/{row['job_id']}")["kind"] == "train")
+        checkpoint_id = next(own, None)
+        if checkpoint_id is None:
+            raise RelayError("nothing was trained here yet; name the checkpoint of an import")
     body = {
         "kind": "export_onnx",
         "checkpoint_id": checkpoint_id,

@@ -87,7 +87,7 @@ def publish(session: Session, work: Work, stored: _Stored, last: dict[str, Any])
         if not name.startswith("evaluation/"):
             result["files"].append(name.replace("/", "."))
             artifacts.attach(session, job.id, name.replace("/", "."), digest, size, media_type)
-    return result
+    return {**result, **last} if job.kind == "predict" else result
 
 
 def _publish_checkpoints(session: Session, work: Work, stored: _Stored) -> list[str]:

@@ -138,6 +138,7 @@ def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(small_site: SiteKi
     for kind, job_id in done.items():
         assert (small_site.job(job_id).state, small_site.job(job_id).error) == ("succeeded", None), kind
     assert small_site.job(done["export_onnx"]).result == {"model": "fundus", "version": 1}
+    assert small_site.job(done["predict"]).result["images"] == 12
     with small_site.database.read() as session:
         row = registry.version(session, "fundus", 1)
         assert (row.checkpoint_id, row.precision) == (last.id, "fp32")
