@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RELAY := $(VENV)/bin/relay
+OMS := .venv-oms
 
 .PHONY: install demo ops test check clean
 
@@ -19,8 +20,13 @@ demo: install
 ops: install # the compiled ops: for this CPU where there is g++, for GPUs where there is nvcc
 	$(VENV)/bin/python -m relay_core.cuda.build
 
-test: install
-	$(VENV)/bin/python -m pytest
+test: install $(OMS)/.installed
+	RELAY_OMS_PYTHON=$(CURDIR)/$(OMS)/bin/python $(VENV)/bin/python -m pytest
+
+$(OMS)/.installed: # the public tool that our signatures are compared with; it pins other versions of what we use
+	$(PYTHON) -m venv $(OMS)
+	$(OMS)/bin/python -m pip install --quiet model-signing==1.1.1 pyOpenSSL
+	touch $@
 
 check: install
 	$(VENV)/bin/ruff check
@@ -29,4 +35,4 @@ check: install
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(OMS) build *.egg-info

@@ -13,7 +13,7 @@ from tests.bundle.kit import PASSPHRASE, member, members, packed
 PYTHON = os.environ.get("RELAY_OMS_PYTHON", "")
 pytestmark = pytest.mark.skipif(
     not PYTHON,
-    reason="python -m venv oms && oms/bin/pip install model-signing==1.1.1 pyOpenSSL, then RELAY_OMS_PYTHON=oms/bin/python",
+    reason="make test sets up the public tool; by hand: RELAY_OMS_PYTHON=a Python with model-signing==1.1.1 and pyOpenSSL",
 )
 
 
