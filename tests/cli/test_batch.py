@@ -14,10 +14,11 @@ from PIL import Image
 from relay_core import batch
 from relay_core.config.datasets import FundusKwargs
 from relay_core.engine.checkpoint import find
-from relay_core.errors import Stopped
+from relay_core.errors import ExportError, Stopped
 from relay_core.export.session import Session
 from relay_core.imaging.prediction import predict
 from relay_core.imaging.study import read_study
+from relay_core.report import export_checkpoint
 from tests.cli.test_cli import refused, relay
 
 CPU = torch.device("cpu")
@@ -113,12 +114,10 @@ def test_from_the_command_line(exported, tmp_path):
     assert said["proof"]["tests"] == exported.proof["tests"]
     assert json.loads((tmp_path / "m.onnx.json").read_text()) == said["proof"]
     assert Session((tmp_path / "m.onnx").read_bytes(), "cpu").facts.checkpoint == said["facts"]["checkpoint"]
-    options[-1] = tmp_path / "n.onnx"
-    assert refused(
-        relay("export-onnx", exported.checkpoint, *options, "--precision", "fp8", check=False), 8, "fp32, fp16, int8"
-    )
-    options[3] = tmp_path
+    options[3], options[-1] = tmp_path, tmp_path / "n.onnx"
     assert refused(relay("export-onnx", exported.checkpoint, *options, check=False), 4, "--data-root")
+    with pytest.raises(ExportError, match="fp32, fp16, int8"):
+        export_checkpoint(find(exported.checkpoint, print), toy.run(), toy.data, tmp_path / "n.onnx", "fp8")
     assert not (tmp_path / "n.onnx").exists()
     done = relay("predict-dataset", exported.checkpoint, "fundus", toy.data / "Domain1", "--out", tmp_path / "p")
     assert "wrote 12 masks" in done.stdout
