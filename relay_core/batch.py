@@ -21,7 +21,7 @@ from relay_core.data.preflight import listed
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import load_solver
 from relay_core.errors import DataError, Problem, Stopped
-from relay_core.export.onnx import served
+from relay_core.export.served import Served
 from relay_core.export.session import OUTPUTS
 from relay_core.files import replace_with, write_atomically
 from relay_core.imaging import masks, outlier
@@ -52,7 +52,7 @@ class Predicted:
 def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, list[str]]:
     """A checkpoint's solver as `imaging.prediction` calls a model, and the names of its classes."""
     solver, settings = load_solver(checkpoint, device)
-    network = served(solver, settings).to(device)
+    network = Served.of(solver, settings).to(device)
 
     @torch.no_grad()
     def run(images: Any, outputs: Any) -> list[Any]:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from relay_core.config import RunFile, SiteSettings
 from relay_core.cuda import which
 from relay_core.data import SiteData, has_test, load_site, read_image, write_mask, write_volume
 from relay_core.data.pairs import Split
-from relay_core.data.site import resize_image, to_unit
+from relay_core.data.site import to_unit
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import (
     METRICS,
@@ -30,6 +28,7 @@ from relay_core.engine.evaluate import (
 )
 from relay_core.engine.play import generated_rows
 from relay_core.errors import CheckpointError, DataError, ExportError, Problem, RelayError, RunFileError
+from relay_core.export.served import Served
 from relay_core.export.session import Precision, Session
 from relay_core.files import write_atomically
 from relay_core.metrics.matrix import table_row
@@ -147,11 +146,12 @@ def predict_files(
     except re.error as error:
         raise RelayError(f"--subject-pattern {subject_pattern}: not a regular expression: {error}") from None
     solver, settings = load_solver(checkpoint, device)
+    network = Served.of(solver, settings).to(device)
     files = _image_files(inputs)
     masks, problems = {}, []
     for path in files:
         try:
-            masks[path] = _predict(solver, settings, path, device)
+            masks[path] = _predict(network, settings.data.img_channels, path, device)
         except DataError as error:
             problems += list(error.problems) or [Problem(path.name, str(error))]
     if problems:
@@ -211,14 +211,11 @@ def _stem(path: Path) -> str:
 
 
 @torch.no_grad()
-def _predict(solver: nn.Module, settings: SiteSettings, path: Path, device: torch.device) -> Any:
+def _predict(network: Served, channels: int, path: Path, device: torch.device) -> Any:
     """Class ids (H, W) uint8 at the file's own size, and its pixel spacing."""
-    pixels, spacing = read_image(path, settings.data.img_channels)
-    low, high = settings.data.out_range
-    image = to_unit(resize_image(pixels, settings.resolution)) * (high - low) + low
-    logits = solver(image[None].to(device))
-    full = F.interpolate(logits, size=pixels.shape[1:], mode="bilinear", align_corners=False)
-    return full.argmax(dim=1)[0].to("cpu", torch.uint8), spacing
+    pixels, spacing = read_image(path, channels)
+    mask = network(to_unit(torch.from_numpy(pixels))[None].to(device))[3]
+    return mask[0].cpu(), spacing
 
 
 def _write_png(path: Path, mask: torch.Tensor) -> Path:

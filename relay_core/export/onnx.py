@@ -70,10 +70,10 @@ def export(
         raise ExportError("there are no test images to prove the exported model with; give --data-root")
     cpu = torch.device("cpu")
     solver, settings = load_solver(checkpoint, cpu)
-    reference = served(solver, settings)
+    reference = Served.of(solver, settings)
     exported = reference
     if precision == "fp16":
-        exported = served(load_solver(checkpoint, cpu)[0], settings, half=True)
+        exported = Served.of(load_solver(checkpoint, cpu)[0], settings, half=True)
     model = _to_onnx(exported, settings)
     if precision == "int8":
         if calibration is None:
@@ -87,11 +87,6 @@ def export(
         raise ExportError(f"the exported model is not valid ONNX: {error}") from None
     content = model.SerializeToString()
     return content, prove(content, reference, settings, tests, precision)
-
-
-def served(solver: torch.nn.Module, settings: SiteSettings, half: bool = False) -> Served:
-    """A solver as it is called, in eval mode."""
-    return Served(solver, settings.resolution, settings.data.out_range, half).eval()
 
 
 def _to_onnx(network: Served, settings: SiteSettings) -> onnx.ModelProto:

@@ -6,9 +6,13 @@ trained with. Legend: N images, C channels, H rows, W columns, R the solver's re
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from relay_core.config import SiteSettings
 
 
 class Served(nn.Module):
@@ -29,6 +33,11 @@ class Served(nn.Module):
         self.solver = solver.half() if half else solver
         self.resolution, self.half_precision = resolution, half
         self.low, self.span = out_range[0], out_range[1] - out_range[0]
+
+    @classmethod
+    def of(cls, solver: nn.Module, settings: SiteSettings, half: bool = False) -> Self:
+        """A solver with the resolution and the range that it was trained with, in eval mode."""
+        return cls(solver, settings.resolution, settings.data.out_range, half).eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Logits, probabilities, confidence, mask and looks."""

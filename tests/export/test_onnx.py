@@ -100,12 +100,12 @@ def test_smaller_models_keep_their_dice_or_are_refused(exported, checkpoint, pre
     monkeypatch.setattr(exporting, "LOSS", -1.0)
     solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
     with pytest.raises(ExportError, match=f"{precision} loses .* Dice on Domain1"):
-        exporting.prove(content, exporting.served(solver, trained), trained, tests, precision)
+        exporting.prove(content, Served.of(solver, trained), trained, tests, precision)
 
 
 def test_a_model_of_other_weights_is_refused(exported, checkpoint):
     solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
-    network, tests = exporting.served(solver, trained), data(exported, checkpoint, "test")
+    network, tests = Served.of(solver, trained), data(exported, checkpoint, "test")
     exporting.prove(exported.content, network, trained, tests, "fp32")
     with torch.no_grad():
         solver.head.bias[1] += 0.01
@@ -115,7 +115,7 @@ def test_a_model_of_other_weights_is_refused(exported, checkpoint):
 
 def test_classes_that_differ_are_refused_however_close_the_logits(exported, checkpoint, monkeypatch):
     solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
-    network, tests = exporting.served(solver, trained), data(exported, checkpoint, "test")
+    network, tests = Served.of(solver, trained), data(exported, checkpoint, "test")
     with torch.no_grad():
         solver.head.bias[1] += 0.05
     monkeypatch.setattr(
