@@ -34,6 +34,7 @@ THREADS = 64
 """Requests that are worked on at once; the others wait."""
 STREAM_THREADS = 8
 PREDICTIONS = 2
+"""Images of people that are worked on at once."""
 INTAKE = 2
 """Bodies of the largest size that are taken in at once."""
 NO_TELEMETRY: TelemetryConfig = {

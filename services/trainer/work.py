@@ -31,6 +31,8 @@ PREDICTIONS = "predictions"
 """Folder below an attempt's that predictions go to; single masks in it are not published, their archive is."""
 STAGED = "masks"
 """Their folder there."""
+_ANEW = ("export", "import", "report", "export_onnx")
+"""Jobs that begin anew: what an attempt before left may be half of it."""
 KEY_VARIABLES = ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE")
 
 
@@ -82,12 +84,7 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
     with database.read() as session:
         job = need(session, Job, claim.job_id)
         work = Work(job, folder, [])
-        if job.kind in (
-            "export",
-            "import",
-            "report",
-            "export_onnx",
-        ):  # they begin anew: what an attempt before left may be half of it
+        if job.kind in _ANEW:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         _MAKERS[job.kind](session, settings, claim, work)
