@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from relay_core.config import UNetKwargs, load_run
+from relay_core.config import load_run
+from relay_core.config.solvers import SolverSettings
 from relay_core.engine.checkpoint import find
 from relay_core.engine.evaluate import settings_of
 from relay_core.export import onnx as exporting
@@ -37,11 +38,10 @@ def zoo() -> None:
     for backbone, norm, activation in kinds:
         bilinear = activation in ("relu", "silu")
         torch.manual_seed(0)
-        kwargs = UNetKwargs(
-            in_channels=3, num_classes=3, backbone=backbone, norm=norm, activation=activation, bilinear=bilinear,
-            base_channels=16,
-        )  # fmt: skip
-        network = Served(make_solver(kwargs).eval(), 64, (-1.0, 1.0)).eval()
+        solver = SolverSettings.of(
+            "U-Net", backbone=backbone, norm=norm, activation=activation, bilinear=bilinear, base_channels=16
+        )
+        network = Served(make_solver(solver).eval(), 64, (-1.0, 1.0)).eval()
         model = exporting._to_onnx(network, settings)
         entry = model.metadata_props.add()
         entry.key, entry.value = KEY, facts.to_json()

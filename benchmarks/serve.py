@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from benchmarks.site import Site, running
-from relay_core.config import UNetKwargs, load_run
+from relay_core.config import load_run
+from relay_core.config.solvers import SolverSettings
 from relay_core.export import onnx as exporting
 from relay_core.export.served import Served
 from relay_core.export.session import KEY, Facts, Session
@@ -40,7 +41,7 @@ def model() -> bytes:
     """A solver of the fundus recipe, untrained, as ONNX."""
     settings = load_run("fundus").sites()[0]
     torch.manual_seed(0)
-    network = Served(make_solver(UNetKwargs(in_channels=3, num_classes=3, backbone="resnet18")).eval(), 64, (-1.0, 1.0))
+    network = Served(make_solver(SolverSettings.of("U-Net", backbone="resnet18")).eval(), 64, (-1.0, 1.0))
     made = exporting._to_onnx(network.eval(), settings)
     facts = Facts(("background", "disc", "cup"), 3, 64, (0.0, 1.0), None, "fp32", "0" * 64, "0" * 64, ("A",), {})
     entry = made.metadata_props.add()

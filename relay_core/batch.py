@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from relay_core.data.pairs import relative
-from relay_core.data.preflight import listed
+from relay_core.data.preflight import image_reader, listed
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import load_solver
 from relay_core.errors import DataError, Problem, Stopped
@@ -27,7 +27,7 @@ from relay_core.files import replace_with, write_atomically
 from relay_core.imaging import masks, outlier
 from relay_core.imaging.measure import HEADER, rows
 from relay_core.imaging.prediction import Run, predict
-from relay_core.imaging.readers import read_image, stem_of, write_mask
+from relay_core.imaging.readers import stem_of, write_mask
 from relay_core.imaging.study import Study
 
 DONE = "done.jsonl"
@@ -87,6 +87,7 @@ def predict_dataset(
     """
     images = list(dict.fromkeys(pair.image for pair in listed(layout, kwargs, folder)))
     run, names = torch_run(checkpoint, device)
+    read = image_reader(layout, kwargs)
     looks = checkpoint.meta.get("looks", {})
     (out / STAGED).mkdir(parents=True, exist_ok=True)
     done = {entry["file"]: entry for entry in _done(out / DONE, checkpoint.digest)}
@@ -98,7 +99,7 @@ def predict_dataset(
                 if stop():
                     raise Stopped(f"stopped after {number - 1} of {len(images)} images; the next call goes on from there")
                 try:
-                    pixels, spacing = read_image(path, kwargs.img_channels)  # as in training
+                    pixels, spacing = read(path)  # as in training
                 except DataError as error:
                     problems += [Problem(name, problem.message) for problem in error.problems]
                     continue

@@ -13,7 +13,9 @@ import typer
 
 import relay_core
 from relay_core import handoff
+from relay_core.conversion import cli as conversion
 from relay_core.errors import DataError, RelayError, Stopped
+from relay_core.prepare import prepare_app
 from relay_core.session import play
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ def train(
     if as_json:
         print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in matrices.items()}), flush=True)
     else:
-        print(f"\n{matrices['dice_per_sample'].to_markdown()}\nwritten to {out}")
+        print(f"\n{next(iter(matrices.values())).to_markdown()}\nwritten to {out}")
 
 
 @app.command()
@@ -140,7 +142,7 @@ def phantom(
 
 @app.command()
 def preflight(
-    layout: Annotated[str, typer.Argument(metavar="NAME", help="How the data set lies on disk: fundus or folder.")],
+    layout: Annotated[str, typer.Argument(metavar="NAME", help="Its name in a run file: fundus, folder, ...")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The site's folder.")],
     options: Annotated[str, typer.Option(metavar="JSON", help="The data set's kwargs, as in a run file.")] = "{}",
     previews: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw training images with their masks.")] = None,
@@ -236,7 +238,7 @@ def export_onnx(
 @app.command("predict-dataset")
 def predict_dataset(
     checkpoint: CheckpointArgument,
-    layout: Annotated[str, typer.Argument(metavar="NAME", help="How the data set lies on disk: fundus or folder.")],
+    layout: Annotated[str, typer.Argument(metavar="NAME", help="Its name in a run file: fundus, folder, ...")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The site's folder.")],
     options: Annotated[str, typer.Option(metavar="JSON", help="The data set's kwargs, as in a run file.")] = "{}",
     out: Annotated[Path, typer.Option(help="Folder for masks.zip and measurements.csv.")] = Path("predictions"),
@@ -296,3 +298,5 @@ def recipes() -> None:
 
 
 handoff.register(app)
+conversion.register(app)
+app.add_typer(prepare_app, name="prepare")

@@ -172,15 +172,16 @@ def _text(facts: Facts) -> str:
 
 def _hops(facts: Facts) -> list[str]:
     from relay_core.bundle.trust import spoken
+    from relay_core.metrics.matrix import headline
 
     lines = []
     for hop in facts.history:
-        dice = ", ".join(f"{name} {row['dice_per_sample']:.3f}" for name, row in hop["metrics"].items()
-                         if row.get("dice_per_sample") is not None)  # fmt: skip
+        found = {name: headline(row) for name, row in hop["metrics"].items()}
+        scores = ", ".join(f"{what} {name} {value:.3f}" for name, (what, value) in found.items() if value is not None)
         trusted = "" if hop["trusted"] else ", NOT trusted here"
         lines.append(
             f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {_moment(hop['created_at'])}, signed by "
-            f"{hop['signer']} ({spoken(hop['fingerprint'])}{trusted}); Dice {dice or 'not reported'}; "
+            f"{hop['signer']} ({spoken(hop['fingerprint'])}{trusted}); {scores or 'no scores'}; "
             f"bundle {hop['bundle'][:16]}"
         )
     return lines
@@ -289,4 +290,4 @@ def matrix_(
     if as_json:
         print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in found.items()}))
     else:
-        print(found["dice_per_sample"].to_markdown())
+        print(next(iter(found.values())).to_markdown())

@@ -18,7 +18,6 @@ from relay_core.data.pairs import Split
 from relay_core.data.site import to_unit
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import (
-    METRICS,
     evaluate,
     load_solver,
     prediction_rows,
@@ -31,7 +30,7 @@ from relay_core.errors import CheckpointError, DataError, ExportError, Problem, 
 from relay_core.export.served import Served
 from relay_core.export.session import Precision, Session
 from relay_core.files import write_atomically
-from relay_core.metrics.matrix import table_row
+from relay_core.metrics.matrix import metrics_of, table_row
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 
@@ -71,14 +70,11 @@ def site_data(
     sites: dict[str, SiteData] = {}
     for settings in (run.site(i) for i in run.all_ids):
         folder = settings.data_folder(data_root, run.base)
-        wanted, found = (
-            (trained.data.img_channels, trained.data.num_classes),
-            (settings.data.img_channels, settings.data.num_classes),
-        )
+        wanted, found = ((d.img_channels, d.num_classes, d.task) for d in (trained.data, settings.data))
         if wanted != found:
             raise RunFileError(
-                f"{checkpoint.path} was trained on {wanted[0]} channels and {wanted[1]} classes, "
-                f"site {settings.name} of {run.path} has {found[0]} and {found[1]}"
+                f"{checkpoint.path} was trained on {wanted[0]} channels and {wanted[1]} classes ({wanted[2]}), "
+                f"site {settings.name} of {run.path} has {found[0]} and {found[1]} ({found[2]})"
             )
         if folder.is_dir() and (split == "train" or has_test(settings.dataset.name, settings.data, folder)):
             sites[settings.name] = load_site(
@@ -113,14 +109,17 @@ def export_checkpoint(
 
 
 def scores_table(scores: dict[str, Any]) -> str:
-    """A Markdown table: test sites x metrics, Dice with its 95 % interval (t)."""
-    lines = [table_row(["test site", "images", *METRICS]), table_row(["---"] * (2 + len(METRICS)))]
+    """A Markdown table: test sites x metrics, the first with its 95 % interval (t) where it has one."""
+    metrics = metrics_of(next(iter(scores.values())))
+    lines = [table_row(["test site", "images", *metrics]), table_row(["---"] * (2 + len(metrics)))]
     for site, row in scores.items():
-        interval = row["ci95"]["dice_per_sample"]["t"]
-        cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in METRICS]
-        if interval is not None:
-            cells[0] += f" ({interval[0]:.3f} to {interval[1]:.3f})"
-        cells[METRICS.index("hd95")] += f" {row['hd95_unit']}"
+        cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in metrics]
+        for i, name in enumerate(metrics):
+            interval = row["ci95"].get(name, {}).get("t")
+            if interval is not None and name != "hd95":
+                cells[i] += f" ({interval[0]:.3f} to {interval[1]:.3f})"
+            if name == "hd95":
+                cells[i] += f" {row['hd95_unit']}"
         lines.append(table_row([site, str(row["num_images"]), *cells]))
     return "\n".join(lines)
 

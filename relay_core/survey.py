@@ -97,7 +97,8 @@ def draw_pair(decoder: Decoder, pair: Pair) -> np.ndarray:
         DataError: it cannot be read any more.
     """
     pixels, ids, _ = decoder.read(pair)
-    image, mask = to_unit(torch.from_numpy(np.array(pixels))), torch.from_numpy(ids)
+    image = to_unit(torch.from_numpy(np.array(pixels)))
+    mask = torch.from_numpy(ids) if ids.ndim else torch.zeros(image.shape[1:], dtype=torch.uint8)
     scale = PREVIEW_SIDE / max(mask.shape)
     if scale < 1:
         size = [max(1, round(side * scale)) for side in mask.shape]

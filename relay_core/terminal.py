@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from relay_core import events
 from relay_core.errors import RelayError
 from relay_core.events import Emit, Event
+from relay_core.metrics.matrix import headline
 
 
 def tee(*sinks: Emit) -> Emit:
@@ -128,8 +129,8 @@ class Terminal:
         elif isinstance(event, events.Step):
             self._step(event)
         elif isinstance(event, events.Scores):
-            dice = event.scores["dice_per_sample"]
-            self.say(f"{self.title}after {event.site}: Dice on {event.test_site} {dice:.3f}")
+            what, value = headline(event.scores)
+            self.say(f"{self.title}after {event.site}: {what} on {event.test_site} {value:.3f}")
         elif isinstance(event, events.Warned):
             self.say(f"warning: {event.site}: {event.message}")
         elif isinstance(event, events.Finished):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from relay_core.metrics.matrix import headline
 from services.client import Client
 from services.client import Progress as Show
 from services.terminal import watch_job
@@ -101,11 +102,12 @@ def show_import(row: dict[str, Any]) -> None:
 
 
 def _hop(hop: dict[str, Any]) -> str:
-    dice = [f"{name} {row['dice_per_sample']:.3f}" for name, row in hop["metrics"].items() if row.get("dice_per_sample")]
+    found = {name: headline(row) for name, row in hop["metrics"].items()}
+    scores = [f"{what} {name} {value:.3f}" for name, (what, value) in found.items() if value is not None]
     day = time.strftime("%Y-%m-%d", time.gmtime(hop["created_at"]))
     trust = "" if hop["trusted"] else " (NOT trusted here)"
     return f"  hop {hop['hop']:<3} {hop['site']}, {hop['images']} images, {day}, signed by {hop['signer']}{trust}; " + (
-        f"Dice {', '.join(dice)}" if dice else "no scores"
+        ", ".join(scores) if scores else "no scores"
     )
 
 

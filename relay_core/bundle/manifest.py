@@ -62,7 +62,7 @@ def check(data: bytes) -> tuple[Manifest, Table]:
         and all(is_count(found["checkpoint"][key]) for key in ("step", "steps", "images", "consumed"))
         and found["checkpoint"]["steps"] <= found["checkpoint"]["step"] < MAX_STEPS
         and _are_looks(found["checkpoint"].get("looks", {}))
-        and found["checkpoint"]["strategy"] in ("relay", "baseline")
+        and is_name(found["checkpoint"]["strategy"])
         and isinstance(found["tools"], dict)
         and all(is_name(name) and is_name(version) for name, version in found["tools"].items())
     )
@@ -113,14 +113,14 @@ def _major(version: str) -> int:
 
 
 def _check_state(strategy: str, state: Any) -> None:
-    """The site banks and how strongly the discriminators' inputs are augmented: plain numbers in their ranges."""
+    """A number of sites at most; of a relay the site banks and how strongly the discriminators' inputs are augmented."""
     try:
-        sound = state == {} if strategy == "baseline" else (
-            state.keys() == {"previous", "current", "stage", "label", "img", "frozen"}
+        sound = state == {} or (state.keys() == {"sites"} and is_count(state["sites"])) if strategy != "relay" else (
+            state.keys() - {"label"} == {"previous", "current", "stage", "img", "frozen"}
             and state["frozen"] == []
             and type(state["stage"]) is int and 1 <= state["stage"] <= 3
             and all(_is_bank(state[bank]) for bank in ("previous", "current"))
-            and all(_is_game(state[game]) for game in ("label", "img"))
+            and all(_is_game(state[game]) for game in ("label", "img") if game in state)
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError):
         sound = False
@@ -147,9 +147,16 @@ def _are_numbers(known: Any) -> bool:
 
 
 def _is_bank(bank: Any) -> bool:
-    slots = [(slot["id"], slot["frequency"]) for slot in bank.values() if slot.keys() == {"id", "frequency"}]
+    known = [slot for slot in bank.values() if slot.keys() - {"classes"} == {"id", "frequency"} and _are_classes(slot)]
+    slots = [(slot["id"], slot["frequency"]) for slot in known]
     plain = all(is_count(i) and is_count(n) and 1 <= n < 1 << 40 for i, n in slots)
     return plain and len(slots) == len(bank) and len({i for i, _ in slots}) == len(bank)
+
+
+def _are_classes(slot: Any) -> bool:
+    """Images of each class, which sum up to all; a segmentation's bank has none."""
+    counts = slot.get("classes", [slot["frequency"]])
+    return isinstance(counts, list) and all(map(is_count, counts)) and sum(counts) == slot["frequency"]
 
 
 def _is_game(game: Any) -> bool:

@@ -133,10 +133,15 @@ def _fits(made: manifest.Manifest, records: list[history.Record], run: RunFile) 
     settings, state = sites[-1], made["checkpoint"]["state"]
     slots = {name: slot["id"] for bank in ("previous", "current") for name, slot in state.get(bank, {}).items()}
     room = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
+    classes = [slot.get("classes") for bank in ("previous", "current") for slot in state.get(bank, {}).values()]
+    counted = settings.data.num_classes if settings.data.task == "classification" else None
     if (
         made["checkpoint"]["strategy"] != settings.strategy.name
         or not slots.keys() <= {name for _, name in due}
         or any(slot >= room for slot in slots.values())
+        or any((None if known is None else len(known)) != counted for known in classes)
+        or ("img" in state and ("label" in state) != (counted is None))
+        or state.get("sites", len(records)) != len(records)
     ):
         raise BundleError("bundle_damaged", "the manifest's strategy or site bank is not one that the run's networks have")
 

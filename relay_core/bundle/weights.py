@@ -223,7 +223,7 @@ def select(source: Path, tensors: Mapping[str, Stored], target: Path, half: bool
         source: the checkpoint.
         tensors: which of its tensors.
         target: the file to write.
-        half: carry float32 as float16 where every value fits.
+        half: carry float32 as float16 where every value fits; float64 is always carried as float32.
         progress: told the bytes written.
 
     Raises:
@@ -232,15 +232,16 @@ def select(source: Path, tensors: Mapping[str, Stored], target: Path, half: bool
     with source.open("rb") as file, target.open("xb") as out:
         table: Table = {}
         for name, tensor in tensors.items():
-            if tensor.dtype not in CARRIED or not _NAME.fullmatch(name):
+            single = "F32" if tensor.dtype == "F64" else tensor.dtype
+            if single not in CARRIED or not _NAME.fullmatch(name):
                 raise BundleError("weights_invalid", f"tensor {name} ({tensor.dtype}) is not carried")
-            finite, fits = True, half and tensor.dtype == "F32"
+            finite, fits = True, half and single == "F32"
             for part in chunks(file, tensor) if tensor.dtype.startswith("F") else ():
                 finite = finite and bool(np.isfinite(part).all())
                 fits = fits and bool((np.abs(part) <= np.finfo(np.float16).max).all())
             if not finite:
                 raise BundleError("weights_invalid", f"tensor {name} holds a value that is not finite")
-            table[name] = ("F16" if fits else tensor.dtype, tensor.shape)
+            table[name] = ("F16" if fits else single, tensor.shape)
         _write(file, tensors, out, table, None, progress)
     return table
 

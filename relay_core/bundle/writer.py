@@ -74,7 +74,7 @@ def export(
     metrics = manifest.scores_of(scores, found.digest) if scores is not None else {}
     with private_folder(target.parent) as staging:
         carried = staging / container.WEIGHTS
-        table = weights.select(checkpoint, _handed_over(stored), carried, half, progress)
+        table = weights.select(checkpoint, _handed_over(meta, stored), carried, half, progress)
         made = {
             "format": manifest.FORMAT,
             "relay": relay_core.__version__,
@@ -91,7 +91,7 @@ def export(
             "metrics": metrics,
             "checkpoint": {
                 **{key: meta[key] for key in ("strategy", "step", "steps", "images", "consumed")},
-                "state": {**meta["state"], "frozen": []} if meta["state"] else {},
+                "state": {**meta["state"], **({"frozen": []} if "frozen" in meta["state"] else {})},
                 **({"looks": meta["looks"]} if meta.get("looks") else {}),
             },
             "tools": {"python": platform.python_version()},
@@ -124,6 +124,11 @@ def write_beside(folder: Path, members: Mapping[str, bytes], provenance: Provena
 
 def _check(meta: Mapping[str, Any], run: RunFile, parent: Provenance | None) -> None:
     """Whether the checkpoint may leave, and its history has no gap."""
+    if meta["strategy"] == "rehearsal":
+        raise BundleError(
+            "weights_invalid",
+            "a checkpoint of strategy rehearsal holds real images of patients: it never leaves its machine",
+        )
     if meta["run"] != run.digest:
         raise BundleError("bundle_other_run", "the checkpoint was trained with another run file than the one given")
     if meta["step"] < meta["steps"]:
@@ -146,10 +151,11 @@ def _check(meta: Mapping[str, Any], run: RunFile, parent: Provenance | None) -> 
         raise BundleError("hop_out_of_order", f"the parent is not of the site before {meta['site']}")
 
 
-def _handed_over(stored: Mapping[str, weights.Stored]) -> dict[str, weights.Stored]:
-    """What the next site needs: the networks, without optimizers and without the frozen copies."""
+def _handed_over(meta: Mapping[str, Any], stored: Mapping[str, weights.Stored]) -> dict[str, weights.Stored]:
+    """What the next site needs: the networks that the strategy hands over, without optimizers and frozen copies."""
     kept = {name: tensor for name, tensor in stored.items() if name.startswith("network/")}
-    return {name: tensor for name, tensor in kept.items() if not name.startswith("network/old_")}
+    networks = meta.get("hand_over") or {n.split("/")[1] for n in kept if not n.startswith("network/old_")}
+    return {name: tensor for name, tensor in kept.items() if name.split("/")[1] in networks}
 
 
 def _name(made: Mapping[str, Any]) -> str:

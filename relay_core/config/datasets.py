@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from relay_core.config.base import Settings
 from relay_core.config.explain import Source, explain
-from relay_core.errors import NotAvailableYet, RunFileError
+from relay_core.config.registry import Choice, Entry, Registry
+from relay_core.config.solvers import Task
+from relay_core.errors import RunFileError
 
 PLATFORMS = ("Windows", "Darwin", "Linux")
 
@@ -25,6 +27,8 @@ class CommonDatasetKwargs(Settings):
     """The site's folder, below `root_path` where it is relative."""
     root_path: str | dict[str, str] | None = None
     """Folder that holds the sites' folders: one path, or one for each platform (Windows, Darwin, Linux)."""
+    task: Task = "segmentation"
+    """What is learned: a class for every pixel, or one for the image."""
     img_size: int | None = Field(default=None, ge=4)
     """Side that images and masks are resized to, in pixels; none: the model's resolution."""
     img_channels: Literal[1, 3] = 3
@@ -115,32 +119,133 @@ class FolderKwargs(CommonDatasetKwargs):
         return self
 
 
-DATASETS: dict[str, type[CommonDatasetKwargs]] = {"fundus": FundusKwargs, "folder": FolderKwargs}
-"""Name in a run file -> settings class."""
+class SlicedKwargs(CommonDatasetKwargs):
+    """What sets of slices of 3-D studies have: slices of one study are never on both sides of a split by study."""
 
-NOT_AVAILABLE_DATASETS: tuple[str, ...] = ("mediastinum-tumor", "midline")
-"""Names of the method's other data sets, which this version cannot read."""
+    img_channels: Literal[1, 3] = 1
+    """1: grey, 3: grey repeated."""
+    class_by: Literal["site", "positive"] = "site"
+    """Classification: the class is the number of the site (from 0, as published), or whether a slice is positive."""
+    split_by: Literal["study", "slice"] = "study"
+    """What is held out for testing as a whole. `slice` (published as an option) tests on neighbours of training slices."""
+    test_share: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """Share of the studies, or slices, held out for testing; 0: none."""
+    split_seed: int = 1234
+    """Seed of that split."""
+    test_studies: list[str] | None = None
+    """The studies held out for testing, by name, instead of a share."""
+    negatives_per_positive: float | None = Field(default=None, ge=0)
+    """Most negative training slices for each positive one, evenly chosen; none: all. 0 drops negatives."""
+    same_study_ids: bool = False
+    """Sites number their studies alike (1, 2, 3), so that a study id at two sites means nothing."""
+
+    @model_validator(mode="after")
+    def _whole_studies_are_named(self) -> Self:
+        if self.test_studies is not None and self.split_by == "slice":
+            raise ValueError("test_studies names whole studies, and split_by is slice")
+        return self
+
+    def _tissues(self) -> list[str]:
+        """Names of the classes of a segmentation."""
+        raise NotImplementedError
+
+    def names(self) -> list[str]:
+        """Of the classes: what a pixel can be, or a slice."""
+        if self.class_names is not None:
+            return self.class_names
+        if self.task == "segmentation":
+            return self._tissues()
+        sites = [f"site {i + 1}" for i in range(self.num_classes)]
+        return ["negative", "positive"] if self.class_by == "positive" else sites
+
+    def _check_classes(self) -> Self:
+        counted = len(self._tissues()) if self.task == "segmentation" else 2 if self.class_by == "positive" else None
+        if counted is not None and self.num_classes != counted:
+            raise ValueError(f"these options give {counted} classes ({', '.join(self.names())}), num_classes says "
+                             f"{self.num_classes}")  # fmt: skip
+        return self
+
+
+class MediastinumKwargs(SlicedKwargs):
+    """Mediastinum tumour on CT: slices as 16-bit PNG, masks, and a table `meta.txt` (`relay prepare mediastinum`)."""
+
+    num_classes: int = Field(default=2, ge=2, le=256)
+    """Number of classes: tissue and tumour, and one more for each label that is added."""
+    hu_min: float = -160.0
+    """HU value of a file's 0: value + hu_min is HU."""
+    hu_window: tuple[float, float] = (-160.0, 240.0)
+    """HU values that become black and white."""
+    background_label: bool = False
+    """Air (below -500 HU and unlabelled) is class 0; tissue and tumour come after it. Needs an `hu_min` below -500."""
+    bone_label: bool = False
+    """Bone (above 150 HU and unlabelled) is one more class, the last."""
+
+    def _tissues(self) -> list[str]:
+        air, bone = ["air"] * self.background_label, ["bone"] * self.bone_label
+        return [*air, "tissue", "tumour", *bone]
+
+    @model_validator(mode="after")
+    def _classes_are_those_of_the_options(self) -> Self:
+        if not self.hu_window[0] < self.hu_window[1]:
+            raise ValueError(f"hu_window must rise, not {list(self.hu_window)}")
+        if self.background_label and self.hu_min >= -500:
+            raise ValueError(f"background_label is air below -500 HU, and with hu_min {self.hu_min:g} no file holds any")
+        return self._check_classes()
+
+
+class MidlineKwargs(SlicedKwargs):
+    """Brain midline: `<study>/<slice>.jpg` with `mask_<slice>.png`."""
+
+    num_classes: int = Field(default=2, ge=2, le=256)
+    """Number of classes: brain and midline, and one more with `background_label`."""
+    background_label: bool = False
+    """Dark (below 10 of 255) and unlabelled is class 0; brain and midline come after it."""
+
+    def _tissues(self) -> list[str]:
+        return [*["background"] * self.background_label, "brain", "midline"]
+
+    @model_validator(mode="after")
+    def _classes_are_those_of_the_options(self) -> Self:
+        return self._check_classes()
+
+
+DATASETS = Registry(
+    "data set", "relay_core.datasets", CommonDatasetKwargs,
+    {
+        "fundus": Entry(FundusKwargs, "relay_core.data.fundus:FundusLayout"),
+        "folder": Entry(FolderKwargs, "relay_core.data.folder:FolderLayout"),
+        "mediastinum-tumor": Entry(MediastinumKwargs, "relay_core.data.mediastinum:MediastinumLayout"),
+        "midline": Entry(MidlineKwargs, "relay_core.data.midline:MidlineLayout"),
+    },
+)  # fmt: skip
+"""Data sets by name."""
+
+
+class DatasetSettings(Choice):
+    """The site's images."""
+
+    registry = DATASETS
+    kwargs: SerializeAsAny[CommonDatasetKwargs] = Field(default_factory=dict, validate_default=True)
 
 
 def dataset_class(name: str) -> type[CommonDatasetKwargs]:
     """Return the settings class of data set `name`.
 
     Raises:
-        NotAvailableYet: a data set of the method that this version cannot read.
         RunFileError: no such data set.
     """
-    if name in DATASETS:
-        return DATASETS[name]
-    if name in NOT_AVAILABLE_DATASETS:
-        raise NotAvailableYet(f"data set {name!r} is not available in this version; available: {', '.join(DATASETS)}")
-    raise RunFileError(f"there is no data set {name!r}; available: {', '.join(DATASETS)}")
+    try:
+        found = DATASETS[name].kwargs
+    except KeyError:
+        raise RunFileError(f"data set {DATASETS.unknown(name)}") from None
+    assert issubclass(found, CommonDatasetKwargs)
+    return found
 
 
 def dataset_options(name: str, options: str) -> CommonDatasetKwargs:
     """Settings of data set `name` from a JSON object, as a run file has them below `dataset.kwargs`.
 
     Raises:
-        NotAvailableYet: a data set of the method that this version cannot read.
         RunFileError: no such data set, not a JSON object, an unknown key, a wrong value; the message names the key.
     """
     wanted, label = dataset_class(name), "--options"

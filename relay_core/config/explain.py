@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+
+from relay_core.config.base import Settings
 
 Location = tuple[str | int, ...]
 
@@ -59,7 +61,7 @@ def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | No
 def explain(
     error: ValidationError,
     raw: Any,
-    model: type[BaseModel],
+    model: type[Settings],
     sources: Sequence[Source],
     prefixes: Sequence[tuple[Location, int]],
 ) -> str:
@@ -74,17 +76,12 @@ def explain(
     """
     lines = []
     for item in error.errors():
-        location = _without_tags(item["loc"], raw)
+        location = item["loc"]
         key = ".".join(map(str, location))
         if item["type"] == "extra_forbidden":
-            names = _fields(model, item["loc"][:-1])
-            text = f"unknown key {key!r}{suggestion(str(location[-1]), names)}"
+            text = f"unknown key {key!r}{suggestion(str(location[-1]), _fields(model, raw, location[:-1]))}"
         elif item["type"] == "missing":
             text = f"{key} is missing"
-        elif item["type"] == "union_tag_invalid":
-            found = item["ctx"]["tag"]
-            known = item["ctx"]["expected_tags"].replace("'", "").split(", ")
-            text = f"{key}.name: {found!r} is not known{suggestion(found, known)}; known: {', '.join(known)}"
         else:
             message = item["msg"].removeprefix("Value error, ")
             text = f"{key}: {message[0].lower() + message[1:]}"
@@ -104,33 +101,18 @@ def _where(location: Location, sources: Sequence[Source], prefixes: Sequence[tup
     return str(sources[0].path)
 
 
-def _without_tags(location: Location, raw: Any) -> Location:
-    """A validation location without the names of union members that pydantic inserts."""
-    result: list[str | int] = []
-    for i, key in enumerate(location):
-        inside = isinstance(raw, dict) and key in raw
-        if isinstance(raw, dict) and not inside and raw.get("name") == key and i < len(location) - 1:
-            continue
-        result.append(key)
-        raw = raw[key] if inside or (isinstance(raw, list) and isinstance(key, int) and key < len(raw)) else None
-    return tuple(result)
-
-
-def _fields(model: type[BaseModel], location: Location) -> list[str]:
+def _fields(model: type[Settings], raw: Any, location: Location) -> list[str]:
     """Names that are known at a location of a model."""
-    current: list[type[BaseModel]] = [model]
+    current: list[type[Settings]] = [model]
     for key in location:
-        tagged = [m for m in current if key in get_args(m.model_fields.get("name") and m.model_fields["name"].annotation)]
-        if tagged:
-            current = tagged
-            continue
-        found = [m.model_fields[str(key)].annotation for m in current if str(key) in m.model_fields]
+        found = [m.inner(str(key), raw if isinstance(raw, dict) else {}) for m in current]
         current = [inner for annotation in found for inner in _models(annotation)]
+        raw = raw.get(key) if isinstance(raw, dict) else None
     return [name for m in current for name in m.model_fields]
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for inner in get_args(annotation):
         yield from _models(inner)

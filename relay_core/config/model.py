@@ -4,44 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from relay_core.config.base import Settings
+from relay_core.config.registry import Choice, Entry, Registry, settings_of
+from relay_core.config.solvers import SOLVERS, SolverKwargs, Task
 from relay_core.config.train import OptimizerSettings
 
 Pipe = Literal["b", "bg", "bgc", "bgcf", "bgcfn"]
-
-
-class UNetKwargs(Settings):
-    """A U-Net."""
-
-    in_channels: int = Field(default=3, ge=1)
-    """Channels of the image."""
-    num_classes: int = Field(default=3, ge=2)
-    """Classes, background included."""
-    backbone: Literal["plain", "resnet18", "resnet50"] | None = None
-    """Encoder; none is `plain`."""
-    base_channels: int = Field(default=64, ge=2)
-    """Feature maps of the plain encoder's first level; each further level has twice as many."""
-    bilinear: bool = False
-    """Interpolate on the way up instead of learning transposed convolutions."""
-    norm: Literal["batch", "instance", "group", "none"] = "batch"
-    """Normalisation."""
-    activation: Literal["relu", "lrelu", "elu", "silu"] = "lrelu"
-    """Activation of the decoder (and of the plain encoder)."""
-    pretrain: bool = False
-    """Start the encoder from ImageNet weights, read from `pretrain_file`."""
-    pretrain_file: str | None = None
-    """Local safetensors file with the encoder's weights in torchvision's key names."""
-
-    @model_validator(mode="after")
-    def _pretrained_weights_come_from_a_file(self) -> Self:
-        if self.pretrain and (self.pretrain_file is None or self.backbone in (None, "plain")):
-            raise ValueError(
-                "pretrain: true needs a ResNet `backbone` and its ImageNet weights in a local `pretrain_file`: "
-                "nothing is downloaded"
-            )
-        return self
 
 
 class MappingKwargs(Settings):
@@ -128,8 +98,9 @@ PUBLISHED = Corrections(
 class DoubleGanKwargs(Settings):
     """The relay's networks: label generator, image generator, their discriminators and the solver."""
 
-    task: Literal["segmentation"] = "segmentation"
-    """What the solver does."""
+    task: Task = "segmentation"
+    """What the solver does; the data set's `task`. For classification there is no label generator: see
+    `relay_core.replay.ClassCodec`."""
     optimizer_conf: OptimizerConf = OptimizerConf()
     """Optimizers."""
     img_resolution: int = Field(default=64, ge=8)
@@ -160,10 +131,10 @@ class DoubleGanKwargs(Settings):
     """Image discriminator."""
     D_label_kwargs: PyramidKwargs = PyramidKwargs(channel_base=4096, channel_max=128)
     """Label discriminator."""
-    solver_name: Literal["U-Net"] = "U-Net"
+    solver_name: str = "U-Net"
     """The solver."""
-    solver_kwargs: UNetKwargs = UNetKwargs(backbone="resnet18")
-    """Its settings."""
+    solver_kwargs: SerializeAsAny[SolverKwargs] = Field(default=None, validate_default=True)
+    """Its settings; none for a U-Net: a ResNet-18 for encoder."""
     train_gan: bool = True
     """Train generators and discriminators."""
     train_solver: bool = True
@@ -190,7 +161,7 @@ class DoubleGanKwargs(Settings):
     task_merge_replay: bool = False
     """Add samples that mix the styles of two sites to the replay of the last stage."""
     single_cid: bool = True
-    """The two styles of a mixed sample share a site. (`false` is not available yet.)"""
+    """The two styles of a mixed sample share a site, and so do its label map and its image."""
     G_reg_interval: int = Field(default=4, ge=1)
     """Generator steps between two path-length regularisations."""
     D_reg_interval: int = Field(default=8, ge=1)
@@ -236,6 +207,31 @@ class DoubleGanKwargs(Settings):
             data = {"generator_ema_kimg": 0.0, **data, "corrections": switches}
         return data
 
+    @classmethod
+    def inner(cls, key: str, raw: dict[str, Any]) -> Any:
+        """See `Settings.inner`: the solver's settings are said by its name."""
+        if key == "solver_kwargs":
+            return settings_of(SOLVERS, raw.get("solver_name", "U-Net"))
+        return super().inner(key, raw)
+
+    @field_validator("solver_name")
+    @classmethod
+    def _solver_is_known(cls, name: str) -> str:
+        settings_of(SOLVERS, name)
+        return name
+
+    @field_validator("solver_kwargs", mode="plain")
+    @classmethod
+    def _solver_settings_are_its_own(cls, value: Any, info: ValidationInfo) -> SolverKwargs:
+        name = info.data.get("solver_name")
+        if name is None:  # its own error is enough
+            return SolverKwargs()
+        if value is None:
+            value = {"backbone": "resnet18"} if name == "U-Net" else {}
+        found = settings_of(SOLVERS, name).model_validate(value)
+        assert isinstance(found, SolverKwargs)
+        return found
+
     @field_validator("aug_p_range_img", "aug_p_range_label")
     @classmethod
     def _range_rises(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -277,3 +273,20 @@ class DoubleGanKwargs(Settings):
     def discriminator_optimizer(self) -> OptimizerSettings:
         """Optimizer of both discriminators; the published constants are those of an interval of 16."""
         return self.optimizer_conf.D or self.adam(self.D_reg_interval, self.r1_gamma, 16)
+
+
+MODELS = Registry(
+    "network", "relay_core.networks", Settings,
+    {
+        "doublegan": Entry(DoubleGanKwargs, "relay_core.models.factory:make_gan", "A solver with the relay's generators and "
+                           "discriminators: label maps, and images given label maps (or classes)."),
+        **SOLVERS.builtin,
+    },
+)  # fmt: skip
+"""Networks by name: a solver alone, or the relay's."""
+
+
+class ModelSettings(Choice):
+    """The networks."""
+
+    registry = MODELS

@@ -8,32 +8,26 @@ from typing import Any
 
 from relay_core.config.site import SiteSettings
 
-PATHS = (
-    "root_path",
-    "dataset.kwargs.root_path",
-    "dataset.kwargs.img_folder",
-    "dataset.kwargs.image_dir",
-    "dataset.kwargs.mask_dir",
-    "dataset.kwargs.split_file",
-    "model.kwargs.pretrain_file",
-    "model.kwargs.solver_kwargs.pretrain_file",
-    "checkpoint.load",
-    "checkpoint.resume",
-    "checkpoint.save.dir",
-)
-"""Settings of a site that name a file or a folder."""
+WORDS = ("path", "folder", "dir", "file", "load", "resume")
+"""The last word of the name of every setting that names a file or a folder, those of plug-ins too."""
 
 
 def outside_paths(settings: SiteSettings) -> Iterator[tuple[str, str]]:
     """(key, value) of each path of a site that leads outside, by the rules of Windows or of any other system."""
-    plain = settings.model_dump()
-    for key in PATHS:
-        value: Any = plain
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        for name, path in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(path, str) and _leads_outside(path):
-                yield f"{key}.{name}" if name else key, path
+    yield from outside_values("", settings.model_dump())
+
+
+def outside_values(key: str, value: Any, named: bool = False) -> Iterator[tuple[str, str]]:
+    """The same of plain settings below `key`; `named` says that `key` is one that names a path."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            is_path = named or str(name).rpartition("_")[2] in WORDS
+            yield from outside_values(f"{key}.{name}" if key else str(name), inner, is_path)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from outside_values(key, inner, named)
+    elif named and isinstance(value, str) and _leads_outside(value):
+        yield key, value
 
 
 def _leads_outside(path: str) -> bool:

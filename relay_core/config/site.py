@@ -4,93 +4,24 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, cast
 
 from pydantic import Field
 
 from relay_core.config.base import Settings
-from relay_core.config.datasets import CommonDatasetKwargs, FolderKwargs, FundusKwargs
-from relay_core.config.model import DoubleGanKwargs, UNetKwargs
+from relay_core.config.datasets import CommonDatasetKwargs, DatasetSettings
+from relay_core.config.model import DoubleGanKwargs, ModelSettings
+from relay_core.config.solvers import PretrainedKwargs, SolverKwargs, SolverSettings
+from relay_core.config.strategies import BaselineKwargs, StrategySettings
 from relay_core.config.train import OptimizerSettings, TrainSettings
-from relay_core.errors import NotAvailableYet, RunFileError
+from relay_core.errors import RunFileError
 
-
-class FundusDataset(Settings):
-    """Optic disc and cup in DoFE's layout."""
-
-    name: Literal["fundus"]
-    kwargs: FundusKwargs
-
-
-class FolderDataset(Settings):
-    """Any folder of images and masks."""
-
-    name: Literal["folder"]
-    kwargs: FolderKwargs
-
-
-class UnavailableDataset(Settings):
-    """A data set of the published code that this version cannot read."""
-
-    name: Literal["mediastinum-tumor", "midline"]
-    kwargs: dict[str, Any] = {}
-
-
-class NoKwargs(Settings):
-    """No settings."""
-
-
-class RelayStrategy(Settings):
-    """Relay learning; its settings stand with the model `doublegan`."""
-
-    name: Literal["relay"]
-    kwargs: NoKwargs = NoKwargs()
-
-
-class BaselineKwargs(Settings):
-    """Which baseline."""
-
-    mode: Literal["local", "sequential", "joint"] | None = None
-    """local: each site alone. sequential: fine-tune on from site to site. joint: all data in one place.
-    None: joint where `train.joint_training` says so, sequential otherwise."""
-
-
-class BaselineStrategy(Settings):
-    """Training of the solver alone."""
-
-    name: Literal["baseline"]
-    kwargs: BaselineKwargs = BaselineKwargs()
-
-
-class UnavailableStrategy(Settings):
-    """A strategy of the published code that this version does not have."""
-
-    name: Literal["si", "owm"]
-    kwargs: dict[str, Any] = {}
-
-
-class DoubleGanModel(Settings):
-    """The relay's networks."""
-
-    name: Literal["doublegan"]
-    kwargs: DoubleGanKwargs = DoubleGanKwargs()
-
-
-class UNetModel(Settings):
-    """A U-Net alone."""
-
-    name: Literal["U-Net"]
-    kwargs: UNetKwargs = UNetKwargs()
-
-
-class UnavailableModel(Settings):
-    """A network of the published zoo that this version does not have."""
-
-    name: Literal[
-        "OWM-Net", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-        "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202",
-    ]  # fmt: skip
-    kwargs: dict[str, Any] = {}
+LATER = {
+    "dataset.kwargs.class_names": None,
+    "dataset.kwargs.task": "segmentation",
+    "train.loss.kwargs.per_sample": False,
+}
+"""Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 
 
 class SaveSettings(Settings):
@@ -121,38 +52,35 @@ class SiteSettings(Settings):
     """Threads that decode images of a set too large for memory."""
     root_path: str | dict[str, str] | None = None
     """Folder that the data sets lie in, or one for each platform."""
-    dataset: Annotated[FundusDataset | FolderDataset | UnavailableDataset, Field(discriminator="name")]
+    dataset: DatasetSettings
     """The site's images."""
-    strategy: Annotated[RelayStrategy | BaselineStrategy | UnavailableStrategy, Field(discriminator="name")]
+    strategy: StrategySettings
     """How the site learns."""
-    model: Annotated[DoubleGanModel | UNetModel | UnavailableModel, Field(discriminator="name")]
+    model: ModelSettings
     """The networks."""
     train: TrainSettings
     """Budget and conditions."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Start and end."""
 
-    def require_available(self) -> None:
-        """Check that this version carries out what the settings ask for.
+    def require_consistent(self) -> None:
+        """Check what single settings cannot: that they fit each other.
 
         Raises:
-            NotAvailableYet: it does not.
-            RunFileError: settings that exclude each other.
+            RunFileError: they do not; the message names the keys.
         """
-        for what, part in (("dataset", self.dataset), ("strategy", self.strategy), ("model", self.model)):
-            if isinstance(part, UnavailableDataset | UnavailableStrategy | UnavailableModel):
-                raise NotAvailableYet(f"{what} {part.name!r} is known but not available yet in this version")
         if self.strategy.name == "relay" and self.model.name != "doublegan":
             raise RunFileError(f"strategy relay needs model doublegan, not {self.model.name!r}")
+        if isinstance(self.model.kwargs, DoubleGanKwargs) and self.model.kwargs.task != self.data.task:
+            raise RunFileError(f"model.kwargs.task is {self.model.kwargs.task}, dataset.kwargs.task is {self.data.task}")
+        if self.data.task not in self.solver.kwargs.tasks:
+            raise RunFileError(f"the network {self.solver.name!r} is for {' and '.join(self.solver.kwargs.tasks)}, "
+                               f"and dataset.kwargs.task is {self.data.task}")  # fmt: skip
         self._check_sizes()
-        if self.data.out_range != (-1.0, 1.0):
-            raise NotAvailableYet("dataset.kwargs.out_range other than [-1, 1] is not available yet in this version")
-        if isinstance(self.model.kwargs, DoubleGanKwargs) and not self.model.kwargs.single_cid:
-            raise NotAvailableYet("model.kwargs.single_cid: false is not available yet in this version")
 
     def _check_sizes(self) -> None:
         """Channels, classes and sizes that data set, networks and loss must agree on."""
-        wanted = (self.solver.in_channels, self.solver.num_classes)
+        wanted = (self.solver.kwargs.in_channels, self.solver.kwargs.num_classes)
         found = (self.data.img_channels, self.data.num_classes)
         if wanted != found:
             raise RunFileError(
@@ -171,11 +99,15 @@ class SiteSettings(Settings):
     def shared(self) -> dict[str, Any]:
         """Plain settings that all sites of a relay agree on: no paths, no machine's own."""
         plain = self.model_dump(mode="json", exclude={"num_workers", "root_path", "checkpoint"})
-        kwargs = plain["dataset"]["kwargs"]
         for key in ("img_folder", "root_path"):
-            kwargs.pop(key, None)
-        if kwargs.get("class_names") is None:  # a run keeps the identity that it had before there was this key
-            kwargs.pop("class_names", None)
+            plain["dataset"]["kwargs"].pop(key, None)
+        for path, default in LATER.items():
+            *holders, key = path.split(".")
+            part = plain
+            for holder in holders:
+                part = part[holder]
+            if key in part and part[key] == default:
+                del part[key]
         return plain
 
     def without_pretraining(self) -> SiteSettings:
@@ -183,16 +115,15 @@ class SiteSettings(Settings):
         plain = {"pretrain": False, "pretrain_file": None}
         kwargs = self.model.kwargs
         if isinstance(kwargs, DoubleGanKwargs):
-            kwargs = kwargs.model_copy(update={"solver_kwargs": kwargs.solver_kwargs.model_copy(update=plain)})
-        elif isinstance(kwargs, UNetKwargs):
+            if isinstance(kwargs.solver_kwargs, PretrainedKwargs):
+                kwargs = kwargs.model_copy(update={"solver_kwargs": kwargs.solver_kwargs.model_copy(update=plain)})
+        elif isinstance(kwargs, PretrainedKwargs):
             kwargs = kwargs.model_copy(update=plain)
         return self.model_copy(update={"model": self.model.model_copy(update={"kwargs": kwargs})})
 
     @property
     def data(self) -> CommonDatasetKwargs:
         """Settings of the data set."""
-        if isinstance(self.dataset, UnavailableDataset):
-            raise NotAvailableYet(f"dataset {self.dataset.name!r} is known but not available yet in this version")
         return self.dataset.kwargs
 
     @property
@@ -206,13 +137,12 @@ class SiteSettings(Settings):
         return self.data.task_id or 1
 
     @property
-    def solver(self) -> UNetKwargs:
-        """Settings of the solver, alone or within doublegan."""
+    def solver(self) -> SolverSettings:
+        """The solver, alone or within doublegan."""
         kwargs = self.model.kwargs
         if isinstance(kwargs, DoubleGanKwargs):
-            return kwargs.solver_kwargs
-        assert isinstance(kwargs, UNetKwargs)
-        return kwargs
+            return SolverSettings(name=kwargs.solver_name, kwargs=kwargs.solver_kwargs)
+        return SolverSettings(name=self.model.name, kwargs=cast(SolverKwargs, kwargs))
 
     @property
     def solver_optimizer(self) -> OptimizerSettings:
@@ -228,11 +158,12 @@ class SiteSettings(Settings):
         return self.model.kwargs.img_resolution if isinstance(self.model.kwargs, DoubleGanKwargs) else 64
 
     @property
-    def mode(self) -> Literal["relay", "local", "sequential", "joint"]:
-        """The strategy, with the baseline's kind."""
-        if not isinstance(self.strategy, BaselineStrategy):
-            return "relay"
-        return self.strategy.kwargs.mode or ("joint" if self.train.joint_training else "sequential")
+    def mode(self) -> str:
+        """The strategy's name; of the baseline its kind: local, sequential or joint."""
+        kwargs = self.strategy.kwargs
+        if not isinstance(kwargs, BaselineKwargs):
+            return self.strategy.name
+        return kwargs.mode or ("joint" if self.train.joint_training else "sequential")
 
     @property
     def folder_name(self) -> str:

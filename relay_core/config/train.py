@@ -2,85 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from relay_core.config.base import Settings
 from relay_core.config.explain import suggestion
+from relay_core.config.losses import LossSettings
 
 Augmentation = Literal["none", "standard", "published"]
-
-
-class ExpLogKwargs(Settings):
-    """Settings of the exponential logarithmic loss."""
-
-    gamma: float = Field(default=0.3, gt=0)
-    """Exponent of the Dice term."""
-    weight: list[float] | None = None
-    """Cross entropy weight of each class."""
-    dice_weight: float = 0.8
-    """Factor of the Dice term."""
-    ce_weight: float = 0.2
-    """Factor of the cross entropy term."""
-    ceiling: float = Field(default=1 - 1e-4, gt=0, le=1)
-    """Dice is clamped here, where the gradient of the Dice term would grow without bound; 1: the published form."""
-
-
-class CrossEntropyKwargs(Settings):
-    """Settings of the cross entropy."""
-
-    weight: list[float] | None = None
-    """Weight of each class."""
-
-
-class DiceKwargs(Settings):
-    """Settings of the soft Dice loss."""
-
-    background: bool = False
-    """Count the background class too."""
-    smooth: float = Field(default=1.0, ge=0)
-    """Added to numerator and denominator."""
-
-
-class DiceCeKwargs(Settings):
-    """Settings of soft Dice plus cross entropy."""
-
-    weight: list[float] | None = None
-    """Cross entropy weight of each class."""
-    background: bool = False
-    """Count the background class in the Dice term too."""
-
-
-class ExpLogLoss(Settings):
-    """The exponential logarithmic loss (the paper's)."""
-
-    name: Literal["explog"] = "explog"
-    kwargs: ExpLogKwargs = ExpLogKwargs()
-
-
-class CrossEntropyLoss(Settings):
-    """Cross entropy."""
-
-    name: Literal["cross_entropy"]
-    kwargs: CrossEntropyKwargs = CrossEntropyKwargs()
-
-
-class DiceLoss(Settings):
-    """Soft Dice."""
-
-    name: Literal["dice"]
-    kwargs: DiceKwargs = DiceKwargs()
-
-
-class DiceCeLoss(Settings):
-    """Soft Dice plus cross entropy."""
-
-    name: Literal["dice_ce"]
-    kwargs: DiceCeKwargs = DiceCeKwargs()
-
-
-LossSettings = Annotated[ExpLogLoss | CrossEntropyLoss | DiceLoss | DiceCeLoss, Field(discriminator="name")]
 
 
 class SchedulerSettings(Settings):
@@ -134,9 +64,9 @@ class TrainSettings(Settings):
     """Budget of the solver alone, in millions of images; none: the whole budget."""
     batch_size: int = Field(default=16, ge=2)
     """Images a step over all processes, replayed ones included."""
-    precision: Literal["32", "16", "bf16"] = "32"
-    """Bits of the training's arithmetic on a GPU; a CPU computes in 32, or bf16 where asked."""
-    loss: LossSettings = ExpLogLoss()
+    precision: Literal["32", "16", "bf16", "64"] = "32"
+    """Bits of the training's arithmetic on a GPU; a CPU computes in 32, or in bf16 or 64 where asked."""
+    loss: LossSettings = LossSettings()
     """Loss of the solver."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimizer of the solver, unless the model has its own (`optimizer_conf.M`)."""
@@ -163,8 +93,6 @@ class TrainSettings(Settings):
     @field_validator("precision", mode="before")
     @classmethod
     def _precision_as_text(cls, value: object) -> object:
-        if value in (64, "64"):
-            raise ValueError("64-bit training is not available; use 32, 16 or bf16")
         return str(value) if isinstance(value, int) else value
 
     @model_validator(mode="after")

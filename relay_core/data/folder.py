@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay_core.config.datasets import CommonDatasetKwargs, FolderKwargs
-from relay_core.data.pairs import SPLITS, Listing, Pair, Split, data_error, list_files, match
+from relay_core.config.datasets import FolderKwargs
+from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error, list_files, match
 from relay_core.errors import DataError, Problem
 from relay_core.imaging.readers import stem_of
 
@@ -25,18 +25,17 @@ class _Row:
     mine: bool
 
 
-class FolderLayout:
+class FolderLayout(Layout):
     """`{image,mask}` split by a CSV file or by patient, or `{train,test}/{image,mask}`."""
 
     expected = "{image,mask}/* or {train,test}/{image,mask}/* (image_dir and mask_dir rename them)"
 
-    def list_pairs(self, folder: Path, kwargs: CommonDatasetKwargs, split: Split) -> Listing:
+    def list_pairs(self, folder: Path, kwargs: FolderKwargs, split: Split) -> Listing:
         """List one split.
 
         Raises:
             DataError: the folders are not there, or the split file cannot be used.
         """
-        assert isinstance(kwargs, FolderKwargs)
         if not (folder / kwargs.image_dir).is_dir() and any((folder / s / kwargs.image_dir).is_dir() for s in SPLITS):
             return self._list_split_folders(folder, kwargs, split)
         images, masks, problems = self._files(folder, folder, kwargs)
@@ -52,16 +51,18 @@ class FolderLayout:
         stems = [stem for stem in chosen if side_of[stem] == split and stem in masks]
         return Listing([Pair(images[s], masks[s], subjects[s]) for s in stems], problems)
 
-    def class_of(self, value: int, kwargs: CommonDatasetKwargs) -> int | None:
+    def has_test(self, folder: Path, kwargs: FolderKwargs) -> bool:
+        """Whether a share, a file or a folder sets test images apart."""
+        return kwargs.test_share > 0 or kwargs.split_file is not None or not (folder / kwargs.image_dir).is_dir()
+
+    def class_of(self, value: int, kwargs: FolderKwargs) -> int | None:
         """Return the class id by `mask_values`, or the value itself where there is no such table."""
-        assert isinstance(kwargs, FolderKwargs)
         if kwargs.mask_values is not None:
             return kwargs.mask_values.get(value)
         return value if 0 <= value < kwargs.num_classes else None
 
-    def hint(self, unknown: list[int], values: list[int], kwargs: CommonDatasetKwargs) -> str:
+    def hint(self, unknown: list[int], values: list[int], kwargs: FolderKwargs) -> str:
         """Say which setting to change."""
-        assert isinstance(kwargs, FolderKwargs)
         if kwargs.mask_values is not None:
             return f"mask_values names only {', '.join(map(str, sorted(kwargs.mask_values)))}"
         if unknown == [255] and set(values) <= {0, 255}:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from relay_core.config.datasets import CommonDatasetKwargs
-from relay_core.data.pairs import Listing, Pair, Split, list_files, match
+from relay_core.data.pairs import Layout, Listing, Pair, Split, list_files, match
 from relay_core.errors import DataError
 
 _CLASS_OF_GREY = {255: 0, 128: 1, 0: 2}
 _TOLERANCE = 16  # masks that went through JPEG or a resize stray a little from the three values
 
 
-class FundusLayout:
+class FundusLayout(Layout):
     """`{train,test}/ROIs/{image,mask}`, or the same without `ROIs`; masks 255 background, 128 disc, 0 cup."""
 
     expected = "{train,test}/ROIs/{image,mask}/*.png (or the same without ROIs)"

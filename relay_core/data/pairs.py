@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal
 
-from relay_core.config.datasets import CommonDatasetKwargs
+import numpy as np
+import numpy.typing as npt
+
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import SUFFIXES, stem_of, suffix_of
+from relay_core.imaging.readers import SUFFIXES, Spacing, read_image, stem_of, suffix_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -22,11 +25,16 @@ _NOT_DATA = (".txt", ".csv", ".md", ".json", ".db", ".ini")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, its mask, and whom they show."""
+    """An image, its mask or its class, and whom they show."""
 
     image: Path
-    mask: Path
+    mask: Path | None
+    """None where a class of the whole image is learned and there is no mask."""
     subject: str
+    label: int | None = None
+    """Class of the whole image, for classification."""
+    spacing: Spacing | None = None
+    """mm of a pixel, row then column, where a table says it and not the file."""
 
     @property
     def name(self) -> str:
@@ -42,20 +50,36 @@ class Listing:
     problems: list[Problem] = field(default_factory=list)
 
 
-class Layout(Protocol):
-    """How one kind of data set lies on disk."""
+class Layout(ABC):
+    """How one kind of data set lies on disk. `kwargs` are always of the data set's own settings class."""
 
-    expected: str
+    expected: ClassVar[str]
     """The layout in a few words, for messages."""
 
-    def list_pairs(self, folder: Path, kwargs: CommonDatasetKwargs, split: Split) -> Listing:
+    @abstractmethod
+    def list_pairs(self, folder: Path, kwargs: Any, split: Split) -> Listing:
         """List one split. Raises DataError where the layout as a whole is not there."""
 
-    def class_of(self, value: int, kwargs: CommonDatasetKwargs) -> int | None:
+    @abstractmethod
+    def class_of(self, value: int, kwargs: Any) -> int | None:
         """Return the class id that a mask value means, None for a value that means nothing."""
 
-    def hint(self, unknown: list[int], values: list[int], kwargs: CommonDatasetKwargs) -> str:
+    @abstractmethod
+    def hint(self, unknown: list[int], values: list[int], kwargs: Any) -> str:
         """Say what to do about unknown mask values; `values` are all values of the mask."""
+
+    def has_test(self, folder: Path, kwargs: Any) -> bool:
+        """Whether there are test images, as far as the settings say."""
+        return True
+
+    def read_image(self, path: Path, kwargs: Any) -> tuple[npt.NDArray[Any], Spacing | None]:
+        """Read an image as `imaging.readers.read_image` gives it: (C, H, W), uint8 or float32 in 0..1, and the spacing."""
+        channels: int = kwargs.img_channels
+        return read_image(path, channels)
+
+    def refine(self, ids: npt.NDArray[np.uint8], pair: Pair, kwargs: Any) -> npt.NDArray[np.uint8]:
+        """Class ids (H, W) of a pair whose mask alone does not say everything."""
+        return ids
 
 
 def data_error(message: str, problems: Iterable[Problem]) -> DataError:

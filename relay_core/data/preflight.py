@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from relay_core.config.datasets import CommonDatasetKwargs, FolderKwargs, dataset_class
+from relay_core.config.datasets import DATASETS, CommonDatasetKwargs, dataset_class
 from relay_core.data import site
-from relay_core.data.folder import FolderLayout
-from relay_core.data.fundus import FundusLayout
 from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error, relative
 from relay_core.data.site import THREADS, Decoder, Sample, SiteData, to_unit
 from relay_core.errors import DataError, Problem
-
-_LAYOUTS: dict[str, Layout] = {"fundus": FundusLayout(), "folder": FolderLayout()}
+from relay_core.imaging.readers import Spacing
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class PreflightReport:
     counts: dict[str, int] = field(default_factory=dict)
     """Split -> pairs."""
     class_shares: dict[str, list[float]] = field(default_factory=dict)
-    """Split -> share of the pixels that each class id has, before resizing; sums to 1."""
+    """Split -> share of the pixels that each class id has, before resizing, or of the images; sums to 1."""
     subjects: dict[str, int] = field(default_factory=dict)
     """Split -> patients."""
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -73,11 +72,10 @@ def survey(
 
     Raises:
         DataError: the folder as a whole cannot be read as this data set.
-        NotAvailableYet: a data set that this version cannot read.
         RunFileError: no such data set.
     """
     layout = _layout(name, kwargs)
-    splits = [s for s in SPLITS if s == "train" or _has_test(layout, kwargs, folder)]
+    splits = [s for s in SPLITS if s == "train" or layout.has_test(folder, kwargs)]
     listings = {split: _list(layout, kwargs, folder, split) for split in splits}
     report, decoder = PreflightReport(name, folder), Decoder(layout, kwargs, folder, None)
     problems = [problem for listing in listings.values() for problem in listing.problems]
@@ -94,7 +92,7 @@ def survey(
             if isinstance(sample, DataError):
                 problems += sample.problems
                 continue
-            pixels += sample.class_pixels
+            pixels += sample.class_counts
             sizes[sample.original.height, sample.original.width] += 1
             usable[split].append(pair)
             same[split].setdefault(sample.digest, []).append(relative(pair.image, folder))
@@ -111,8 +109,14 @@ def survey(
 def listed(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> list[Pair]:
     """The pairs of both splits of a site, unread. Raises as `survey`."""
     layout = _layout(name, kwargs)
-    splits = [s for s in SPLITS if s == "train" or _has_test(layout, kwargs, folder)]
+    splits = [s for s in SPLITS if s == "train" or layout.has_test(folder, kwargs)]
     return [pair for split in splits for pair in _list(layout, kwargs, folder, split).pairs]
+
+
+def image_reader(name: str, kwargs: CommonDatasetKwargs) -> Callable[[Path], tuple[npt.NDArray[Any], Spacing | None]]:
+    """What reads an image of a data set as its training does: (C, H, W), and the spacing; raises DataError."""
+    layout = _layout(name, kwargs)
+    return lambda path: layout.read_image(path, kwargs)
 
 
 def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> PreflightReport:
@@ -125,7 +129,6 @@ def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> Preflight
 
     Raises:
         DataError: something is missing or wrong; `problems` names every bad file.
-        NotAvailableYet: a data set that this version cannot read.
         RunFileError: no such data set.
     """
     found = survey(name, kwargs, folder)
@@ -135,7 +138,7 @@ def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> Preflight
 
 def has_test(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> bool:
     """Whether a site has test images; with `test_share: 0` it has none, on purpose."""
-    return _has_test(_layout(name, kwargs), kwargs, folder)
+    return _layout(name, kwargs).has_test(folder, kwargs)
 
 
 def load_site(
@@ -153,7 +156,6 @@ def load_site(
 
     Raises:
         DataError: something is missing or wrong; `problems` names every bad file.
-        NotAvailableYet: a data set that this version cannot read.
         RunFileError: no such data set.
     """
     layout = _layout(name, kwargs)
@@ -200,14 +202,8 @@ def _layout(name: str, kwargs: CommonDatasetKwargs) -> Layout:
     wanted = dataset_class(name)
     if not isinstance(kwargs, wanted):
         raise TypeError(f"data set {name!r} takes {wanted.__name__}, got {type(kwargs).__name__}")
-    return _LAYOUTS[name]
-
-
-def _has_test(layout: Layout, kwargs: CommonDatasetKwargs, folder: Path) -> bool:
-    """A folder whose test_share is 0 has no test images, on purpose, unless a file or a folder names them."""
-    if not isinstance(kwargs, FolderKwargs) or kwargs.test_share > 0 or kwargs.split_file is not None:
-        return True
-    return not (folder / kwargs.image_dir).is_dir()
+    layout: Layout = DATASETS.load(name)()
+    return layout
 
 
 def _list(layout: Layout, kwargs: CommonDatasetKwargs, folder: Path, split: Split) -> Listing:
@@ -216,7 +212,7 @@ def _list(layout: Layout, kwargs: CommonDatasetKwargs, folder: Path, split: Spli
         raise DataError(f"the site's folder {folder} {state}; expected in it: {layout.expected}")
     listing = layout.list_pairs(folder, kwargs, split)
     if not listing.pairs and not listing.problems:
-        why = "; test_share is 0" if split == "test" and not _has_test(layout, kwargs, folder) else ""
+        why = "; test_share is 0" if split == "test" and not layout.has_test(folder, kwargs) else ""
         raise DataError(f"{folder} has no {split} images{why}; expected in it: {layout.expected}")
     return listing
 

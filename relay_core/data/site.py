@@ -22,7 +22,7 @@ from torch import Tensor
 from relay_core.config.datasets import CommonDatasetKwargs
 from relay_core.data.pairs import Layout, Pair, Split, relative
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import Spacing, read_image, read_mask
+from relay_core.imaging.readers import Spacing, read_mask
 
 IN_MEMORY_BYTES = 2 * 1024**3
 """A split up to this size after resizing is kept in memory; a larger one is decoded batch by batch."""
@@ -36,7 +36,6 @@ class Original:
     """What a file was before resizing: needed to write a prediction back."""
 
     image: Path
-    mask: Path
     height: int
     width: int
     spacing: Spacing | None
@@ -50,10 +49,10 @@ class Sample:
     image: Tensor
     """(C, R, R), uint8 0..255 or float32 0..1."""
     label: Tensor
-    """(R, R), uint8 class ids."""
+    """(R, R), uint8 class ids; () for classification."""
     original: Original
-    class_pixels: npt.NDArray[np.int64]
-    """Pixels of each class before resizing."""
+    class_counts: npt.NDArray[np.int64]
+    """Pixels of each class before resizing; for classification one image."""
     digest: str
     """Of the decoded image before resizing."""
 
@@ -77,7 +76,7 @@ class Decoder:
             DataError: with one problem for each thing that is wrong with either file.
         """
         pixels, ids, spacing = self.read(pair)
-        original = Original(pair.image, pair.mask, ids.shape[0], ids.shape[1], spacing)
+        original = Original(pair.image, pixels.shape[1], pixels.shape[2], spacing)
         counts = np.bincount(ids.ravel(), minlength=self.kwargs.num_classes)
         digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
         return Sample(resize_image(pixels, self.size), resize_mask(ids, self.size), original, counts, digest)
@@ -86,22 +85,34 @@ class Decoder:
         """Decode and check a pair, at the files' own size.
 
         Shape:
-            image (C, H, W), uint8 0..255 or float32 0..1; class ids (H, W); and the spacing in mm.
+            image (C, H, W), uint8 0..255 or float32 0..1; class ids (H, W), or () for classification; the spacing in mm.
 
         Raises:
             DataError: with one problem for each thing that is wrong with either file.
         """
         problems: list[Problem] = []
-        image = self._try(lambda: read_image(pair.image, self.kwargs.img_channels), pair.image, problems)
-        values = self._try(lambda: read_mask(pair.mask), pair.mask, problems)
-        ids = None if values is None else self._try(lambda: self._class_ids(values, pair.mask), pair.mask, problems)
+        image = self._try(lambda: self.layout.read_image(pair.image, self.kwargs), pair.image, problems)
+        ids = (
+            np.array(pair.label or 0, np.uint8)
+            if self.kwargs.task == "classification"
+            else self._mask(pair, image, problems)
+        )
+        if problems or image is None or ids is None:
+            raise DataError("a pair cannot be used", problems)
+        return image[0], ids, image[1] or pair.spacing
+
+    def _mask(self, pair: Pair, image: Any, problems: list[Problem]) -> npt.NDArray[np.uint8] | None:
+        mask = pair.mask
+        assert mask is not None
+        values = self._try(lambda: read_mask(mask), mask, problems)
+        ids = None if values is None else self._try(lambda: self._class_ids(values, mask), mask, problems)
         if image is not None and values is not None and image[0].shape[1:] != values.shape:
             (ih, iw), (mh, mw) = image[0].shape[1:], values.shape
             message = f"is {mw}x{mh} pixels (width x height), its image is {iw}x{ih}"
-            problems.append(Problem(relative(pair.mask, self.folder), message))
+            problems.append(Problem(relative(mask, self.folder), message))
         if problems or image is None or ids is None:
-            raise DataError("a pair cannot be used", problems)
-        return image[0], ids, image[1]
+            return None
+        return self.layout.refine(ids, pair, self.kwargs)
 
     def each(self, pairs: Sequence[Pair]) -> Iterator[Sample | DataError]:
         """Decode pairs on a few threads, in order; a pair that cannot be used gives its error."""
@@ -157,6 +168,7 @@ class SiteData:
         self.site: str = kwargs.task_name or decoder.folder.name
         self.split: Split = split
         self.num_classes: int = kwargs.num_classes
+        self.task = kwargs.task
         self.replicas: int = kwargs.num_replica
         """How often an epoch shows each image; `len` and `batch` know each image once."""
         self.size: int = size
@@ -184,7 +196,7 @@ class SiteData:
             index: B positions, 0 to len - 1.
 
         Shape:
-            images (B, C, R, R) float32 in `out_range`; labels (B, R, R) int64.
+            images (B, C, R, R) float32 in `out_range`; labels (B, R, R) int64, or (B,) for classification.
 
         Raises:
             IndexError: a position outside the data.
@@ -202,14 +214,16 @@ class SiteData:
         return self._decode(where.tolist()) if self._samples is None else _take(self._samples, where)
 
     def _decode(self, where: list[int]) -> tuple[Tensor, Tensor]:
-        channels = self._decoder.kwargs.img_channels
-        images = torch.empty(len(where), channels, self.size, self.size)
-        labels = torch.empty(len(where), self.size, self.size, dtype=torch.long)
-        for row, sample in enumerate(self._decoder.each([self._pairs[i] for i in where])):
+        images, labels = [], []
+        for sample in self._decoder.each([self._pairs[i] for i in where]):
             if isinstance(sample, DataError):
                 raise sample
-            images[row], labels[row] = to_unit(sample.image), sample.label
-        return images, labels
+            images.append(to_unit(sample.image))
+            labels.append(sample.label.long())
+        if not images:
+            side = () if self.task == "classification" else (self.size, self.size)
+            return torch.empty(0, self._decoder.kwargs.img_channels, self.size, self.size), torch.empty(0, *side).long()
+        return torch.stack(images), torch.stack(labels)
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -229,11 +243,11 @@ def resize_image(pixels: npt.NDArray[Any], size: int | None) -> Tensor:
 
 
 def resize_mask(ids: npt.NDArray[np.uint8], size: int | None) -> Tensor:
-    """Resize (H, W) to (size, size) by the nearest pixel centre."""
+    """Resize (H, W) to (size, size) by the nearest pixel centre; a class of the whole image stays one."""
     if size is None:
         return torch.empty(0)
     mask = torch.from_numpy(ids)
-    if mask.shape == (size, size):
+    if mask.ndim == 0 or mask.shape == (size, size):
         return mask
     return F.interpolate(mask[None, None], (size, size), mode="nearest-exact")[0, 0]
 

@@ -145,7 +145,7 @@ def find(path: Path, warn: Callable[[str], None]) -> Checkpoint:
     Raises:
         CheckpointError: none there.
     """
-    if path.is_file():
+    if path.is_file() and path.name != "last.ckpt":
         return read(path)
     folder = path.parent if path.name == "last.ckpt" else path
     found = newest(folder, warn)

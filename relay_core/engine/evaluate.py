@@ -13,33 +13,37 @@ from relay_core.config import SiteSettings
 from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.errors import CheckpointError
-from relay_core.metrics import ScoreMatrix, SegmentationScores, write_matrix
+from relay_core.metrics import ClassificationScores, ScoreMatrix, SegmentationScores, metrics_of, write_matrix
 from relay_core.models.factory import make_solver
 
 BATCH = 32
-METRICS = ("dice_per_sample", "dice", "hd95", "accuracy")
-"""The scores that a site x test-set matrix is made of."""
 
 
 @torch.no_grad()
-def predict_ids(solver: nn.Module, data: SiteData, device: torch.device) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of (positions, predicted ids (B, R, R), true ids (B, R, R)) over a whole set, on the CPU."""
-    training = solver.training
+def predict_logits(solver: nn.Module, data: SiteData, device: torch.device) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Batches of (positions, logits (B, K, R, R) or (B, K), true ids) over a whole set, on the CPU."""
+    training, dtype = solver.training, next(solver.parameters()).dtype
     solver.eval()
     try:
         for start in range(0, len(data), BATCH):
             index = list(range(start, min(start + BATCH, len(data))))
             images, labels = data.batch(index)
-            yield index, solver(images.to(device)).argmax(dim=1).cpu(), labels
+            yield index, solver(images.to(device, dtype)).float().cpu(), labels
     finally:
         solver.train(training)
 
 
 def evaluate(solver: nn.Module, data: SiteData, device: torch.device) -> dict[str, Any]:
-    """The scores of METHOD section 4 on one test set (see `SegmentationScores.compute`)."""
+    """The scores of one test set: see `SegmentationScores.compute` and `ClassificationScores.compute`."""
+    if data.task == "classification":
+        classes = ClassificationScores(data.num_classes)
+        for index, logits, labels in predict_logits(solver, data, device):
+            classes.update(logits.softmax(dim=1), labels, [data.subjects[i] for i in index])
+        return classes.compute()
     scores = SegmentationScores(data.num_classes)
-    for index, predicted, labels in predict_ids(solver, data, device):
-        scores.update(predicted, labels, [data.subjects[i] for i in index], [data.spacing[i] for i in index])
+    for index, logits, labels in predict_logits(solver, data, device):
+        subjects, spacing = [data.subjects[i] for i in index], [data.spacing[i] for i in index]
+        scores.update(logits.argmax(dim=1), labels, subjects, spacing)
     return scores.compute()
 
 
@@ -62,7 +66,7 @@ def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module
         CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
     """
     settings = settings_of(checkpoint)
-    solver = make_solver(settings.solver)
+    solver = make_solver(settings.solver, settings.data.task, settings.resolution)
     try:
         solver.load_state_dict(checkpoint.network("solver"))
     except RuntimeError as error:
@@ -86,11 +90,24 @@ def prediction_rows(
 
 
 def write_picture(rows: Sequence[tuple[str, Tensor, Tensor, Tensor | None]], path: Path, num_classes: int) -> None:
-    """Write a grid of images, labels and predictions as PNG."""
+    """Write a grid of images, labels and predictions as PNG; classes of whole images stand in the captions."""
     from relay_core.metrics.figures import sample_grid
 
     side = rows[0][1].shape[-1]
-    sample_grid(rows, path, num_classes, scale=max(1, round(96 / side)))
+    shown = [_in_caption(row) if row[2].ndim == 1 else row for row in rows]
+    sample_grid(shown, path, num_classes, scale=max(1, round(96 / side)))
+
+
+def _in_caption(row: tuple[str, Tensor, Tensor, Tensor | None]) -> tuple[str, Tensor, None, None]:
+    """A row of a classification: images, and in words what is said of them."""
+    name, images, labels, predicted = row
+    said = f"{name}: class {' '.join(map(str, labels.tolist()))}"
+    return (
+        said + (f", predicted {' '.join(map(str, predicted.tolist()))}" if predicted is not None else ""),
+        images,
+        None,
+        None,
+    )
 
 
 def write_matrices(
@@ -110,9 +127,11 @@ def write_matrices(
         sequential: whether each row's model grew out of the one above.
     """
     matrices = {}
-    for metric in METRICS:
-        units = {row[name]["hd95_unit"] for row in rows.values() for name in names}
-        unit = (units.pop() if len(units) == 1 else "px") if metric == "hd95" else ""
+    for metric in metrics_of(next(iter(rows.values()))[names[0]]):
+        unit = ""
+        if metric == "hd95":
+            units = {row[name]["hd95_unit"] for row in rows.values() for name in names}
+            unit = units.pop() if len(units) == 1 else "px"
         matrix = ScoreMatrix(
             rows=list(rows), columns=list(names), metric=metric,
             values=[[row[name][metric] for name in names] for row in rows.values()],

@@ -7,7 +7,8 @@ import torch
 from relay_core.config import SiteSettings
 from relay_core.strategies import make_strategy
 
-_NAMES = {torch.float32: "F32", torch.int64: "I64", torch.float16: "F16"}
+_NAMES = {torch.float32: "F32", torch.float64: "F32", torch.int64: "I64", torch.float16: "F16"}
+"""As a bundle carries them: double precision is for training alone."""
 
 
 def hand_over_layout(settings: SiteSettings) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -12,16 +12,18 @@ import yaml
 
 from relay_core import distributed, events
 from relay_core.config import RunFile, SiteSettings
+from relay_core.config.datasets import SlicedKwargs
 from relay_core.data import SiteData, has_test, load_site
+from relay_core.data.pairs import data_error
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import METRICS, evaluate, load_solver, prediction_rows, write_matrices, write_picture
+from relay_core.engine.evaluate import evaluate, load_solver, prediction_rows, write_matrices, write_picture
 from relay_core.engine.stream import Images, Joined
 from relay_core.engine.train import Site, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
-from relay_core.metrics import ScoreMatrix
+from relay_core.metrics import METRICS, ScoreMatrix
 from relay_core.strategies import Strategy, make_strategy
 
 SAMPLES = 8
@@ -61,11 +63,12 @@ class Play:
         """
         sites = [self.run.site(i) for i in ([self.only] if self.only else self.run.task_ids)]
         for settings in sites:
-            settings.require_available()
+            settings.require_consistent()
         if len({s.mode for s in sites}) > 1:
             raise RunFileError("the sites of one run on one machine need the same strategy")
         _check_processes(sites)
         images = self._load_images(sites)
+        self._check_studies(images)
         if distributed.rank() == 0:
             self._write_run_file()
         rows = self._earlier_rows() if self.only else {}
@@ -80,7 +83,7 @@ class Play:
                 rows[settings.name] = self._train(settings, images[settings.name], base)
                 previous = checkpoint.find(self.out / settings.folder_name, lambda _: None)
                 self._write_matrices(rows, settings.mode != "local")
-        return self._write_matrices(rows, sites[0].mode in ("relay", "sequential"))
+        return self._write_matrices(rows, sites[0].mode not in ("local", "joint"))
 
     def _load_images(self, sites: list[SiteSettings]) -> dict[str, SiteData]:
         """Decode the training sets of `sites`, and every test set that this machine has; report all faults together."""
@@ -112,6 +115,24 @@ class Play:
             heads = [str(fault).splitlines()[0] for fault in faults]
             raise DataError("\n".join(heads), problems)
         return train
+
+    def _check_studies(self, train: dict[str, SiteData]) -> None:
+        """No study may be at two sites: tested on at one and trained on at another, a model looks better than it is."""
+        owners: dict[str, str] = {}
+        problems = []
+        for settings in (self.run.site(i) for i in self.run.all_ids):
+            if not isinstance(settings.data, SlicedKwargs) or settings.data.same_study_ids:
+                continue
+            sets = [data[settings.name] for data in (train, self.tests) if settings.name in data]
+            for study in sorted({subject for data in sets for subject in data.subjects}):
+                other = owners.setdefault(study, settings.name)
+                if other != settings.name:
+                    problems.append(Problem(f"study {study}", f"is at {other} and at {settings.name}"))
+        if problems:
+            raise data_error(
+                "studies are at more than one site; take them out, or, where sites number their studies alike, set "
+                "dataset.kwargs.same_study_ids: true", problems,
+            )  # fmt: skip
 
     def _base(self, settings: SiteSettings, previous: Checkpoint | None) -> Checkpoint | None:
         """What a site starts from: as its settings say, else the site before."""
@@ -161,7 +182,7 @@ class Play:
         interval = max(1, round(epochs * shown / train.batch_size)) if epochs else 0
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
-            site.say(events.Scores(name, name, step, {metric: scores[metric] for metric in METRICS}))
+            site.say(events.Scores(name, name, step, {m: scores[m] for m in METRICS[site.settings.data.task]}))
         if train.sample_every_n_steps and step % train.sample_every_n_steps == 0:
             drawn = strategy.samples(SAMPLES)
             if drawn:
@@ -180,7 +201,7 @@ class Play:
         row = {}
         for name, data in self.tests.items():
             row[name] = evaluate(solver, data, self.device)
-            brief = {metric: row[name][metric] for metric in METRICS}
+            brief = {metric: row[name][metric] for metric in METRICS[data.task]}
             self.emit(events.Scores(settings.name, name, int(last.meta["step"]), brief))
         classes = settings.data.num_classes
         step = int(last.meta["step"])
@@ -200,7 +221,9 @@ class Play:
         torch.manual_seed(settings.random_seed)
         solver = make_strategy(settings, self.device).solver
         row = {name: evaluate(solver, data, self.device) for name, data in self.tests.items()}
-        write_atomically(path, json.dumps({n: {m: r[m] for m in METRICS} for n, r in row.items()}).encode())
+        write_atomically(
+            path, json.dumps({n: {m: r[m] for m in METRICS[settings.data.task]} for n, r in row.items()}).encode()
+        )
 
     def _write_run_file(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -247,7 +270,7 @@ def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> S
 
 def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.device, per_site: int = SAMPLES) -> list[Any]:
     """Generated images and labels for each site that a checkpoint knows; empty where it has no generators."""
-    if last.meta["strategy"] != "relay":
+    if settings.strategy.name != "relay":
         return []
     strategy = make_strategy(settings.without_pretraining(), device)
     strategy.load_state(last.meta["state"])

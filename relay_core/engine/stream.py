@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from relay_core import distributed
-
-
-class Images(Protocol):
-    """Labelled images: one site's, or several sites' together."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, R, R) and class ids (B, R, R)."""
+from relay_core.strategies import Images
 
 
 class Joined:

@@ -15,11 +15,11 @@ from relay_core import distributed, events
 from relay_core.config import SiteSettings
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.stream import Images, Stream
+from relay_core.engine.stream import Stream
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
 from relay_core.imaging import outlier
-from relay_core.strategies import Position, Strategy, make_strategy
+from relay_core.strategies import Images, Position, Strategy, make_strategy
 
 
 @dataclass
@@ -88,6 +88,8 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
         progress.add(step + 1, losses)
         if distributed.rank() == 0:
             site.observe(site, strategy, step + 1)
+        if step + 1 == steps:  # a checkpoint at the last step is of a site that has ended
+            strategy.end_site(site.images)
         if _stop_wanted(site):
             saver.save(step + 1)
             raise Stopped(f"stopped at step {step + 1} of {steps}; --resume goes on from there")
@@ -130,8 +132,17 @@ def _begin(site: Site, base: Checkpoint | None, found: Checkpoint | None) -> tup
     if base is not None:
         _take_over(site, strategy, base)
     torch.manual_seed(settings.random_seed * 1_000_003 + settings.task_id)
-    strategy.begin_site(site.name, len(site.images))
+    strategy.begin_site(site.name, len(site.images), _class_counts(site))
     return strategy, stream
+
+
+def _class_counts(site: Site) -> list[int] | None:
+    """How many training images are of each class; None for segmentation."""
+    data = site.settings.data
+    if data.task != "classification":
+        return None
+    labels = torch.cat([site.images.batch(part)[1] for part in torch.arange(len(site.images)).split(64)])
+    return torch.bincount(labels, minlength=data.num_classes).tolist()
 
 
 def _trained_before(base: Checkpoint) -> list[str]:
@@ -204,6 +215,7 @@ class _Saver:
             "images": len(site.images),
             "steps": self.steps,
             "settings": settings.shared(),
+            "hand_over": self.strategy.hand_over(),
             **self.origin,
             **state,
         }

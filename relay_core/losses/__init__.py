@@ -1,5 +1,57 @@
-"""Losses by name: functions of class logits and class ids."""
+"""Losses by name: functions of class logits and class ids.
 
-from relay_core.losses.segmentation import LOSSES, Loss, distillation, make_loss, soft_dice
+Shape everywhere: logits (N, K, ...), ids (N, ...) in 0..K-1, with any number of spatial axes -> a scalar. Without any,
+(N, K) and (N,), they are losses of classification.
+"""
 
-__all__ = ["LOSSES", "Loss", "distillation", "make_loss", "soft_dice"]
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from relay_core.config.losses import LOSSES
+from relay_core.losses.combined import dice_ce, dice_topk, explog
+from relay_core.losses.overlap import (
+    asymmetric,
+    dice,
+    focal_tversky,
+    generalised_dice,
+    iou,
+    soft_dice,
+    tversky,
+)
+from relay_core.losses.pixelwise import bce, cross_entropy, distillation, mse
+
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "asymmetric",
+    "bce",
+    "cross_entropy",
+    "dice",
+    "dice_ce",
+    "dice_topk",
+    "distillation",
+    "explog",
+    "focal_tversky",
+    "generalised_dice",
+    "iou",
+    "make_loss",
+    "mse",
+    "soft_dice",
+    "tversky",
+]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_loss(name: str, kwargs: dict[str, Any]) -> Loss:
+    """The loss `name`, built in or a plug-in's, with its settings bound.
+
+    Raises:
+        KeyError: unknown name.
+    """
+    return partial(LOSSES.load(name), **kwargs)

@@ -9,29 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from relay_core.metrics.classification import ClassificationScores
     from relay_core.metrics.compare import compare_markdown
     from relay_core.metrics.figures import heat_map, sample_grid, write_matrix
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
-    from relay_core.metrics.matrix import ScoreMatrix
+    from relay_core.metrics.matrix import METRICS, ScoreMatrix, metrics_of
     from relay_core.metrics.segmentation import SegmentationScores
 
 __all__ = [
+    "METRICS",
+    "ClassificationScores",
     "ScoreMatrix",
     "SegmentationScores",
     "bootstrap_interval",
     "compare_markdown",
     "heat_map",
+    "metrics_of",
     "sample_grid",
     "t_interval",
     "write_matrix",
 ]
 
 _HOMES = {
+    "METRICS": "matrix",
+    "ClassificationScores": "classification",
     "ScoreMatrix": "matrix",
     "SegmentationScores": "segmentation",
     "bootstrap_interval": "intervals",
     "compare_markdown": "compare",
     "heat_map": "figures",
+    "metrics_of": "matrix",
     "sample_grid": "figures",
     "t_interval": "intervals",
     "write_matrix": "figures",

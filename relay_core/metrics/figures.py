@@ -129,11 +129,11 @@ def _luminance(colour: tuple[float, ...]) -> float:
 
 
 def sample_grid(
-    rows: Sequence[tuple[str, Any, Any, Any | None]], path: str | Path, num_classes: int, scale: int = 1
+    rows: Sequence[tuple[str, Any, Any | None, Any | None]], path: str | Path, num_classes: int, scale: int = 1
 ) -> None:
     """Draw rows of images as a PNG: a caption, then image, label and prediction side by side. Written atomically.
 
-    Each row is (caption, images (N, C, H, W) in [-1, 1], labels (N, H, W) integer, predictions (N, H, W) or None);
+    Each row is (caption, images (N, C, H, W) in [-1, 1], labels (N, H, W) integer or None, predictions (N, H, W) or None);
     sizes may differ from row to row. Each pixel becomes scale x scale pixels. A legend gives the classes' colours.
     Raises ValueError for no rows, other shapes, an empty row or scale < 1; OSError.
     """
@@ -152,7 +152,7 @@ def sample_grid(
     write_atomically(Path(path), out.getvalue())
 
 
-def _strip(row: tuple[str, Any, Any, Any | None], scale: int) -> Image.Image:
+def _strip(row: tuple[str, Any, Any | None, Any | None], scale: int) -> Image.Image:
     """The tiles of one row; a wider gap parts one image from the next."""
     images, *maps = (as_array(part) for part in row[1:] if part is not None)
     if images.ndim != 4 or not len(images) or any(ids.shape != (len(images), *images.shape[2:]) for ids in maps):
@@ -170,8 +170,9 @@ def _strip(row: tuple[str, Any, Any, Any | None], scale: int) -> Image.Image:
     return Image.fromarray(strip)
 
 
-def _caption(row: tuple[str, Any, Any, Any | None]) -> Image.Image:
-    return _line([(row[0], _INK, True), ("image, label" + (", prediction" if row[3] is not None else ""), _GREY, False)])
+def _caption(row: tuple[str, Any, Any | None, Any | None]) -> Image.Image:
+    shown = ["image", *["label"] * (row[2] is not None), *["prediction"] * (row[3] is not None)]
+    return _line([(row[0], _INK, True), (", ".join(shown), _GREY, False)])
 
 
 def _legend(num_classes: int) -> Image.Image:

@@ -55,3 +55,9 @@ def bootstrap_interval(values: Sequence[float], draws: int = 5000, seed: int = 0
     ]
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
+
+
+def intervals(values: Sequence[float]) -> dict[str, list[float] | None]:
+    """Both, by `t` and `bootstrap`, safe for JSON."""
+    found = {"t": t_interval(values), "bootstrap": bootstrap_interval(values)}
+    return {name: None if pair is None else list(pair) for name, pair in found.items()}

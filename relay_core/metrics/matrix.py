@@ -6,16 +6,37 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _TITLES = {
     "accuracy": "Accuracy (macro)",
+    "accuracy_images": "Accuracy (images)",
+    "accuracy_subjects": "Accuracy (subjects)",
+    "auroc": "Area under the curve",
     "dice": "Dice (all pixels)",
     "dice_per_sample": "Dice (per sample)",
+    "f1": "F1 (macro)",
     "hd95": "95 % Hausdorff distance",
 }
+METRICS = {
+    "segmentation": ("dice_per_sample", "dice", "hd95", "accuracy"),
+    "classification": ("accuracy", "accuracy_images", "accuracy_subjects", "f1", "auroc"),
+}
+"""By task: the scores that a site x test-set matrix is made of, the one that is shown where there is room for one first."""
+
+
+def headline(row: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The one score of a test set that is shown where there is room for one: what it is called, and its value."""
+    return ("Dice", row["dice_per_sample"]) if "dice_per_sample" in row else ("accuracy", row.get("accuracy"))
+
+
+def metrics_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of `METRICS` a test set's scores are of."""
+    return METRICS["segmentation" if "dice_per_sample" in row else "classification"]
+
+
 _FORMAT = 1
 
 

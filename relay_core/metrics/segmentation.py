@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from relay_core.metrics.intervals import bootstrap_interval, t_interval
+from relay_core.metrics.intervals import intervals
 
 EMPTY_DISTANCE = 100.0
 """The 95 % Hausdorff distance, in either unit, where a class is in only one of prediction and target."""
@@ -145,7 +145,7 @@ class SegmentationScores:
             "dice_per_sample": float(np.mean(dices)),
             "hd95": float(np.mean(distances)),
             "hd95_unit": unit,
-            "ci95": {"dice_per_sample": _intervals(dices), "hd95": _intervals(distances)},
+            "ci95": {"dice_per_sample": intervals(dices), "hd95": intervals(distances)},
             "samples": samples,
         }
 
@@ -201,8 +201,3 @@ def _sample_entry(name: str, sample: _Sample, unit: str) -> dict[str, Any]:
         "hd95": float(hd95.mean()),
         "hd95_per_class": hd95.tolist(),
     }
-
-
-def _intervals(values: Sequence[float]) -> dict[str, list[float] | None]:
-    found = {"t": t_interval(values), "bootstrap": bootstrap_interval(values)}
-    return {name: None if pair is None else list(pair) for name, pair in found.items()}

@@ -27,6 +27,8 @@ _DISCRIMINATOR = [
     (r"^b\d+\.fromrgb\.", "from_image."),
 ]
 _UNET = [
+    (r"^inc\.", "encoder.levels.0."),  # a plain encoder: its names are the usual ones, seen in no file yet
+    (r"^down(\d+)\.maxpool_conv\.1\.", r"encoder.levels.\1."),
     (r"^outc\.conv\.", "head."),
     (r"\.double_conv\.0\.", ".conv1."),
     (r"\.double_conv\.1\.", ".norm1."),
@@ -56,7 +58,7 @@ def generator_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State of our `Generator` from a published one (`G_img.*` or `G_label.*`, prefix removed)."""
     blocks = [(rf"^synthesis\.b{r}\.", f"blocks.{i}.") for i, r in enumerate(_resolutions(state))]
     ours = _rename(state, [*blocks, *_GENERATOR])
-    for key in [k for k in ours if ".spade.modulation.gamma." in k]:
+    for key in [k for k in ours if ".spade.modulation.gamma." in k and k.replace(".gamma.", ".beta.") in ours]:
         gamma, beta = ours.pop(key), ours.pop(key.replace(".gamma.", ".beta."))
         ours[key.replace(".gamma.", ".")] = torch.cat([gamma, beta])
     return ours
@@ -70,9 +72,25 @@ def discriminator_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of our `UNet` with a ResNet encoder from a published solver (`solver.*`, prefix removed)."""
+    """State of our `UNet` from a published solver (`solver.*`, prefix removed)."""
     ups = [(rf"^up{i + 1}\.", f"ups.{i}.") for i in range(5)]
     return _rename(state, [*ups, *_UNET])
+
+
+def classifier_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of our `Classifier` from a published solver: a ResNet, or a U-Net whose encoder classifies.
+
+    The names are torchvision's, and for ResNets of small images the usual ones; no such file was seen yet.
+    """
+    ours: dict[str, Tensor] = {}
+    stages = not any(re.match(r"(encoder\.)?layer4\.", key) for key in state)
+    for key, value in state.items():
+        name = key.removeprefix("encoder.")
+        if stages:  # a ResNet of small images has three
+            name = re.sub(r"^layer([123])\.", lambda m: f"stages.{int(m[1]) - 1}.", name)
+        head = re.match(r"(fc|linear)\.", name)
+        ours[f"head.{name[head.end() :]}" if head else f"encoder.{name}"] = value
+    return ours
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

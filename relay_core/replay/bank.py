@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,10 +16,16 @@ from relay_core.errors import RelayError
 
 @dataclass
 class Slot:
-    """A site's place in the site code, and the number of its training images."""
+    """A site's place in the site code, and the number of its training images; of each class where images have one."""
 
     id: int
     frequency: int
+    classes: list[int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain form for a checkpoint."""
+        plain = {"id": self.id, "frequency": self.frequency}
+        return plain if self.classes is None else {**plain, "classes": self.classes}
 
 
 @dataclass
@@ -31,7 +38,7 @@ class SiteBank:
         """Both banks; where both know a name, `other`'s entry holds."""
         return SiteBank({**self.slots, **other.slots})
 
-    def enter(self, name: str, images: int, taken: SiteBank, c_dim: int) -> None:
+    def enter(self, name: str, images: int, taken: SiteBank, c_dim: int, classes: Sequence[int] | None = None) -> None:
         """Add a site; a name that `taken` knows keeps its slot.
 
         Raises:
@@ -42,7 +49,8 @@ class SiteBank:
         free = next((i for i in range(c_dim) if i not in used), None)
         if known is None and free is None:
             raise RelayError(f"no slot left for site {name!r}: this relay's networks hold {c_dim} sites (c_img_dim)")
-        self.slots[name] = Slot(known.id if known else int(free or 0), images)
+        counted = None if classes is None else list(classes)
+        self.slots[name] = Slot(known.id if known else int(free or 0), images, counted)
 
     @property
     def images(self) -> int:
@@ -57,14 +65,23 @@ class SiteBank:
         index = torch.searchsorted(edges, distributed.rand(n, device=device), right=True).clamp(max=len(slots) - 1)
         return torch.tensor([s.id for s in slots], device=device)[index]
 
+    def draw_classes(self, ids: Tensor) -> Tensor:
+        """A class (n,) for each slot id (n,), in proportion to how many images of it the slot's site has."""
+        known = {slot.id: slot.classes for slot in self.slots.values() if slot.classes}
+        rows = torch.tensor([known[int(i)] for i in ids], dtype=torch.float64)
+        edges = (rows.cumsum(1) / rows.sum(1, keepdim=True)).to(torch.float32)
+        drawn = distributed.rand(len(ids), device="cpu")[:, None]
+        return torch.searchsorted(edges, drawn, right=True)[:, 0].clamp(max=rows.shape[1] - 1).to(ids.device)
+
     def to_json(self) -> dict[str, Any]:
         """Plain form for a checkpoint."""
-        return {name: {"id": slot.id, "frequency": slot.frequency} for name, slot in self.slots.items()}
+        return {name: slot.to_json() for name, slot in self.slots.items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SiteBank:
         """The inverse of `to_json`."""
-        return cls({name: Slot(int(slot["id"]), int(slot["frequency"])) for name, slot in data.items()})
+        slots = {n: Slot(int(s["id"]), int(s["frequency"]), s.get("classes")) for n, s in data.items()}
+        return cls(slots)
 
 
 def one_hot(ids: Tensor, c_dim: int) -> Tensor:

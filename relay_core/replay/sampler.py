@@ -28,6 +28,11 @@ class LabelCodec:
         """(N, 1, H, W) -> the nearest ids (N, H, W)."""
         return ((label_map[:, 0].clamp(-1, 1) + 1) * ((self.classes - 1) / 2)).round().long()
 
+    def code(self, slots: Tensor, c_dim: int, classes: Tensor | None = None) -> Tensor:
+        """What conditions a network: site slots (N,), and for classification classes (N,), one-hot -> (N, c_dim [+ K])."""
+        site = one_hot(slots, c_dim)
+        return site if classes is None else torch.cat([site, one_hot(classes, self.classes)], dim=1)
+
     def add_noise(self, label_map: Tensor) -> Tensor:
         """Blur the quantisation, so that a discriminator cannot win by noticing it."""
         n, *shape = label_map.shape
@@ -36,7 +41,8 @@ class LabelCodec:
 
 @dataclass(frozen=True)
 class Replay:
-    """A batch of pseudo data: images (N, C, R, R) in [-1, 1], class ids (N, R, R), slot ids (N,)."""
+    """A batch of pseudo data: images (N, C, R, R) in [-1, 1], class ids (N, R, R), or (N,) for classification, and the slots
+    (N,) of the sites whose style the images have."""
 
     images: Tensor
     labels: Tensor
@@ -46,10 +52,15 @@ class Replay:
 class Replayer:
     """Draws pseudo data: site, label map, image.
 
+    For classification there is no label map: a class is drawn in proportion to the site's own numbers of images of each,
+    which travel with the bank, and conditions the image through the site code, to which it is appended one-hot. So mapping
+    network and projection discriminator learn it as they learn the site (a class-conditional StyleGAN2); a constant label
+    map would order classes that have no order, and SPADE would have nothing to vary over the image.
+
     Args:
-        label: label generator.
+        label: label generator; None: classification.
         image: image generator.
-        codec: coding of label maps.
+        codec: coding of label maps, and the number of classes.
         bank: sites to draw from.
         c_dims: width of the site code of label and image generator.
         truncation: psi of both mapping networks.
@@ -57,11 +68,12 @@ class Replayer:
             to [-1, 1]; "raw" as generated.
         noise: inside both generators.
         select: sites drawn alike or by their numbers of images.
+        single_cid: label map and image of a sample are of the same site.
     """
 
     def __init__(
         self,
-        label: Generator,
+        label: Generator | None,
         image: Generator,
         codec: LabelCodec,
         bank: SiteBank,
@@ -71,9 +83,11 @@ class Replayer:
         conditioning: Literal["clean", "clipped", "raw"] = "clean",
         noise: Noise = "none",
         select: Literal["uniform", "frequency"] = "uniform",
+        single_cid: bool = True,
     ) -> None:
         self.label, self.image, self.codec, self.bank, self.c_dims = label, image, codec, bank, c_dims
         self.truncation, self.conditioning, self.noise, self.select = truncation, conditioning, noise, select
+        self.single_cid = single_cid
 
     @torch.no_grad()
     def draw(self, n: int, two_styles: bool = False, slots: Tensor | None = None) -> Replay:
@@ -85,7 +99,12 @@ class Replayer:
         if slots is None:
             slots = self.bank.draw(n, self.select, device)
         others = self.bank.draw(n, self.select, device) if two_styles else None
-        raw = self.label.synthesize(self._styles(self.label, slots, others, self.c_dims[0]), noise=self.noise)
+        if self.label is None:
+            classes = self.bank.draw_classes(slots)
+            styles = self._styles(self.image, slots, others, self.c_dims[1], classes)
+            return Replay(self.image.synthesize(styles, None, self.noise).clamp(-1, 1), classes, slots)
+        of_map = slots if self.single_cid else self.bank.draw(n, self.select, device)
+        raw = self.label.synthesize(self._styles(self.label, of_map, others, self.c_dims[0]), noise=self.noise)
         ids = self.codec.decode(raw)
         if self.conditioning == "clean":
             condition = self.codec.add_noise(self.codec.encode(ids))
@@ -95,12 +114,14 @@ class Replayer:
         image = self.image.synthesize(styles, condition, self.noise).clamp(-1, 1)
         return Replay(image, ids, slots)
 
-    def _styles(self, generator: Generator, slots: Tensor, others: Tensor | None, c_dim: int) -> Tensor:
+    def _styles(
+        self, generator: Generator, slots: Tensor, others: Tensor | None, c_dim: int, classes: Tensor | None = None
+    ) -> Tensor:
         n, device = slots.shape[0], slots.device
         z = distributed.randn(n, generator.z_dim, device=device)
-        c = one_hot(slots, c_dim)
+        c = self.codec.code(slots, c_dim, classes)
         if others is None:
             return generator.styles(z, c, self.truncation)
         other_z = distributed.randn(n, generator.z_dim, device=device)
         crossover = distributed.randint(1, generator.num_ws, n, device=device)
-        return generator.mixed_styles(z, c, other_z, one_hot(others, c_dim), crossover, self.truncation)
+        return generator.mixed_styles(z, c, other_z, self.codec.code(others, c_dim, classes), crossover, self.truncation)

@@ -3,16 +3,14 @@
 import torch
 
 from relay_core.config import SiteSettings
-from relay_core.strategies.base import Position, Strategy
-from relay_core.strategies.baseline import BaselineStrategy
-from relay_core.strategies.relay import RelayStrategy
-
-STRATEGIES: dict[str, type[Strategy]] = {cls.name: cls for cls in (RelayStrategy, BaselineStrategy)}
+from relay_core.config.strategies import STRATEGIES
+from relay_core.strategies.base import Images, Position, Strategy
 
 
 def make_strategy(settings: SiteSettings, device: torch.device) -> Strategy:
     """The strategy that a site's settings name, its networks freshly initialised on `device`."""
-    return STRATEGIES[settings.strategy.name](settings, device)
+    strategy: Strategy = STRATEGIES.load(settings.strategy.name)(settings, device)
+    return strategy
 
 
-__all__ = ["STRATEGIES", "BaselineStrategy", "Position", "RelayStrategy", "Strategy", "make_strategy"]
+__all__ = ["STRATEGIES", "Images", "Position", "Strategy", "make_strategy"]

@@ -1,7 +1,8 @@
-"""The two adversarial games of a relay: label maps, and images given label maps (METHOD of StyleGAN2-ADA, 2006.06676)."""
+"""The adversarial games of a relay: label maps, and images given label maps or classes (StyleGAN2-ADA, arXiv 2006.06676)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,6 @@ from relay_core.config import DoubleGanKwargs
 from relay_core.models.stylegan2 import Discriminator, Generator
 from relay_core.models.stylegan2.ada import AdaptiveAugment, AugmentPipe
 from relay_core.replay import LabelCodec
-from relay_core.replay.bank import one_hot
 from relay_core.strategies.updater import Updater
 
 PATH_DECAY = 0.01
@@ -35,6 +35,39 @@ def r1_penalty(logits: Tensor, x: Tensor, channels: int) -> Tensor:
     return gradient[:, :channels].square().sum(dim=[1, 2, 3])
 
 
+@dataclass(frozen=True)
+class Codes:
+    """Codes (N, c_dim) of the one or two styles of each sample; `second` None: both styles have the first."""
+
+    first: Tensor
+    second: Tensor | None = None
+
+    @property
+    def both(self) -> Tensor:
+        """Their sum, divided by its maximum."""
+        assert self.second is not None
+        total = self.first + self.second
+        return total / total.amax(dim=1, keepdim=True)
+
+    def head(self, n: int) -> Codes:
+        """The first n."""
+        return Codes(self.first[:n], None if self.second is None else self.second[:n])
+
+
+@dataclass(frozen=True)
+class FakeSlots:
+    """Sites (N,) that fakes are made for, and by kind of generator those of second styles, where they are others."""
+
+    slots: Tensor
+    second: dict[str, Tensor] = field(default_factory=dict)
+
+    def codes(self, game: Game, codec: LabelCodec, classes: Tensor | None) -> Codes:
+        """What one generator is told."""
+        second = self.second.get(game.kind)
+        other = None if second is None else codec.code(second, game.c_dim, classes)
+        return Codes(codec.code(self.slots, game.c_dim, classes), other)
+
+
 class Game:
     """One generator against one discriminator, with its adaptive augmentation and path-length mean."""
 
@@ -43,7 +76,7 @@ class Game:
         self.settings, self.kind = s, kind
         self.generator = cast(Generator, networks[f"G_{kind}"])
         self.discriminator = cast(Discriminator, networks[f"D_{kind}"])
-        self.c_dim = s.c_img_dim if image else s.c_label_dim
+        self.c_dim = s.c_img_dim if image else s.c_label_dim  # site slots; for classification the code has classes too
         self.image_channels = s.img_channels if image else 1
         published = not s.corrections.ada_image_only
         conf = s.aug_conf_img if image else s.aug_conf_label
@@ -54,30 +87,32 @@ class Game:
         )  # fmt: skip
         self.path_mean = torch.zeros([], device=device)
 
-    def styles(self, slots: Tensor) -> Tensor:
-        """Styles of random latents for sites (N,), mixed with `style_mixing_prob`: (N, num_ws, w_dim)."""
-        n, device, layers = len(slots), slots.device, self.generator.num_ws
-        c = one_hot(slots, self.c_dim)
+    def styles(self, codes: Codes) -> tuple[Tensor, Tensor]:
+        """Styles of random latents, mixed with `style_mixing_prob`: (N, num_ws, w_dim); and what D is told of them."""
+        n, device, layers = len(codes.first), codes.first.device, self.generator.num_ws
         z, other = (distributed.randn(n, self.generator.z_dim, device=device) for _ in range(2))
         if self.settings.corrections.crossover == "uniform":
             crossover = distributed.randint(1, layers, n, device=device)
         else:
             crossover = (distributed.rand(n, layers, device=device) < 0.5).sum(dim=1)
         mixed = distributed.rand(n, device=device) < self.settings.style_mixing_prob
-        return self.generator.mixed_styles(z, c, other, c, torch.where(mixed, crossover, layers))
+        second = codes.first if codes.second is None else codes.second
+        styles = self.generator.mixed_styles(z, codes.first, other, second, torch.where(mixed, crossover, layers))
+        return styles, codes.first if codes.second is None else torch.where(mixed[:, None], codes.both, codes.first)
 
-    def generate(self, slots: Tensor, label_map: Tensor | None) -> Tensor:
-        """Fakes for sites (N,), conditioned on label maps where the generator wants them."""
-        return self.generator.synthesize(self.styles(slots), label_map)
+    def generate(self, codes: Codes, label_map: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fakes, conditioned on label maps where the generator wants them, and what the discriminator is told of them."""
+        styles, told = self.styles(codes)
+        return self.generator.synthesize(styles, label_map), told
 
-    def judge(self, x: Tensor, slots: Tensor) -> Tensor:
+    def judge(self, x: Tensor, code: Tensor) -> Tensor:
         """Logits of the augmented x."""
-        return self.discriminator(self.pipe(x, self.ada.p), one_hot(slots, self.c_dim))
+        return self.discriminator(self.pipe(x, self.ada.p), code)
 
-    def path_penalty(self, slots: Tensor, label_map: Tensor | None) -> Tensor:
+    def path_penalty(self, codes: Codes, label_map: Tensor | None) -> Tensor:
         """Path-length regularisation on the first half of the batch."""
-        n = max(1, len(slots) // 2)
-        ws = self.styles(slots[:n])
+        n = max(1, len(codes.first) // 2)
+        ws, _ = self.styles(codes.head(n))
         image = self.generator.synthesize(ws, None if label_map is None else label_map[:n])
         noise = distributed.randn(*image.shape, device=image.device) / (image.shape[2] * image.shape[3]) ** 0.5
         lengths = path_lengths(image, ws, noise)
@@ -85,12 +120,12 @@ class Game:
             self.path_mean.lerp_(distributed.mean_(lengths.detach().mean()), PATH_DECAY)
         return (lengths - self.path_mean).square().mean()
 
-    def judge_real(self, x: Tensor, slots: Tensor, regularise: bool) -> tuple[Tensor, Tensor | None]:
+    def judge_real(self, x: Tensor, code: Tensor, regularise: bool) -> tuple[Tensor, Tensor | None]:
         """Logits of real images, and their R1 penalty where wanted."""
         if not regularise:
-            return self.judge(x, slots), None
+            return self.judge(x, code), None
         x = self.pipe(x, self.ada.p).detach().requires_grad_()
-        logits = self.discriminator(x, one_hot(slots, self.c_dim))
+        logits = self.discriminator(x, code)
         channels = x.shape[1] if self.settings.corrections.r1_on_label else self.image_channels
         return logits, r1_penalty(logits, x, channels).mean()
 
@@ -105,7 +140,7 @@ class Game:
 
 
 class Adversaries:
-    """Both games in one generator step and one discriminator step."""
+    """The games in one generator step and one discriminator step: label maps and images, or for classification images."""
 
     def __init__(
         self,
@@ -117,11 +152,10 @@ class Adversaries:
     ) -> None:
         self.settings = settings
         self.codec = LabelCodec(settings.label_num_classes, settings.label_noise)
-        self.label = Game(settings, "label", networks, device)
-        self.image = Game(settings, "img", networks, device)
-        self.generators = [networks["G_label"], networks["G_img"]]
-        self.discriminators = [networks["D_label"], networks["D_img"]]
-        self.averaged = [networks.get("G_label_ema"), networks.get("G_img_ema")]
+        self.games = [Game(settings, kind, networks, device) for kind in ("label", "img") if f"G_{kind}" in networks]
+        self.generators = [networks[f"G_{game.kind}"] for game in self.games]
+        self.discriminators = [networks[f"D_{game.kind}"] for game in self.games]
+        self.averaged = [networks.get(f"G_{game.kind}_ema") for game in self.games]
         self.g_updater = Updater(
             "generators", _parameters(self.generators), settings.generator_optimizer, accumulate=accumulate, half=half
         )
@@ -132,77 +166,87 @@ class Adversaries:
 
     def step(
         self,
-        images: Tensor,
-        labels: Tensor,
-        slots: Tensor,
-        fake_slots: Tensor,
+        batch: tuple[Tensor, Tensor, Tensor],
+        fake_slots: FakeSlots,
         step: int,
         progress: float,
         batch_global: int,
         d_batch: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """One step of both games; the same fakes serve generators and discriminators.
+        """One step of all games; the same fakes serve generators and discriminators.
 
         Args:
-            images: (N, C, R, R) in [-1, 1].
-            labels: class ids (N, R, R).
-            slots: sites of the batch (N,).
-            fake_slots: sites that the fakes are made for (N,).
+            batch: images (N, C, R, R) in [-1, 1], class ids (N, R, R) or (N,), and slots of the sites (N,).
+            fake_slots: sites that the fakes are made for.
             step: number of this step, for the lazy regularisation.
             progress: share of the budget done.
             batch_global: N over all processes.
-            d_batch: another batch (images, labels, slots) for the discriminators; None shares the generators'.
+            d_batch: another batch for the discriminators; None shares the generators'.
         """
-        condition = self.codec.add_noise(self.codec.encode(labels))
-        fake_label, fake_pair, losses = self._generator_step(condition, fake_slots, step, progress)
+        _, labels, _ = batch
+        condition = self._condition(labels)
+        codes = {g.kind: fake_slots.codes(g, self.codec, None if condition is not None else labels) for g in self.games}
+        fakes, losses = self._generator_step(condition, codes, step, progress)
         self._average(batch_global)
-        if d_batch is not None:
-            images, labels, slots = d_batch
-        real_label = condition if d_batch is None else self.codec.add_noise(self.codec.encode(labels))
-        real_pair = torch.cat([images, real_label], dim=1)
-        losses |= self._discriminator_step(
-            (real_label, fake_label.detach()), (real_pair, fake_pair.detach()), (slots, fake_slots), step, progress,
-            batch_global,
-        )  # fmt: skip
+        real, slots = self._real(batch if d_batch is None else d_batch, condition if d_batch is None else None)
+        losses |= self._discriminator_step(real, fakes, slots, step, progress, batch_global)
         return losses
 
+    def _condition(self, labels: Tensor) -> Tensor | None:
+        """Noisy label maps that images are made for; None for classification."""
+        return self.codec.add_noise(self.codec.encode(labels)) if labels.ndim > 1 else None
+
+    def _real(
+        self, batch: tuple[Tensor, Tensor, Tensor], condition: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What each discriminator sees of a batch, and the codes that it is told."""
+        images, labels, slots = batch
+        if labels.ndim == 1:
+            return {"img": images}, {"img": self.codec.code(slots, self.games[0].c_dim, labels)}
+        maps = self._condition(labels) if condition is None else condition
+        assert maps is not None
+        real = {"label": maps, "img": torch.cat([images, maps], dim=1)}
+        return real, {game.kind: self.codec.code(slots, game.c_dim) for game in self.games}
+
     def _generator_step(
-        self, condition: Tensor, slots: Tensor, step: int, progress: float
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self, condition: Tensor | None, codes: dict[str, Codes], step: int, progress: float
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        """Fakes with the codes that the discriminators are told, and losses."""
         _freeze(self.discriminators, True)
-        fake_label = self.label.generate(slots, None)
-        if self.settings.corrections.fake_label_noise:
-            fake_label = self.codec.add_noise(fake_label)
-        fake_pair = torch.cat([self.image.generate(slots, condition), condition], dim=1)
-        losses = {
-            "G_label": F.softplus(-self.label.judge(fake_label, slots)).mean(),
-            "G_img": F.softplus(-self.image.judge(fake_pair, slots)).mean(),
-        }
-        total = losses["G_label"] + losses["G_img"]
+        fakes: dict[str, tuple[Tensor, Tensor]] = {}
+        for game in self.games:
+            made, told = game.generate(codes[game.kind], condition if game.kind == "img" else None)
+            if game.kind == "label" and self.settings.corrections.fake_label_noise:
+                made = self.codec.add_noise(made)
+            if game.kind == "img" and condition is not None:
+                made = torch.cat([made, condition], dim=1)
+            fakes[game.kind] = made, told
+        losses = {f"G_{game.kind}": F.softplus(-game.judge(*fakes[game.kind])).mean() for game in self.games}
+        total = torch.stack(list(losses.values())).sum()
         if self.settings.pl_weight > 0 and step % self.settings.G_reg_interval == 0:
-            losses["path_label"] = self.label.path_penalty(slots, None)
-            losses["path_img"] = self.image.path_penalty(slots, condition)
-            weight = self.settings.pl_weight * self.settings.G_reg_interval
-            total = total + weight * (losses["path_label"] + losses["path_img"])
+            for game in self.games:
+                maps = condition if game.kind == "img" else None
+                losses[f"path_{game.kind}"] = game.path_penalty(codes[game.kind], maps)
+                total = total + self.settings.pl_weight * self.settings.G_reg_interval * losses[f"path_{game.kind}"]
         self.g_updater.update(total, progress)
         _freeze(self.discriminators, False)
-        return fake_label, fake_pair, losses
+        return {kind: (made.detach(), told) for kind, (made, told) in fakes.items()}, losses
 
     def _discriminator_step(
         self,
-        label: tuple[Tensor, Tensor],
-        pair: tuple[Tensor, Tensor],
-        slots: tuple[Tensor, Tensor],
+        real: dict[str, Tensor],
+        fakes: dict[str, tuple[Tensor, Tensor]],
+        codes: dict[str, Tensor],
         step: int,
         progress: float,
         batch_global: int,
     ) -> dict[str, Tensor]:
         regularise = self.settings.r1_gamma > 0 and step % self.settings.D_reg_interval == 0
         losses: dict[str, Tensor] = {}
-        total = torch.zeros([], device=slots[0].device)
-        for game, (real, fake) in ((self.label, label), (self.image, pair)):
-            fake_loss = F.softplus(game.judge(fake, slots[1])).mean()
-            logits, penalty = game.judge_real(real, slots[0], regularise)
+        total = torch.zeros([], device=next(iter(real.values())).device)
+        for game in self.games:
+            fake_loss = F.softplus(game.judge(*fakes[game.kind])).mean()
+            logits, penalty = game.judge_real(real[game.kind], codes[game.kind], regularise)
             losses[f"D_{game.kind}"] = fake_loss + F.softplus(-logits).mean()
             total = total + losses[f"D_{game.kind}"]
             if penalty is not None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
+from relay_core.models.factory import HALF, make_solver
 from relay_core.strategies.updater import Updater
+
+
+class Images(Protocol):
+    """Labelled images: one site's, or several sites' together."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, R, R) in the data set's range, and class ids (B, R, R), or (B,) for classification."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +41,62 @@ class Position:
 class Strategy(ABC):
     """How a model learns at one site.
 
-    The engine calls `begin_site` once, then, for each step, `real_count` and `step`. All tensors that must survive a
-    restart are in `networks` and in the optimizers of `updaters`; everything else is in `state`.
+    The engine calls `begin_site` once, then, for each step, `real_count` and `step`, then `end_site`. All tensors that must
+    survive a restart are in `networks` and in the optimizers of `updaters`; everything else is in `state`.
     """
-
-    name: ClassVar[str]
 
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
         self.settings, self.device = settings, device
+        self.name = settings.strategy.name
         self.networks: dict[str, nn.Module] = {}
         self.updaters: dict[str, Updater] = {}
+        train = settings.train
+        self.half = HALF.get(train.precision) if device.type == "cuda" or train.precision == "bf16" else None
+        self.dtype = torch.float64 if train.precision == "64" else torch.float32
+        self.low, self.high = settings.data.out_range
+
+    def _make_solver(self) -> nn.Module:
+        s = self.settings
+        return make_solver(s.solver, s.data.task, s.resolution).to(self.dtype)
+
+    def _make_solver_updater(self) -> Updater:
+        train = self.settings.train
+        return Updater(
+            "solver", self.solver.parameters(), self.settings.solver_optimizer,
+            accumulate=train.accumulate_grad_batches, clip=train.gradient_clip, half=self.half is torch.float16,
+        )  # fmt: skip
+
+    def _signed(self, images: Tensor) -> Tensor:
+        """Images of the data set's range, in [-1, 1]."""
+        if (self.low, self.high) == (-1, 1):
+            return images
+        return (images - self.low) * (2 / (self.high - self.low)) - 1
+
+    def _ask(self, solver: nn.Module, images: Tensor) -> Tensor:
+        """Logits, in full precision, of images in [-1, 1]: (N, K, R, R), or (N, K) for classification."""
+        if (self.low, self.high) != (-1, 1):
+            images = (images + 1) * ((self.high - self.low) / 2) + self.low
+        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+            logits: Tensor = solver(images.to(self.dtype))
+        return logits.to(self.dtype)
 
     @property
-    @abstractmethod
     def solver(self) -> nn.Module:
         """The network that the clinic uses."""
+        return self.networks["solver"]
 
     @abstractmethod
-    def begin_site(self, name: str, images: int) -> None:
-        """Prepare for a site with `images` training images, from the networks as they are."""
+    def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
+        """Prepare for a site, from the networks as they are.
+
+        Args:
+            name: the site's.
+            images: its training images.
+            classes: how many of them are of each class, for classification.
+        """
+
+    def end_site(self, images: Images) -> None:
+        """Take from a site, whose training is over, what later ones need; called once, before the last checkpoint."""
 
     @abstractmethod
     def real_count(self, position: Position) -> int:
@@ -56,7 +104,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
-        """Learn from one batch of this process's images (N, C, R, R) and class ids (N, R, R); return the losses."""
+        """Learn from one batch of this process's images (N, C, R, R) and class ids (N, R, R) or (N,); return the losses."""
 
     def state(self) -> dict[str, Any]:
         """JSON-able state, tensors aside."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs, SiteSettings
 from relay_core.data.augment import SolverAugment
 from relay_core.losses import distillation, make_loss
-from relay_core.models.factory import HALF, make_gan, make_solver
+from relay_core.models.factory import make_gan
 from relay_core.models.stylegan2 import Generator
 from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank
-from relay_core.strategies.adversarial import Adversaries, lerp_
+from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_
 from relay_core.strategies.base import Position, Strategy
-from relay_core.strategies.updater import Updater
 
 GAN = ("G_label", "G_img", "D_label", "D_img")
 
@@ -30,58 +31,45 @@ class RelayStrategy(Strategy):
     `num_stages` 1 begins in stage 2. `Corrections` lists where this differs from the published code.
     """
 
-    name = "relay"
-
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         self.s = cast(DoubleGanKwargs, settings.model.kwargs)
         train = settings.train
-        half = HALF.get(train.precision) if device.type == "cuda" or train.precision == "bf16" else None
-        self.half = half
-        self.networks = {**make_gan(self.s, half), "solver": make_solver(self.s.solver_kwargs)}
+        self.networks = {**make_gan(self.s, self.half), "solver": self._make_solver()}
+        self.gan_names = [name for name in GAN if name in self.networks]
         if self.s.generator_ema_kimg > 0:
-            for name in ("G_label", "G_img"):
+            for name in self._generators():
                 self.networks[f"{name}_ema"] = copy.deepcopy(self.networks[name]).eval()
         for name, network in self.networks.items():
             network.to(device)
             if name != "solver" or device.type == "cuda":  # a CPU filters far faster so; its U-Net is slower
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.codec = LabelCodec(self.s.label_num_classes, self.s.label_noise)
-        scaled = half is torch.float16
-        accumulate = train.accumulate_grad_batches
-        self.gan = Adversaries(self.s, self.networks, accumulate, scaled, device)
-        self.updaters = {
-            "G": self.gan.g_updater,
-            "D": self.gan.d_updater,
-            "solver": Updater(
-                "solver", self.solver.parameters(), settings.solver_optimizer, accumulate=accumulate,
-                clip=train.gradient_clip, half=scaled,
-            ),
-        }  # fmt: skip
+        scaled = self.half is torch.float16
+        self.gan = Adversaries(self.s, self.networks, train.accumulate_grad_batches, scaled, device)
+        self.updaters = {"G": self.gan.g_updater, "D": self.gan.d_updater, "solver": self._make_solver_updater()}
         self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
         self.previous, self.current = SiteBank(), SiteBank()
         self.stage = 1
 
-    @property
-    def solver(self) -> nn.Module:
-        """The segmenter."""
-        return self.networks["solver"]
+    def _generators(self) -> list[str]:
+        return [name for name in GAN if name in self.networks and name.startswith("G_")]
 
     def hand_over(self) -> list[str]:
         """Everything but the frozen copies."""
         return [name for name in self.networks if not name.startswith("old_")]
 
-    def begin_site(self, name: str, images: int) -> None:
+    def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
         """Freeze copies of what came, move the current site into the previous ones, open a slot for this one."""
         self.previous = self.previous.joined(self.current)
         self.current = SiteBank()
-        self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim))
+        self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim), classes)
         self.stage = 1
         if self.previous.slots:
-            self._lay_out_memory(["solver", *GAN])
-            for game in (self.gan.label, self.gan.image):
+            self._lay_out_memory(["solver", *self.gan_names])
+            for game in self.gan.games:
                 game.ada.halve()
 
     def _lay_out_memory(self, names: list[str]) -> None:
@@ -101,8 +89,9 @@ class RelayStrategy(Strategy):
             if self.stage == 2 and self.previous.slots:
                 if self.s.num_stages > 1:
                     self._merge()
-                for name in ("D_label", "D_img"):
-                    self.networks.pop(f"old_{name}")
+                for name in self.gan_names:
+                    if name.startswith("D_"):
+                        self.networks.pop(f"old_{name}")
         batch = self.settings.train.batch_size
         return batch - self._replay_count() if self.s.replay_keep_batch_size else batch
 
@@ -128,23 +117,38 @@ class RelayStrategy(Strategy):
         """lerp(current, old, W_old / (W_old + n)): generators, discriminators, solver."""
         old, new = float(self.previous.images), float(self.current.images)
         weight = old / (old + new) if self.s.weighted_merge else 0.5
-        for name in ("solver", *GAN):
+        for name in ("solver", *self.gan_names):
             lerp_(self.networks[name], self.networks[f"old_{name}"], weight, self.s.corrections.merge_buffers)
-        for name in ("G_label", "G_img"):
+        for name in self._generators():
             if f"{name}_ema" in self.networks:
                 lerp_(self.networks[f"{name}_ema"], self.networks[name], 1.0)
 
     def _replayer(self, age: Literal["old", "new"]) -> Replayer:
-        names = ("old_G_label", "old_G_img") if age == "old" else tuple(
-            f"{n}_ema" if f"{n}_ema" in self.networks else n for n in ("G_label", "G_img")
-        )  # fmt: skip
+        def generator(kind: str) -> Generator | None:
+            names = [f"old_G_{kind}"] if age == "old" else [f"G_{kind}_ema", f"G_{kind}"]
+            return next((cast(Generator, self.networks[name]) for name in names if name in self.networks), None)
+
         return Replayer(
-            cast(Generator, self.networks[names[0]]), cast(Generator, self.networks[names[1]]), self.codec,
-            self.previous if age == "old" else self.previous.joined(self.current), (self.s.c_label_dim, self.s.c_img_dim),
+            generator("label"), cast(Generator, generator("img")), self.codec,
+            self.previous if age == "old" else self.known, (self.s.c_label_dim, self.s.c_img_dim),
             truncation=self.s.replay_w_truncation, conditioning=self.s.corrections.conditioning,
-            noise=self.s.corrections.replay_noise,
-            select=self.s.replay_c_select_mode,
+            noise=self.s.corrections.replay_noise, select=self.s.replay_c_select_mode, single_cid=self.s.single_cid,
         )  # fmt: skip
+
+    @property
+    def known(self) -> SiteBank:
+        """Every site so far."""
+        return self.previous.joined(self.current)
+
+    def _fake_slots(self, slots: Tensor) -> FakeSlots:
+        """Sites that the fakes are made for: those of the batch, or drawn; where sites may mix, of second styles too."""
+        if self.s.corrections.codes == "bank":
+            bank = self.current if self.stage == 1 or self.s.num_stages == 1 else self.known
+            slots = bank.draw(len(slots), self.s.replay_c_select_mode, self.device)
+        if self.s.single_cid:
+            return FakeSlots(slots)
+        draw = partial(self.known.draw, len(slots), self.s.replay_c_select_mode, self.device)
+        return FakeSlots(slots, {game.kind: draw() for game in self.gan.games})
 
     def _merged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The site's images, then replay: images, class ids, slots."""
@@ -159,15 +163,12 @@ class RelayStrategy(Strategy):
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Generators, discriminators, then the solver."""
         losses: dict[str, Tensor] = {}
+        images = self._signed(images)
         batch = self._merged(images, labels)
         share = self.s.corrections.share_replay
         if self.s.train_gan and self.stage < 3:
-            fake_slots = batch[2]
-            if self.s.corrections.codes == "bank":
-                bank = self.current if self.stage == 1 or self.s.num_stages == 1 else self.previous.joined(self.current)
-                fake_slots = bank.draw(len(batch[2]), self.s.replay_c_select_mode, self.device)
             losses |= self.gan.step(
-                *batch, fake_slots, position.step, position.progress, len(batch[0]) * distributed.world(),
+                batch, self._fake_slots(batch[2]), position.step, position.progress, len(batch[0]) * distributed.world(),
                 None if share else self._merged(images, labels),
             )  # fmt: skip
         if self.s.train_solver and position.step < position.solver_steps:
@@ -188,11 +189,9 @@ class RelayStrategy(Strategy):
         if targets == "teacher" and replayed:
             labels = labels.clone()
             with torch.no_grad():
-                labels[memory] = self.networks["old_solver"](images[memory]).argmax(dim=1)
+                labels[memory] = self._ask(self.networks["old_solver"], images[memory]).argmax(dim=1)
         images, labels = self._augmented(images, labels, real)
-        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
-            logits = self.solver(images)
-        logits = logits.float()
+        logits = self._ask(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
         if targets == "soft":
             hard[memory] = False
@@ -216,8 +215,8 @@ class RelayStrategy(Strategy):
         own = self.s.corrections.teacher == "current"
         teacher = self.solver if own else self.networks["old_solver"]
         with torch.no_grad():
-            target = teacher(images[part])
-        return self.s.solver_distil_weight * distillation(logits[part], target.float(), self.s.distil_tau)
+            target = self._ask(teacher, images[part])
+        return self.s.solver_distil_weight * distillation(logits[part], target, self.s.distil_tau)
 
     def state(self) -> dict[str, Any]:
         """Banks, stage, augmentation, path-length means, and which networks there are."""
@@ -225,8 +224,7 @@ class RelayStrategy(Strategy):
             "previous": self.previous.to_json(),
             "current": self.current.to_json(),
             "stage": self.stage,
-            "label": self.gan.label.state(),
-            "img": self.gan.image.state(),
+            **{game.kind: game.state() for game in self.gan.games},
             "frozen": [name.removeprefix("old_") for name in self.networks if name.startswith("old_")],
         }
 
@@ -234,15 +232,15 @@ class RelayStrategy(Strategy):
         """The banks, and how strongly the discriminators' inputs were augmented."""
         if state:
             self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
-            self.gan.label.load_state(state["label"])
-            self.gan.image.load_state(state["img"])
+            for game in self.gan.games:
+                game.load_state(state[game.kind])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore `state`, laying out the frozen copies that the tensors will fill."""
         self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
         self.stage = int(state["stage"])
-        self.gan.label.load_state(state["label"])
-        self.gan.image.load_state(state["img"])
+        for game in self.gan.games:
+            game.load_state(state[game.kind])
         self._lay_out_memory(list(state["frozen"]))
 
     @torch.no_grad()
@@ -250,13 +248,14 @@ class RelayStrategy(Strategy):
         """Pictures that the generators would hand over, for each site so far."""
         replayer, result = self._replayer("new"), {}
         for network in (replayer.label, replayer.image):
-            network.eval()
+            if network is not None:
+                network.eval()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.settings.random_seed)
             for name, slot in replayer.bank.slots.items():
                 drawn = replayer.draw(per_site, slots=torch.full((per_site,), slot.id, device=self.device))
                 result[name] = (drawn.images, drawn.labels)
-        for name in ("G_label", "G_img"):
+        for name in self._generators():
             self.networks[name].train()
         return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class Updater:
         self.scaler = torch.amp.GradScaler(enabled=half)
         self.pending = 0
         self.bad_steps = 0
+        self.before_step: Callable[[], None] = lambda: None
+        """May change the gradients, once they are whole and finite, before they are clipped and used."""
 
     def update(self, loss: Tensor, progress: float) -> None:
         """Differentiate, and step every `accumulate` calls.
@@ -72,6 +74,7 @@ class Updater:
             self.bad_steps = 0
         else:
             self._repair(grads)
+        self.before_step()
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import PureWindowsPath
 from typing import Any
 
 from pydantic import ValidationError
 
 from relay_core.config.datasets import dataset_class
+from relay_core.config.outside import outside_values
 from services.site.errors import Refusal
 
 ELSEWHERE = ("task_id", "task_name", "img_folder", "root_path")
 """Keys that a data set's name and path say already, or the run."""
-PATHS = ("image_dir", "mask_dir", "split_file")
-"""Keys that name something inside the folder."""
 
 
 def check(layout: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,10 +34,8 @@ def check(layout: str, options: Mapping[str, Any]) -> dict[str, Any]:
         raise _invalid(path, item["msg"].removeprefix("Value error, ")) from None
     except ValueError:
         raise _invalid("options", "holds a number that is not finite") from None
-    for key in PATHS:
-        value = options.get(key)
-        if isinstance(value, str) and (PureWindowsPath(value).anchor or ".." in PureWindowsPath(value).parts):
-            raise Refusal("path_escape", f"options.{key} is relative to the data set's folder, without ..")
+    for key, _ in outside_values("options", dict(options)):
+        raise Refusal("path_escape", f"{key} is relative to the data set's folder, without ..")
     return dict(options)
 
 

@@ -38,7 +38,7 @@ def read(text: str, name: str) -> Run:
             raise RunFileError(f"{name}: site {task_id}: {rule}")
     sites = run.sites()
     for site in sites:
-        site.require_available()
+        site.require_consistent()
     if len({site.mode for site in sites}) > 1:
         raise RunFileError(f"{name}: the sites of one run need the same strategy")
     return Run(

@@ -51,7 +51,7 @@ def test_what_is_wrong_in_a_run_file_is_named(site):
     problem = refused(upload(site, text, params={"name": "r.yaml"}), 422, "run_file_invalid")
     assert "did you mean 'batch_size'" in problem["detail"]
     assert "r.yaml:" in problem["detail"]
-    refused(upload(site, run_text(1, strategy={"name": "owm"})), 422, "not_available_yet")
+    refused(upload(site, run_text(1, strategy={"name": "owmm"})), 422, "run_file_invalid")
     refused(upload(site, run_text(1, root_path="/etc")), 422, "path_escape")
     refused(upload(site, "extends: /etc/passwd"), 422, "run_file_invalid")
     refused(upload(site, "a: [1"), 422, "run_file_invalid")

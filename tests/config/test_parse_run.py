@@ -4,9 +4,7 @@ import pytest
 import yaml
 
 from relay_core.config import load_run, parse_run, recipes
-from relay_core.config.outside import PATHS
 from relay_core.config.reading import MAX_BYTES
-from relay_core.config.site import SiteSettings
 from relay_core.errors import RunFileError
 
 FUNDUS = "extends: fundus\n"
@@ -158,21 +156,3 @@ def test_sites_that_are_only_tested_on_and_overrides_count(toy):
 def test_a_solver_alone_names_its_weights_too():
     text = "extends: fundus-cpu-sequential-plain\ncommon: {model: {name: U-Net, kwargs: {pretrain_file: /w}}}"
     assert parse_run(text).outside_paths() == ["model.kwargs.pretrain_file: /w"]
-
-
-def test_every_setting_that_sounds_like_a_path_is_looked_at():
-    def names(schema, definitions, seen):
-        ref = schema.get("$ref")
-        if ref and ref not in seen:
-            yield from names(definitions[ref.rsplit("/", 1)[1]], definitions, seen | {ref})
-        for key, inner in schema.get("properties", {}).items():
-            yield key
-            yield from names(inner, definitions, seen)
-        for part in ("anyOf", "oneOf", "allOf"):
-            for inner in schema.get(part, []):
-                yield from names(inner, definitions, seen)
-
-    schema = SiteSettings.model_json_schema()
-    words = ("path", "folder", "dir", "file", "load", "resume")
-    found = {n for n in names(schema, schema["$defs"], frozenset()) if n.rpartition("_")[2] in words}
-    assert found == {key.rpartition(".")[2] for key in PATHS}

@@ -5,7 +5,7 @@ import yaml
 
 from relay_core.config import load_run, recipes
 from relay_core.config.runfile import merge
-from relay_core.errors import NotAvailableYet, RunFileError
+from relay_core.errors import RunFileError
 
 
 def change(toy, old, new):
@@ -94,7 +94,7 @@ def test_the_digest_is_of_what_sites_share(toy):
 def test_recipes_are_valid(name):
     run = load_run(name)
     for site in run.sites():
-        site.require_available()
+        site.require_consistent()
         assert site.train.steps(100) >= 1
 
 
@@ -205,27 +205,6 @@ def test_a_published_run_file_is_read_as_it_stands(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part",
-    [
-        {"dataset": {"name": "midline", "kwargs": {"any": 1}}},
-        {"strategy": {"name": "si", "kwargs": {"c": 0.5}}},
-        {"model": {"name": "OWM-Net", "kwargs": {}}},
-    ],
-)
-def test_what_is_not_available_yet_is_read_and_refused_when_used(tmp_path, part):
-    raw = yaml.safe_load(PUBLISHED)
-    for key, value in part.items():
-        raw["common"][key] = value
-        for entry in raw["all_tasks_datasets"]:
-            entry["kwargs"] = {**entry["kwargs"]}
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    run = load_run(str(path))
-    with pytest.raises(NotAvailableYet, match="not available yet"):
-        run.site(1).require_available()
-
-
-@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "is a mapping"),
@@ -259,13 +238,17 @@ def test_merge_replaces_lists_and_keeps_what_is_not_named():
         ({"train": {"loss": {"kwargs": {"weight": [1, 2]}}}}, "weight has 2 numbers"),
         ({"dataset": {"kwargs": {"img_size": 48}}}, "img_size is 48"),
         ({"dataset": {"kwargs": {"num_classes": 2}}}, "3 classes"),
-        ({"dataset": {"kwargs": {"out_range": [0, 1]}}}, "out_range"),
-        ({"model": {"kwargs": {"single_cid": False}}}, "single_cid"),
+        ({"model": {"kwargs": {"task": "classification"}}}, "task is classification, dataset.kwargs.task is segmentation"),
+        (
+            {"strategy": {"name": "baseline"}, "model": {"name": "resnet18", "kwargs": {}}},
+            "'resnet18' is for classification",
+        ),
+        ({"model": {"name": "U-Net"}}, "relay needs model doublegan"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_when_used(toy, common, message):
-    with pytest.raises((RunFileError, NotAvailableYet), match=message):
-        toy.run(**common).site(1).require_available()
+    with pytest.raises(RunFileError, match=message):
+        toy.run(**common).site(1).require_consistent()
 
 
 def test_replay_needs_a_target_that_teaches(toy):

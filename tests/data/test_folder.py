@@ -5,7 +5,7 @@ from pydantic import ValidationError
 from relay_core.config.datasets import FolderKwargs, FundusKwargs, dataset_class
 from relay_core.data import load_site, preflight
 from relay_core.data.folder import split_subjects
-from relay_core.errors import DataError, NotAvailableYet, RunFileError
+from relay_core.errors import DataError, RunFileError
 from tests.data.conftest import save
 
 BINARY = {"num_classes": 2, "mask_values": {0: 0, 255: 1}}
@@ -181,8 +181,8 @@ def test_settings_have_defaults():
 
 def test_names_of_data_sets(polyps):
     assert dataset_class("fundus") is FundusKwargs
-    with pytest.raises(NotAvailableYet, match="midline"):
-        dataset_class("midline")
+    with pytest.raises(RunFileError, match="did you mean 'midline'"):
+        dataset_class("midlin")
     with pytest.raises(RunFileError, match="fundus, folder"):
         dataset_class("fundsu")
     with pytest.raises(TypeError):

@@ -4,7 +4,7 @@ import SimpleITK as sitk
 import torch
 
 from relay_core.config.datasets import FolderKwargs, FundusKwargs
-from relay_core.data import load_site, site
+from relay_core.data import load_site, pairs, site
 from relay_core.errors import DataError
 from tests.data.conftest import save
 
@@ -100,8 +100,8 @@ def test_replicas_do_not_change_the_length(fundus):
 
 def test_a_file_in_the_data_is_decoded_once_on_loading(fundus, monkeypatch):
     seen = []
-    read = site.read_image
-    monkeypatch.setattr(site, "read_image", lambda path, channels: (seen.append(path.name), read(path, channels))[1])
+    read = pairs.read_image
+    monkeypatch.setattr(pairs, "read_image", lambda path, channels: (seen.append(path.name), read(path, channels))[1])
     data = load_site("fundus", FundusKwargs(), folder=fundus, split="train", resolution=8)
     data.batch([0, 1])
     assert sorted(seen) == ["a.png", "b.png"]

@@ -14,7 +14,7 @@ import torch
 from relay_core import events
 from relay_core.engine import Play
 from relay_core.engine.checkpoint import newest, read
-from relay_core.errors import CheckpointError, DataError, NotAvailableYet, Stopped, TrainingDiverged
+from relay_core.errors import CheckpointError, DataError, Stopped, TrainingDiverged
 
 CPU = torch.device("cpu")
 
@@ -234,12 +234,6 @@ def test_all_faults_of_all_sites_are_reported_before_anything_is_written(toy):
     assert "Domain1" in str(error.value)
     assert "Domain2" in str(error.value)
     assert not (toy.folder / "out").exists()
-
-
-def test_what_a_later_version_brings_is_named(toy):
-    run = toy.run(strategy={"name": "owm", "kwargs": {"alpha": 1}})
-    with pytest.raises(NotAvailableYet, match="'owm'"):
-        play(toy, run)()
 
 
 def test_a_checkpoint_for_other_networks_is_refused(toy):

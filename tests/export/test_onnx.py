@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from relay_core.config import UNetKwargs
+from relay_core.config.solvers import SolverSettings
 from relay_core.engine.checkpoint import find
 from relay_core.engine.evaluate import settings_of
 from relay_core.errors import DeviceError, ExportError
@@ -78,7 +78,7 @@ ZOO = [
 @pytest.mark.parametrize("settings", ZOO, ids=lambda s: "-".join(str(v) for v in s.values()))
 def test_every_solver_exports_with_parity(exported, checkpoint, settings):
     torch.manual_seed(0)
-    solver = make_solver(UNetKwargs(in_channels=3, num_classes=3, **settings)).eval()
+    solver = make_solver(SolverSettings.of("U-Net", **settings)).eval()
     trained = settings_of(checkpoint)
     network = Served(solver, 32, (-1.0, 1.0)).eval()
     model = exporting._to_onnx(network, trained)

@@ -68,6 +68,8 @@ def test_hausdorff95_equals_brute_force(spacing, seed):
     solid = np.zeros((9, 14), bool)
     solid[1:8, 3:] = True
     assert hausdorff95(solid, a, spacing) == pytest.approx(brute_hausdorff95(solid, a, spacing))
+    c, d = (ids.numpy() == 1 for ids in blobs(2, classes=2, size=15, seed=seed))
+    assert hausdorff95(c, d, spacing) == pytest.approx(brute_hausdorff95(c, d, spacing))
 
 
 def test_hausdorff95_of_empty_masks_and_of_a_shift():

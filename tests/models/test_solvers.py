@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from relay_core.config import UNetKwargs
+from relay_core.config.solvers import SolverSettings
 from relay_core.errors import CheckpointError
 from relay_core.models.factory import make_solver
 from relay_core.models.solvers import ResNetEncoder, UNet
@@ -40,7 +40,9 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path):
     path = tmp_path / "resnet18.safetensors"
     save_file({**source.state_dict(), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}, path)
     for channels in (3, 1):
-        settings = UNetKwargs(in_channels=channels, backbone="resnet18", pretrain=True, pretrain_file=str(path))
+        settings = SolverSettings.of(
+            "U-Net", in_channels=channels, backbone="resnet18", pretrain=True, pretrain_file=str(path)
+        )
         encoder = make_solver(settings).encoder
         assert torch.equal(encoder.layer1[0].conv1.weight, source.layer1[0].conv1.weight)
         grey = torch.rand(1, 1, 32, 32).expand(-1, 3, -1, -1)
@@ -49,7 +51,7 @@ def test_pretrained_weights_come_from_a_local_file(tmp_path):
 
 def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
-    settings = UNetKwargs(backbone="resnet18", pretrain=True, pretrain_file=str(path))
+    settings = SolverSettings.of("U-Net", backbone="resnet18", pretrain=True, pretrain_file=str(path))
     with pytest.raises(CheckpointError, match="cannot be read"):
         make_solver(settings)
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)

@@ -8,6 +8,7 @@ import torch
 from relay_core.engine import checkpoint
 from relay_core.errors import RelayError
 from relay_core.replay import SiteBank
+from relay_core.replay.bank import one_hot
 from relay_core.strategies import STRATEGIES, Position, make_strategy
 
 CPU = torch.device("cpu")
@@ -176,14 +177,14 @@ def test_r1_reaches_the_label_channel_unless_published(toy):
     for published in (False, True):
         strategy = make(toy, published=published)
         strategy.begin_site("A", 8)
-        game = strategy.gan.image
+        game = strategy.gan.games[1]
         x = torch.randn(8, 4, SIZE, SIZE)
-        slots = torch.zeros(8, dtype=torch.long)
-        _, all_channels = game.judge_real(x, slots, True)
+        code = one_hot(torch.zeros(8, dtype=torch.long), game.c_dim)
+        _, all_channels = game.judge_real(x, code, True)
         game.settings = game.settings.model_copy(
             update={"corrections": game.settings.corrections.model_copy(update={"r1_on_label": published})}
         )
-        _, other = game.judge_real(x, slots, True)
+        _, other = game.judge_real(x, code, True)
         assert (all_channels > other) == (not published)
 
 

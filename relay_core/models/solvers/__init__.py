@@ -1,6 +1,7 @@
 """The networks that are used in the clinic: image in, class logits out."""
 
+from relay_core.models.solvers.classifier import Classifier
 from relay_core.models.solvers.resnet import ResNetEncoder
 from relay_core.models.solvers.unet import UNet
 
-__all__ = ["ResNetEncoder", "UNet"]
+__all__ = ["Classifier", "ResNetEncoder", "UNet"]

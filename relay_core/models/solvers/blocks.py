@@ -10,6 +10,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "group": lambda channels: nn.GroupNorm(min(8, channels), channels),
+    "layer": lambda channels: nn.GroupNorm(1, channels),  # over all maps and pixels of a sample
     "none": lambda _: nn.Identity(),
 }
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from relay_core.config.solvers import PretrainedKwargs, ResNetKwargs, Task
 from relay_core.errors import CheckpointError
 from relay_core.models.solvers.blocks import make_activation, make_norm
+from relay_core.models.solvers.classifier import Classifier
+
+PRETRAINED = "RELAY_PRETRAINED"
+"""Environment variable: folder of ImageNet weights, `<encoder>.safetensors`."""
 
 
 class BasicBlock(nn.Module):
@@ -15,7 +22,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: str, activation: str) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, norm: str, activation: str, groups: int = 1, base: int = 64
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
         self.bn1 = make_norm(norm, width)
@@ -31,17 +40,23 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut. Shape: (N, in, H, W) -> (N, 4 width, H/stride, W/stride)."""
+    """1x1, 3x3, 1x1 convolutions around a shortcut. Shape: (N, in, H, W) -> (N, 4 width, H/stride, W/stride).
+
+    The 3x3 convolution has `groups` groups (ResNeXt, arXiv 1611.05431) of width * base / 64 maps (wide, arXiv 1605.07146).
+    """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: str, activation: str) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, norm: str, activation: str, groups: int = 1, base: int = 64
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = make_norm(norm, width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = make_norm(norm, width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        inner = width * base // 64 * groups
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = make_norm(norm, inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.bn2 = make_norm(norm, inner)
+        self.conv3 = nn.Conv2d(inner, 4 * width, 1, bias=False)
         self.bn3 = make_norm(norm, 4 * width)
         self.act = make_activation(activation)
         self.downsample = _shortcut(in_channels, 4 * width, stride, norm)
@@ -60,10 +75,28 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> nn
     return nn.Sequential(conv, make_norm(norm, out_channels))
 
 
-DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+@dataclass(frozen=True)
+class Plan:
+    """What a ResNet is made of."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, int, int, int]
+    groups: int = 1
+    base: int = 64
+
+
+PLANS = {
+    "resnet18": Plan(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": Plan(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": Plan(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Plan(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": Plan(Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": Plan(Bottleneck, (3, 4, 6, 3), groups=32, base=4),
+    "resnext101_32x8d": Plan(Bottleneck, (3, 4, 23, 3), groups=32, base=8),
+    "wide_resnet50_2": Plan(Bottleneck, (3, 4, 6, 3), base=128),
+    "wide_resnet101_2": Plan(Bottleneck, (3, 4, 23, 3), base=128),
 }
+"""By the names that torchvision has for them."""
 
 
 class ResNetEncoder(nn.Module):
@@ -77,22 +110,23 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, name: str, in_channels: int, norm: str = "batch", activation: str = "relu") -> None:
         super().__init__()
-        if name not in DEPTHS:
-            raise ValueError(f"unknown encoder {name!r}; known: {', '.join(DEPTHS)}")
-        block, depths = DEPTHS[name]
+        if name not in PLANS:
+            raise ValueError(f"unknown encoder {name!r}; known: {', '.join(PLANS)}")
+        plan, self.name = PLANS[name], name
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = make_norm(norm, 64)
         self.act = make_activation(activation)
         self.pool = nn.MaxPool2d(3, 2, 1)
         stages, width_in = [], 64
-        for i, depth in enumerate(depths):
+        for i, depth in enumerate(plan.depths):
             width, layers = 64 * 2**i, []
             for k in range(depth):
-                layers.append(block(width_in, width, 2 if k == 0 and i > 0 else 1, norm, activation))
-                width_in = width * block.expansion
+                stride = 2 if k == 0 and i > 0 else 1
+                layers.append(plan.block(width_in, width, stride, norm, activation, plan.groups, plan.base))
+                width_in = width * plan.block.expansion
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.channels = [64, 64] + [64 * 2**i * block.expansion for i in (1, 2, 3)]
+        self.channels = [64, 64] + [64 * 2**i * plan.block.expansion for i in (1, 2, 3)]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -104,6 +138,22 @@ class ResNetEncoder(nn.Module):
         stage2 = self.layer2(self.layer1(pooled))
         stage3 = self.layer3(stage2)
         return [stem, pooled, stage2, stage3, self.layer4(stage3)]
+
+    def start_from(self, settings: PretrainedKwargs) -> None:
+        """Load ImageNet weights where the settings ask for them: see `pretrain` and `pretrain_file`.
+
+        Raises:
+            CheckpointError: there is no file, or it does not fit.
+        """
+        if not settings.pretrain:
+            return
+        folder = os.environ.get(PRETRAINED)
+        if settings.pretrain_file is None and folder is None:
+            raise CheckpointError(
+                f"pretrain: true needs ImageNet weights of {self.name} in a local file: set pretrain_file, or "
+                f"{PRETRAINED} to the folder of {self.name}.safetensors (relay convert-checkpoint --pretrained makes one)"
+            )
+        self.load_pretrained(Path(settings.pretrain_file or Path(str(folder)) / f"{self.name}.safetensors"))
 
     def load_pretrained(self, path: Path) -> None:
         """Load ImageNet weights from a local safetensors file in torchvision's key names; its classifier is ignored.
@@ -126,3 +176,10 @@ class ResNetEncoder(nn.Module):
             self.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: these weights do not fit the encoder: {error}") from error
+
+
+def build(name: str, settings: ResNetKwargs, task: Task, side: int) -> Classifier:
+    """A ResNet that classifies. Raises CheckpointError where its ImageNet weights cannot be read."""
+    encoder = ResNetEncoder(name, settings.in_channels, settings.norm, settings.activation)
+    encoder.start_from(settings)
+    return Classifier(encoder, settings.num_classes)

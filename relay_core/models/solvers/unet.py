@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from relay_core.config.solvers import Task, UNetKwargs
 from relay_core.models.solvers.blocks import DoubleConv
+from relay_core.models.solvers.classifier import Classifier
 from relay_core.models.solvers.resnet import ResNetEncoder
 
 
@@ -62,10 +64,10 @@ class UNet(nn.Module):
     Args:
         in_channels: of the image.
         num_classes: background included.
-        backbone: "plain", "resnet18" or "resnet50".
+        backbone: "plain", or a name of `resnet.PLANS`.
         bilinear: interpolate on the way up; False learns transposed convolutions.
-        norm: "batch", "instance", "group" or "none".
-        activation: "relu", "lrelu", "elu" or "silu"; a ResNet encoder keeps its ReLUs.
+        norm: a name of `blocks.NORMS`.
+        activation: a name of `blocks.ACTIVATIONS`; a ResNet encoder keeps its ReLUs.
         base_channels: feature maps of the plain encoder's first level.
 
     Raises:
@@ -108,3 +110,22 @@ class UNet(nn.Module):
         for up in self.ups:
             y = up(y, features.pop())
         return self.head(y)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The deepest features, averaged over pixels: (N, C, H, W) -> (N, D)."""
+        return self.encoder(x)[-1].mean(dim=(2, 3))
+
+
+def build(name: str, settings: UNetKwargs, task: Task, side: int) -> UNet | Classifier:
+    """A U-Net; for classification its encoder with a linear layer.
+
+    Raises:
+        CheckpointError: its ImageNet weights cannot be read.
+    """
+    s = settings
+    network = UNet(
+        s.in_channels, s.num_classes, s.backbone or "plain", s.bilinear, s.norm, s.activation, base_channels=s.base_channels
+    )
+    if isinstance(network.encoder, ResNetEncoder):
+        network.encoder.start_from(s)
+    return network if task == "segmentation" else Classifier(network.encoder, s.num_classes)

@@ -1,0 +1,101 @@
+"""Settings of the strategies: how a model learns at one site after the other."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from relay_core.config.base import Settings
+from relay_core.config.registry import Choice, Entry, Registry
+
+
+class NoKwargs(Settings):
+    """No settings."""
+
+
+class RelayKwargs(Settings):
+    """Relay learning: replay from generators that travel along. Its settings stand with the model `doublegan`."""
+
+
+class BaselineKwargs(Settings):
+    """Plain training: each site alone (local), one after the other (sequential), or all data in one place (joint)."""
+
+    mode: Literal["local", "sequential", "joint"] | None = None
+    """local: each site alone. sequential: fine-tune on from site to site. joint: all data in one place.
+    None: joint where `train.joint_training` says so, sequential otherwise."""
+
+
+class SiKwargs(Settings):
+    """Synaptic intelligence: weights that mattered are held where they are (Zenke 2017, arXiv 1703.04200)."""
+
+    c: float = Field(default=0.5, ge=0)
+    """Strength of the penalty."""
+    xi: float = Field(default=1.0, gt=0)
+    """Damping of the importance where a weight hardly moved."""
+    rule: Literal["reference", "path_integral"] = "reference"
+    """How importance builds up at each step. `reference`: lr * gradient^2, as in the relay paper's implementation;
+    `path_integral`: minus gradient * step, as published by Zenke."""
+
+
+class OwmKwargs(Settings):
+    """Orthogonal weight modification: gradients leave out the directions of earlier inputs (Zeng 2019, arXiv 1810.01256)."""
+
+    alpha: float = Field(default=1.0, gt=0)
+    """How little of a direction is left out at first."""
+    decay: float = Field(default=0.1, gt=0, le=1)
+    """alpha falls to alpha * decay over the pass through a site's inputs (lambda in the paper)."""
+    batches: int = Field(default=50, ge=1)
+    """Most batches of a site whose mean inputs are taken in."""
+    largest: int = Field(default=1200, ge=1)
+    """Inputs of a convolution's whole patch up to which the patch is projected; a larger one's channels alone are."""
+
+
+class EwcKwargs(Settings):
+    """Elastic weight consolidation, online: the Fisher information says what mattered (arXiv 1612.00796, 1805.06370)."""
+
+    strength: float = Field(default=100.0, ge=0)
+    """Factor of the penalty (lambda)."""
+    decay: float = Field(default=1.0, ge=0, le=1)
+    """Factor on the information of earlier sites at each new one (gamma)."""
+    images: int = Field(default=200, ge=1)
+    """Most images of a site that the information is estimated from."""
+
+
+class LwfKwargs(Settings):
+    """Learning without forgetting: distil the previous solver on the site's own images (Li 2016, arXiv 1606.09282)."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight of the distillation."""
+    tau: float = Field(default=2.0, gt=0)
+    """Its temperature."""
+
+
+class RehearsalKwargs(Settings):
+    """Rehearsal of REAL images of earlier sites: leaves the air-gap promise, for studies on a single machine only."""
+
+    images: int = Field(default=200, ge=1)
+    """Real images that are kept, of all sites together."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of a batch that is rehearsed."""
+
+
+STRATEGIES = Registry(
+    "strategy", "relay_core.strategies", Settings,
+    {
+        "relay": Entry(RelayKwargs, "relay_core.strategies.relay:RelayStrategy"),
+        "baseline": Entry(BaselineKwargs, "relay_core.strategies.baseline:BaselineStrategy"),
+        "si": Entry(SiKwargs, "relay_core.strategies.si:SIStrategy"),
+        "owm": Entry(OwmKwargs, "relay_core.strategies.owm:OWMStrategy"),
+        "ewc": Entry(EwcKwargs, "relay_core.strategies.ewc:EWCStrategy"),
+        "lwf": Entry(LwfKwargs, "relay_core.strategies.lwf:LwFStrategy"),
+        "rehearsal": Entry(RehearsalKwargs, "relay_core.strategies.rehearsal:RehearsalStrategy"),
+    },
+)  # fmt: skip
+"""Strategies by name."""
+
+
+class StrategySettings(Choice):
+    """How a site learns."""
+
+    registry = STRATEGIES

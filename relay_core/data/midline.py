@@ -1,0 +1,80 @@
+"""Brain midline: a folder a study, `<slice>.jpg` with `mask_<slice>.png`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from relay_core.config.datasets import MidlineKwargs
+from relay_core.data.pairs import Listing, Pair, Split, relative
+from relay_core.data.slices import Slice, SlicedLayout
+from relay_core.errors import DataError, Problem
+from relay_core.imaging.readers import read_image, read_mask, stem_of, suffix_of
+
+PREFIX = "mask_"
+LARGEST_ID = 10
+"""Ids of a mask up to here are midline; larger ones are other structures, and count as brain."""
+DARK = 10
+"""Of 255: darker, unlabelled pixels are outside the head."""
+
+
+class MidlineLayout(SlicedLayout):
+    """`<study>/<slice>.jpg` (or PNG) and `<study>/mask_<slice>.png`."""
+
+    expected = "<study>/<slice>.jpg with <study>/mask_<slice>.png; `relay prepare slices --layout midline` makes it"
+
+    def list_pairs(self, folder: Path, kwargs: MidlineKwargs, split: Split) -> Listing:
+        """List one split.
+
+        Raises:
+            DataError: there is no study.
+        """
+        studies = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "report")))
+        if not studies:
+            raise DataError(f"{folder} has no study; expected {self.expected}")
+        problems: list[Problem] = []
+        found = [s for study in studies for s in self._study(study, folder, kwargs, problems)]
+        return self.choose(found, problems, kwargs, split, _shows_midline)
+
+    def _study(self, study: Path, folder: Path, kwargs: MidlineKwargs, problems: list[Problem]) -> list[Slice]:
+        files = sorted(p for p in study.iterdir() if p.is_file() and suffix_of(p) is not None and not p.name.startswith("."))
+        masks = {stem_of(p).removeprefix(PREFIX): p for p in files if p.name.startswith(PREFIX)}
+        images = {stem_of(p): p for p in files if not p.name.startswith(PREFIX)}
+        for stem in sorted(masks.keys() - images.keys()):
+            problems.append(Problem(relative(masks[stem], folder), "is a mask without an image"))
+        needs_mask = kwargs.task == "segmentation" or kwargs.class_by == "positive"
+        for stem in sorted(images.keys() - masks.keys()) if needs_mask else ():
+            problems.append(Problem(relative(images[stem], folder), f"has no mask (a file {PREFIX}{stem}.png beside it)"))
+        usable = [stem for stem in sorted(images) if stem in masks or not needs_mask]
+        return [Slice(Pair(images[stem], masks.get(stem), study.name), False) for stem in usable]
+
+    def class_of(self, value: int, kwargs: MidlineKwargs) -> int | None:
+        """Return midline for ids 1 to 10, brain for all others; 255 means neither."""
+        if value < 0 or value == 255:
+            return None
+        return (1 if 1 <= value <= LARGEST_ID else 0) + kwargs.background_label
+
+    def hint(self, unknown: list[int], values: list[int], kwargs: MidlineKwargs) -> str:
+        """Say what the values mean."""
+        return f"the midline has an id from 1 to {LARGEST_ID}; write it as 1, not as 255"
+
+    def refine(self, ids: npt.NDArray[np.uint8], pair: Pair, kwargs: MidlineKwargs) -> npt.NDArray[np.uint8]:
+        """Dark and unlabelled is class 0, where it is a class of its own."""
+        if not kwargs.background_label:
+            return ids
+        pixels = read_image(pair.image, 1)[0][0]
+        dark = pixels < (DARK if pixels.dtype == np.uint8 else DARK / 255)
+        return np.where(dark & (ids == 1), 0, ids).astype(np.uint8)
+
+
+def _shows_midline(s: Slice) -> bool:
+    """Whether any pixel of the mask is midline; False for a slice without a readable mask."""
+    if s.pair.mask is None:
+        return False
+    try:
+        values = read_mask(s.pair.mask)
+    except DataError:
+        return False
+    return bool(((values >= 1) & (values <= LARGEST_ID)).any())

@@ -1,0 +1,191 @@
+"""How near generated images come to real ones: Frechet and kernel distance of their features.
+
+Known as FID and KID where an Inception network gives the features. There is no network at a site to fetch one from, so
+features come from a local ONNX file, or from the site's own solver, and the scores' names say which: numbers from different
+features cannot be compared. Both distances shrink or grow with the number of images; compare only like with like.
+
+Shape: images (N, C, R, R) in [-1, 1], features (N, D).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relay_core.errors import DataError, ExportError
+
+BATCH = 32
+SUBSETS, SUBSET_SIZE = 100, 1000
+"""Of the kernel distance: how many random subsets are averaged, and the most images in each (the KID paper's)."""
+
+
+class Features(Protocol):
+    """What turns images into features, and how scores made of them are called."""
+
+    source: str
+    """Where the features come from, for people."""
+    suffix: str
+    """Of the scores' names; empty only where a file that the user chose gives the features."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (B, D), on any device, of a batch (B, C, R, R) in [-1, 1]."""
+
+
+class SolverFeatures:
+    """Features of a site's own solver: what its encoder says at its deepest level, averaged over the image.
+
+    They see what matters for this task, but are no Inception features, so the scores are named apart.
+
+    Args:
+        solver: has a method `features(images (B, C, R, R)) -> (B, D)`. It is run in eval mode, on the device that it is on.
+    """
+
+    source = "solver encoder (not Inception)"
+    suffix = "_solver_encoder"
+
+    def __init__(self, solver: nn.Module) -> None:
+        self.solver = solver
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (B, D) of a batch (B, C, R, R) in [-1, 1]."""
+        training, parameter = self.solver.training, next(self.solver.parameters(), None)
+        self.solver.eval()
+        try:
+            features: Tensor = self.solver.features(images if parameter is None else images.to(parameter.device))  # type: ignore[operator]
+        finally:
+            self.solver.train(training)
+        return features
+
+
+class OnnxFeatures:
+    """Features of a local ONNX file, for instance of an Inception network; it runs on the CPU, and may use no other file.
+
+    Its input is float32 (batch, 3 or 1, H, W), the batch free. Images come in values 0..1; what else the network expects
+    (ImageNet's mean and deviation, say) belongs into the file. They are resized, bilinear with antialiasing, to its H and W
+    unless those are free, and grey is repeated to 3 channels. Its first output, (batch, D) or (batch, D, h, w), is averaged
+    over h and w.
+
+    Args:
+        path: of the file. An ONNX file is code as much as data: only one that the user trusts belongs here.
+
+    Raises:
+        ExportError: the file is missing, no ONNX file, has another input or output, or onnxruntime is not installed.
+    """
+
+    suffix = ""
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ExportError("features from an ONNX file need onnxruntime: pip install 'relay-learning[cpu]'") from None
+        self.path = Path(path)
+        self.source = self.path.name
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            content = self.path.read_bytes()  # from memory, so that it cannot draw in other files
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except OSError as error:
+            raise ExportError(f"{self.path}: cannot be read: {error.strerror}") from None
+        except Exception:  # ONNX Runtime's errors have no common base, and quote the model
+            raise ExportError(f"{self.path}: ONNX Runtime cannot load it: damaged, or no ONNX file") from None
+        inputs, output = self._session.get_inputs(), self._session.get_outputs()[0]
+        shape = inputs[0].shape if inputs else []
+        fits = len(inputs) == 1 and inputs[0].type == "tensor(float)" and len(shape) == 4
+        if not fits or isinstance(shape[0], int) or shape[1] not in (1, 3):
+            found = ", ".join(f"{one.type} {one.shape}" for one in inputs) or "nothing"
+            raise ExportError(f"{self.path}: its input must be float32 (batch, 3 or 1, H, W) with a free batch, not {found}")
+        if len(output.shape or ()) not in (2, 4):
+            raise ExportError(f"{self.path}: its first output must be (batch, D) or (batch, D, h, w), not {output.shape}")
+        self._input, self._output, self._channels = inputs[0].name, output.name, shape[1]
+        self._size = [side if isinstance(side, int) else None for side in shape[2:]]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (B, D) of a batch (B, C, R, R) in [-1, 1]. Raises ExportError for colour where the file takes grey."""
+        x = (images.detach().float().cpu() + 1) / 2
+        if x.shape[1] not in (1, self._channels):
+            raise ExportError(f"{self.path}: takes {self._channels} channels, the images have {x.shape[1]}")
+        size = [wanted or side for wanted, side in zip(self._size, x.shape[2:], strict=True)]
+        x = F.interpolate(x, size, mode="bilinear", antialias=True).expand(-1, self._channels, -1, -1)
+        try:
+            (found,) = self._session.run([self._output], {self._input: x.contiguous().numpy()})
+        except Exception:  # as above
+            raise ExportError(f"{self.path}: the network cannot take images of {size[0]}x{size[1]}") from None
+        features = torch.from_numpy(found)
+        return features.mean(dim=(2, 3)) if features.ndim == 4 else features
+
+
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """|mu_r - mu_g|^2 + tr(S_r + S_g - 2 (S_r S_g)^(1/2)), of Gaussians fitted to features (Heusel 2017, arXiv 1706.08500).
+
+    For centred features A, B the last trace is the sum of singular values of A B^T. torchmetrics takes the eigenvalues of
+    S_r S_g instead: the same mathematics, but with fewer images than features, as sites have, it loses digits and minutes.
+
+    Shape: (N, D) and (M, D), N and M at least 2.
+    """
+    gap = (real.double().mean(dim=0) - generated.double().mean(dim=0)).square().sum()
+    a, b = (_centred(features.double()) for features in (real, generated))
+    spread = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
+    return max(0.0, float(gap + spread))  # rounding may leave -1e-15
+
+
+def _centred(features: Tensor) -> Tensor:
+    """A matrix of at most D rows whose A^T A is the covariance of the features."""
+    a = (features - features.mean(dim=0)) / (len(features) - 1) ** 0.5
+    return torch.linalg.qr(a, mode="r").R if len(a) > a.shape[1] else a
+
+
+def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
+    """Unbiased squared MMD under the kernel (x y / D + 1)^3 (Binkowski 2018, arXiv 1801.01401); below 0 by chance.
+
+    The mean over random subsets of min(N, M, 1000) images each, drawn by `seed` alone. Where that is all of both sets there
+    is only one.
+
+    Shape: (N, D) and (M, D), N and M at least 2.
+    """
+    from torchmetrics.image.kid import poly_mmd
+
+    size = min(len(real), len(generated), SUBSET_SIZE)
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(1 if size == len(real) == len(generated) else SUBSETS):
+        a, b = (f[torch.randperm(len(f), generator=draw)[:size]].double() for f in (real, generated))
+        found.append(poly_mmd(a, b))
+    return float(torch.stack(found).mean())
+
+
+def generator_scores(real: Tensor, generated: Tensor, features: Features) -> dict[str, Any]:
+    """Both distances between real and generated images, 0 where they look alike to the features; safe for JSON.
+
+    With the features of a file the keys are `fid` and `kid`, with those of a solver `fid_solver_encoder` and
+    `kid_solver_encoder`; `features` says where they come from, `num_real` and `num_generated` how many images there were.
+    The same images give the same scores; torch's global random state is left alone.
+
+    Shape: (N, C, R, R) and (M, C, R, R), in [-1, 1].
+
+    Raises:
+        ValueError: the images differ in channels or size.
+        DataError: fewer than 2 of either, or features that are not finite.
+        ExportError: the ONNX file cannot take them.
+    """
+    if real.ndim != 4 or real.shape[1:] != generated.shape[1:]:
+        raise ValueError(f"real and generated images must be alike, not {tuple(real.shape)} and {tuple(generated.shape)}")
+    if min(len(real), len(generated)) < 2:
+        raise DataError(f"scores of a generator need 2 images at least, not {len(real)} real and {len(generated)} generated")
+    a, b = (torch.cat([features(part).cpu() for part in images.split(BATCH)]) for images in (real, generated))
+    for kind, found in (("real", a), ("generated", b)):
+        if not found.isfinite().all():
+            raise DataError(f"the features of {kind} images are not finite: {features.source}")
+    return {
+        f"fid{features.suffix}": frechet_distance(a, b),
+        f"kid{features.suffix}": kernel_distance(a, b),
+        "features": features.source,
+        "num_real": len(real),
+        "num_generated": len(generated),
+    }

@@ -1,0 +1,29 @@
+"""An encoder with a linear layer: one class for the whole image."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """Class logits of an image. Shape: (N, in_channels, H, W) -> (N, num_classes).
+
+    Args:
+        encoder: gives the features of an image at several strides, the deepest last; `channels` says how many maps each has.
+        num_classes: of the logits.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        channels: list[int] = encoder.channels  # type: ignore[assignment]
+        self.head = nn.Linear(channels[-1], num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The deepest features, averaged over pixels: (N, C, H, W) -> (N, D)."""
+        deepest: Tensor = self.encoder(x)[-1]
+        return deepest.mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.head(self.features(x))

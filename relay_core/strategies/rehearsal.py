@@ -1,0 +1,95 @@
+"""Plain rehearsal (Robins 1995): a few REAL images of every site are kept and shown again.
+
+Real images leave their site with the checkpoint: this breaks the air-gap promise of a relay. It is here as the baseline that
+continual learning is compared with, for studies on a single machine, and it cannot be written into a bundle.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from relay_core import distributed
+from relay_core.config import SiteSettings
+from relay_core.config.strategies import RehearsalKwargs
+from relay_core.strategies.base import Images, Position
+from relay_core.strategies.remembering import RememberingStrategy
+
+_EMPTY = -1
+
+
+class Memory(nn.Module):
+    """Kept images (M, C, R, R) in [-1, 1], half precision, their class ids (M, ...), and whose they are (M,); -1: none."""
+
+    def __init__(self, capacity: int, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("images", torch.zeros(capacity, *image, dtype=torch.float16))
+        self.register_buffer("labels", torch.zeros(capacity, *label, dtype=torch.long))
+        self.register_buffer("owners", torch.full((capacity,), _EMPTY))
+        self.images: Tensor
+        self.labels: Tensor
+        self.owners: Tensor
+
+    def make_room(self, sites: int) -> int:
+        """Keep an even share of `sites` + 1 for each known site, in front; return how many places are left for a new one."""
+        share = len(self.owners) // (sites + 1)
+        kept = [i for site in range(sites) for i in (self.owners == site).nonzero()[:share, 0].tolist()]
+        for tensor in (self.images, self.labels, self.owners):
+            tensor[: len(kept)] = tensor[kept]
+        self.owners[len(kept) :] = _EMPTY
+        return share
+
+    @property
+    def filled(self) -> int:
+        """Images in it."""
+        return int((self.owners != _EMPTY).sum())
+
+
+class RehearsalStrategy(RememberingStrategy):
+    """From the second site on a share of each batch is drawn from the kept images of earlier sites."""
+
+    def __init__(self, settings: SiteSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        self.kwargs = cast(RehearsalKwargs, settings.strategy.kwargs)
+        side = settings.resolution
+        label = (side, side) if settings.data.task == "segmentation" else ()
+        self.networks["memory"] = Memory(self.kwargs.images, (settings.data.img_channels, side, side), label).to(device)
+
+    @property
+    def memory(self) -> Memory:
+        """The kept images."""
+        return cast(Memory, self.networks["memory"])
+
+    def _rehearsed(self) -> int:
+        """Images of a batch from memory, over all processes."""
+        batch, world = self.settings.train.batch_size, distributed.world()
+        wanted = round(batch * self.kwargs.share / world) * world
+        return min(batch - world, max(world, wanted)) if self.sites and self.memory.filled else 0
+
+    def real_count(self, position: Position) -> int:
+        """What memory leaves of a batch."""
+        return self.settings.train.batch_size - self._rehearsed()
+
+    def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
+        """One step on the site's images and on kept ones."""
+        count = self._rehearsed() // distributed.world()
+        if count:
+            chosen = distributed.randint(0, self.memory.filled, count, device=self.device)
+            kept = (self.memory.images[chosen].float() + 1) * ((self.high - self.low) / 2) + self.low
+            images, labels = torch.cat([images, kept]), torch.cat([labels, self.memory.labels[chosen]])
+        return super().step(images, labels, position)
+
+    @torch.no_grad()
+    def end_site(self, images: Images) -> None:
+        """Keep an even share of this site's images, evenly chosen."""
+        room = self.memory.make_room(self.sites)
+        start = self.memory.filled
+        count = min(room, len(images), len(self.memory.owners) - start)
+        for k in range(count):
+            image, label = images.batch([(2 * k + 1) * len(images) // (2 * count)])
+            place = start + k
+            self.memory.images[place], self.memory.labels[place] = self._signed(image[0]).half(), label[0]
+            self.memory.owners[place] = self.sites
+        super().end_site(images)
