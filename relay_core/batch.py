@@ -1,14 +1,12 @@
-"""Predict every image of a registered data set: masks, a table of measurements; goes on where it was stopped."""
+"""Predict every image of a registered data set: masks, a table of measurements or classes; goes on where it was stopped."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,16 +17,14 @@ import torch
 from relay_core.data.pairs import relative
 from relay_core.data.preflight import image_reader, listed
 from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import load_solver
 from relay_core.errors import DataError, Problem, Stopped
-from relay_core.export.served import Served
-from relay_core.export.session import OUTPUTS
-from relay_core.files import replace_with, write_atomically
+from relay_core.files import replace_with
 from relay_core.imaging import masks, outlier
-from relay_core.imaging.measure import HEADER, rows
-from relay_core.imaging.prediction import Run, predict
+from relay_core.imaging.measure import HEADER, class_header, class_row, rows
+from relay_core.imaging.prediction import Run, classify, predict
 from relay_core.imaging.readers import stem_of, write_mask
 from relay_core.imaging.study import Study
+from relay_core.report import torch_run, write_table
 
 DONE = "done.jsonl"
 TABLE = "measurements.csv"
@@ -42,24 +38,11 @@ class Predicted:
     """What became of a data set."""
 
     images: int
-    """That have a mask."""
+    """That were predicted."""
     unlike: int
     """That look unlike those of the training sites."""
     problems: tuple[Problem, ...]
     """Of images that cannot be read: they are left out."""
-
-
-def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, list[str]]:
-    """A checkpoint's solver as `imaging.prediction` calls a model, and the names of its classes."""
-    solver, settings = load_solver(checkpoint, device)
-    network = Served.of(solver, settings).to(device)
-
-    @torch.no_grad()
-    def run(images: Any, outputs: Any) -> list[Any]:
-        made = dict(zip(OUTPUTS, network(torch.from_numpy(images).to(device)), strict=True))
-        return [made[name].cpu().numpy() for name in outputs]
-
-    return run, settings.data.names()
 
 
 def predict_dataset(
@@ -68,8 +51,8 @@ def predict_dataset(
 ) -> Predicted:  # fmt: skip
     """Predict all images of both splits of a site's data set.
 
-    Writes `masks.zip`, a PNG of class ids an image (NIfTI for NIfTI), and `measurements.csv`. What an earlier call with the
-    same checkpoint finished in `out` is kept.
+    Writes `masks.zip`, a PNG of class ids an image (NIfTI for NIfTI), and `measurements.csv`; of a classifier only the
+    latter, a line an image. What an earlier call with the same checkpoint finished in `out` is kept.
 
     Args:
         checkpoint: whose solver predicts.
@@ -86,10 +69,11 @@ def predict_dataset(
         Stopped: asked to stop; the next call goes on.
     """
     images = list(dict.fromkeys(pair.image for pair in listed(layout, kwargs, folder)))
-    run, names = torch_run(checkpoint, device)
+    run, settings = torch_run(checkpoint, device)
+    names, whole = settings.data.names(), settings.data.task == "classification"
     read = image_reader(layout, kwargs)
-    looks = checkpoint.meta.get("looks", {})
-    (out / STAGED).mkdir(parents=True, exist_ok=True)
+    made = _classed if whole else _masked
+    (out if whole else out / STAGED).mkdir(parents=True, exist_ok=True)
     done = {entry["file"]: entry for entry in _done(out / DONE, checkpoint.digest)}
     problems = []
     with (out / DONE).open("a", encoding="utf-8") as journal:
@@ -103,21 +87,42 @@ def predict_dataset(
                 except DataError as error:
                     problems += [Problem(name, problem.message) for problem in error.problems]
                     continue
-                nifti = spacing is not None
                 study = Study("picture", pixels[None], (None, *spacing) if spacing else None, False)
-                made = predict(study, run, names, looks)
-                mask = _staged(checkpoint.digest, name) + (".nii.gz" if nifti else ".png")
-                replace_with(out / STAGED / mask, partial(_write_mask, made.ids[0], len(names), path if nifti else None))
-                entry = {"file": name, "mask": mask, "checkpoint": checkpoint.digest, "unlike": made.unlike,
-                         "rows": list(rows(name, made.found, made.unlike))}  # fmt: skip
+                entry = made(_Image(name, path, study), run, names, checkpoint, out / STAGED)
                 print(json.dumps(entry), file=journal, flush=True)
                 done[name] = entry
             progress(number, len(images))
     found = [done[name] for path in images if (name := relative(path, folder)) in done]
-    _write_table(out / TABLE, found)
-    _write_zip(out / MASKS, out / STAGED, found)
+    write_table(out / TABLE, class_header(names) if whole else HEADER, [row for entry in found for row in entry["rows"]])
+    if not whole:
+        _write_zip(out / MASKS, out / STAGED, found)
     unlike = sum((entry["unlike"] or 0.0) > outlier.WARN for entry in found)
     return Predicted(len(found), unlike, tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Image:
+    name: str
+    """In the data set."""
+    path: Path
+    study: Study
+
+
+def _masked(image: _Image, run: Run, names: Sequence[str], checkpoint: Checkpoint, staged: Path) -> dict[str, Any]:
+    """Write an image's mask; its line of the journal."""
+    nifti = image.study.spacing is not None
+    made = predict(image.study, run, names, checkpoint.meta.get("looks", {}))
+    mask = _staged(checkpoint.digest, image.name) + (".nii.gz" if nifti else ".png")
+    replace_with(staged / mask, partial(_write_mask, made.ids[0], len(names), image.path if nifti else None))
+    return {"file": image.name, "mask": mask, "checkpoint": checkpoint.digest, "unlike": made.unlike,
+            "rows": list(rows(image.name, made.found, made.unlike))}  # fmt: skip
+
+
+def _classed(image: _Image, run: Run, names: Sequence[str], checkpoint: Checkpoint, staged: Path) -> dict[str, Any]:
+    """The line of the journal of an image whose class is wanted: there is no mask."""
+    found = classify(image.study, run, names, checkpoint.meta.get("looks", {}))
+    unlike = found["unlike"]["score"] if found["unlike"] else None
+    return {"file": image.name, "checkpoint": checkpoint.digest, "unlike": unlike, "rows": [class_row(image.name, found)]}
 
 
 def _staged(checkpoint: str, name: str) -> str:
@@ -143,17 +148,9 @@ def _done(path: Path, checkpoint: str) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if entry["checkpoint"] == checkpoint and (path.parent / STAGED / entry["mask"]).is_file():
+        staged = "mask" not in entry or (path.parent / STAGED / entry["mask"]).is_file()
+        if entry["checkpoint"] == checkpoint and staged:
             yield entry
-
-
-def _write_table(path: Path, found: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(HEADER)
-    for entry in found:
-        table.writerows(entry["rows"])
-    write_atomically(path, text.getvalue().encode())
 
 
 def _write_zip(path: Path, staged: Path, found: list[dict[str, Any]]) -> None:

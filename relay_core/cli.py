@@ -125,6 +125,30 @@ def train(
 
 
 @app.command()
+def study(
+    run: RunArgument,
+    strategies: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas; NAME-plain leaves augmentation out, 'ewc strategy.kwargs.strength=10' has a setting "
+            "of its own. The first is compared with the others."
+        ),
+    ] = "relay,sequential,joint,local,si,owm,ewc,lwf,sequential-plain",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each strategy.")] = 3,
+    data_root: DataRootOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs and report.")] = Path("runs/study"),
+    device: DeviceOption = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key in every run. Repeatable.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare strategies on equal terms: same run file, budget and augmentation, several seeds. Called again, it goes on."""
+    from relay_core.session import play_study
+
+    names = [name.strip() for name in strategies.split(",") if name.strip()]
+    play_study(run, names, seeds, out, data_root, device=device, overrides=set_ or [], as_json=as_json)
+
+
+@app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write, in DoFE's layout.")],
     sites: Annotated[int, typer.Option(min=1, max=32, help="Number of sites.")] = 4,

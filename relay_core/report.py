@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 
 from relay_core.config import RunFile, SiteSettings
 from relay_core.cuda import which
-from relay_core.data import SiteData, has_test, load_site, read_image, write_mask, write_volume
+from relay_core.data import SiteData, has_test, load_site, write_mask, write_volume
 from relay_core.data.pairs import Split
-from relay_core.data.site import to_unit
+from relay_core.data.preflight import image_reader
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import (
     evaluate,
@@ -27,11 +29,18 @@ from relay_core.engine.evaluate import (
 )
 from relay_core.engine.play import generated_rows
 from relay_core.errors import CheckpointError, DataError, ExportError, Problem, RelayError, RunFileError
+from relay_core.export.outputs import OUTPUTS, SCORE
 from relay_core.export.served import Served
 from relay_core.export.session import Precision, Session
 from relay_core.files import write_atomically
+from relay_core.imaging.measure import class_header, class_row
+from relay_core.imaging.prediction import Run, classify
+from relay_core.imaging.readers import Spacing
+from relay_core.imaging.study import Study
 from relay_core.metrics.matrix import metrics_of, table_row
 
+Made = TypeVar("Made")
+CLASSES = "classes.csv"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 
 
@@ -124,6 +133,41 @@ def scores_table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def proof_text(tests: dict[str, dict[str, Any]]) -> str:
+    """What a proof says of each test set, in a line: the score beside torch's."""
+    name = next(name for name in SCORE.values() if all(name.lower() in row for row in tests.values()))
+    key = name.lower()
+    scores = (f"{site} {row[key]:.3f} ({row[f'{key}_torch']:.3f} in torch)" for site, row in tests.items())
+    return f"{name} {', '.join(scores)}"
+
+
+def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, SiteSettings]:
+    """A checkpoint's solver as `imaging.prediction` calls a model, and the settings that it was trained with.
+
+    Raises:
+        CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
+    """
+    solver, settings = load_solver(checkpoint, device)
+    network = Served.of(solver, settings).to(device)
+    names = OUTPUTS[network.task]
+
+    @torch.no_grad()
+    def run(images: Any, outputs: Any) -> list[Any]:
+        made = dict(zip(names, network(torch.from_numpy(images).to(device)), strict=True))
+        return [made[name].cpu().numpy() for name in outputs]
+
+    return run, settings
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(header)
+    table.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
 def predict_files(
     checkpoint: Checkpoint,
     inputs: Sequence[Path],
@@ -132,10 +176,10 @@ def predict_files(
     subject_pattern: str | None,
     device: torch.device,
 ) -> list[Path]:
-    """Write a mask of class ids for each image, or with `nifti` one volume for each subject.
+    """Write a mask of class ids for each image, or with `nifti` one volume for each subject; of a classifier `classes.csv`.
 
     Raises:
-        RelayError: an unknown `kind`, or a pattern that is no regular expression.
+        RelayError: an unknown `kind`, one that a classifier does not have, or a pattern that is no regular expression.
         DataError: files that cannot be read (all are named), or slices of a subject that differ in size.
     """
     if kind not in ("png", "nifti"):
@@ -144,17 +188,14 @@ def predict_files(
         pattern = re.compile(subject_pattern) if subject_pattern else None
     except re.error as error:
         raise RelayError(f"--subject-pattern {subject_pattern}: not a regular expression: {error}") from None
-    solver, settings = load_solver(checkpoint, device)
-    network = Served.of(solver, settings).to(device)
+    run, settings = torch_run(checkpoint, device)
     files = _image_files(inputs)
-    masks, problems = {}, []
-    for path in files:
-        try:
-            masks[path] = _predict(network, settings.data.img_channels, path, device)
-        except DataError as error:
-            problems += list(error.problems) or [Problem(path.name, str(error))]
-    if problems:
-        raise DataError(f"{len(problems)} of {len(files)} images cannot be read; nothing was written", problems)
+    read = image_reader(settings.dataset.name, settings.data)  # as in training
+    if settings.data.task == "classification":
+        if kind != "png" or pattern:
+            raise RelayError(f"{checkpoint.path} is a classifier: it has no masks, so no --format and no --subject-pattern")
+        return [_classify(files, read, run, settings.data.names(), checkpoint.meta.get("looks", {}), out / CLASSES)]
+    masks = _each(files, lambda path: _predict(run, *read(path)))
     if kind == "png":
         _keep_inputs(files, out)
         out.mkdir(parents=True, exist_ok=True)
@@ -209,12 +250,34 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
-@torch.no_grad()
-def _predict(network: Served, channels: int, path: Path, device: torch.device) -> Any:
+def _each(files: Sequence[Path], make: Callable[[Path], Made]) -> dict[Path, Made]:
+    """What is made of each file. Raises DataError that names all which cannot be read."""
+    made, problems = {}, []
+    for path in files:
+        try:
+            made[path] = make(path)
+        except DataError as error:
+            problems += list(error.problems) or [Problem(path.name, str(error))]
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} images cannot be read; nothing was written", problems)
+    return made
+
+
+def _predict(run: Run, pixels: Any, spacing: Spacing | None) -> tuple[torch.Tensor, Spacing | None]:
     """Class ids (H, W) uint8 at the file's own size, and its pixel spacing."""
-    pixels, spacing = read_image(path, channels)
-    mask = network(to_unit(torch.from_numpy(pixels))[None].to(device))[3]
-    return mask[0].cpu(), spacing
+    (mask,) = run(_picture(pixels).batch(0, 1), ("mask",))
+    return torch.from_numpy(mask[0]), spacing
+
+
+def _picture(pixels: Any) -> Study:
+    return Study("picture", pixels[None], None, False)
+
+
+def _classify(files: Sequence[Path], read: Any, run: Run, names: list[str], looks: Any, target: Path) -> Path:
+    """Write a line for each image."""
+    found = _each(files, lambda path: classify(_picture(read(path)[0]), run, names, looks))
+    write_table(target, class_header(names), [class_row(path.name, one) for path, one in found.items()])
+    return target
 
 
 def _write_png(path: Path, mask: torch.Tensor) -> Path:

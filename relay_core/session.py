@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -38,13 +39,13 @@ def stop_on_signal(said: str = "stopping: writing a checkpoint") -> Iterator[Sto
 
 
 @contextmanager
-def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool) -> Iterator[Emit]:
+def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool, brief: bool = False) -> Iterator[Emit]:
     """Where a training's events go: the terminal or standard output, `events.jsonl`, TensorBoard."""
     from relay_core.terminal import EventLog, JsonLines, TensorBoard, Terminal, tee
 
     with ExitStack() as stack:
         sinks: list[Emit] = [EventLog(out / "events.jsonl")]
-        sinks.append(JsonLines(sys.stdout) if as_json else stack.enter_context(Terminal(title)))
+        sinks.append(JsonLines(sys.stdout) if as_json else stack.enter_context(Terminal(title, brief=brief)))
         if tensorboard:
             sinks.append(TensorBoard(out / "tensorboard"))
         yield tee(*sinks)
@@ -72,3 +73,29 @@ def play(
             return Play(loaded, out, data_root, chosen, site, resume, stop=stop)()
         with _sinks(out, title, as_json, tensorboard) as emit:
             return Play(loaded, out, data_root, chosen, site, resume, emit, stop)()
+
+
+def play_study(
+    run: str, strategies: list[str], seeds: int, out: Path, data_root: Path | None, *, device: str, overrides: list[str],
+    as_json: bool = False,
+) -> None:  # fmt: skip
+    """Run a study with one line a run, and say where its report is. Raises as `Study`."""
+    from relay_core.engine import choose_device
+    from relay_core.study import Study
+    from relay_core.terminal import duration
+
+    def tell(outcome: Any, done: int, total: int) -> None:
+        average = outcome.main.average()
+        if as_json:
+            told = {"strategy": outcome.name, "seed": outcome.seed, "average": average, "seconds": outcome.seconds}
+            print(json.dumps({"event": "run", **told, "done": done, "total": total}), flush=True)
+            return
+        print(f"{done}/{total} {outcome.name}, seed {outcome.seed}: {outcome.main.title} {outcome.main.text(average)}, "
+              f"{duration(outcome.seconds)}", flush=True)  # fmt: skip
+
+    with stop_on_signal() as stop, _sinks(out, "", as_json, False, brief=True) as emit:
+        Study(run, strategies, seeds, out, data_root, choose_device(device), overrides, emit, tell, stop)()
+    if as_json:
+        print(json.dumps({"report": [str(out / f"study.{suffix}") for suffix in ("md", "json", "png")]}))
+    else:
+        print(f"\n{(out / 'study.md').read_text().partition('![')[0].rstrip()}\n\nwritten to {out}")

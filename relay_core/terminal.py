@@ -97,9 +97,13 @@ def duration(seconds: float) -> str:
 
 
 class Terminal:
-    """Bars on a terminal, a line now and then elsewhere. Use as a context manager, so that the bars end."""
+    """Bars on a terminal, a line now and then elsewhere. Use as a context manager, so that the bars end.
 
-    def __init__(self, title: str = "", console: Console | None = None) -> None:
+    `brief`: bars and warnings alone, for many trainings in turn.
+    """
+
+    def __init__(self, title: str = "", console: Console | None = None, brief: bool = False) -> None:
+        self.brief = brief
         self.title = f"{title} " if title else ""
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.bars: Progress | None = None
@@ -124,33 +128,41 @@ class Terminal:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        if isinstance(event, events.Started):
+        if isinstance(event, events.Warned):
+            self.say(f"warning: {event.site}: {event.message}")
+        elif isinstance(event, events.Started):
             self._start(event)
         elif isinstance(event, events.Step):
             self._step(event)
+        elif self.brief:
+            return
         elif isinstance(event, events.Scores):
             what, value = headline(event.scores)
             self.say(f"{self.title}after {event.site}: {what} on {event.test_site} {value:.3f}")
-        elif isinstance(event, events.Warned):
-            self.say(f"warning: {event.site}: {event.message}")
         elif isinstance(event, events.Finished):
             self.say(f"{self.title}{event.site}: {event.step} steps in {duration(event.seconds)}")
 
     def _start(self, event: events.Started) -> None:
+        if self.bars is not None:
+            if event.site in self.tasks:
+                self.bars.remove_task(self.tasks[event.site])
+            name = f"{self.title}{event.site}"
+            self.tasks[event.site] = self.bars.add_task(name, total=event.steps, completed=event.step, note="")
+        if self.brief:
+            return
         again = f", going on from step {event.step}" if event.step else ""
         self.say(
             f"{self.title}{event.site}: {event.strategy} on {event.images} images, {event.steps} steps, "
             f"{event.device}{again}"
         )
-        if self.bars is not None:
-            name = f"{self.title}{event.site}"
-            self.tasks[event.site] = self.bars.add_task(name, total=event.steps, completed=event.step, note="")
 
     def _step(self, event: events.Step) -> None:
         note = f"{event.images_per_second:.1f} images/s, {duration(event.eta_seconds)} left"
         if self.bars is not None:
             loss = f"solver {event.losses['solver']:.3f}, " if "solver" in event.losses else ""
             self.bars.update(self.tasks[event.site], completed=event.step, note=loss + note)
+            return
+        if self.brief:
             return
         losses = ", ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
         self.say(f"{self.title}{event.site} {event.step}/{event.steps}: {losses} ({note})")

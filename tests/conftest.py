@@ -1,13 +1,16 @@
 """A relay small enough for a test: three phantom sites of 32 pixels, networks of a few channels."""
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from relay_core.config import RunFile, load_run
 from relay_core.data import make_phantoms
@@ -103,4 +106,44 @@ def exported(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Ex
     Play(run, toy.folder / "out", toy.data, torch.device("cpu"))()
     path = toy.folder / "model.onnx"
     proof, facts = export_checkpoint(find(toy.folder / "out/task_2", print), run, toy.data, path, "fp32")
+    return Exported(toy, path.read_bytes(), proof, json.loads(json.dumps(facts)))
+
+
+def _slices(folder: Path, site: int) -> None:
+    """A site of `mediastinum-tumor`: five studies of four slices, two of them with a bright tumour."""
+    random = np.random.default_rng(site)
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i in range(20):
+        values = random.normal(160 + 20 * site, 20, (24, 20))
+        if i % 2:
+            values[6:18, 5:15] += 120
+        Image.fromarray(values.clip(0, 400).astype(np.uint16)).save(folder / f"images/{i:02}.png")
+        rows.append([f"{i:02}", f"study-{site}{i // 4}", f"images/{i:02}.png", "", str(i % 2)])
+    with (folder / "meta.txt").open("w", newline="") as file:
+        csv.writer(file).writerows([["instance_id", "study_id", "img_file", "label_file", "positive"], *rows])
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A trained toy that says whether a slice shows a tumour, and its solver as ONNX."""
+    from relay_core.engine import Play
+    from relay_core.engine.checkpoint import find
+    from relay_core.report import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("classifier")
+    for site in (1, 2):
+        _slices(folder / "data" / f"Domain{site}", site)
+    toy = Toy(folder / "data", folder)
+    kwargs = {"task": "classification", "class_by": "positive", "num_classes": 2, "img_channels": 1, "test_share": 0.4}
+    solver = {"in_channels": 1, "num_classes": 2}
+    run = toy.run(
+        dataset={"name": "mediastinum-tumor", "kwargs": kwargs},
+        strategy={"name": "baseline", "kwargs": {"mode": "sequential"}},
+        model={"kwargs": {"task": "classification", "img_channels": 1, "label_num_classes": 2, "solver_kwargs": solver}},
+        train={"num_mimgs": 200e-6, "loss": {"name": "cross_entropy"}},
+    )
+    Play(run, folder / "out", toy.data, torch.device("cpu"))()
+    path = folder / "model.onnx"
+    proof, facts = export_checkpoint(find(folder / "out/task_2", print), run, toy.data, path, "fp32")
     return Exported(toy, path.read_bytes(), proof, json.loads(json.dumps(facts)))

@@ -44,7 +44,7 @@ class MediastinumLayout(SlicedLayout):
             if row["instance_id"] in slices:
                 problems.append(Problem(TABLE, f"row {number}: instance_id {row['instance_id']} stands there twice"))
             slices[row["instance_id"]] = found
-        return self.choose(list(slices.values()), problems, kwargs, split)
+        return self.choose(list(slices.values()), problems, folder, kwargs, split)
 
     def class_of(self, value: int, kwargs: MediastinumKwargs) -> int | None:
         """Return tissue for 0, tumour for any label."""
@@ -88,11 +88,15 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError):
         raise DataError(f"{TABLE} of {folder.name} cannot be read as UTF-8 text") from None
     reader = csv.DictReader(lines, skipinitialspace=True)
-    columns = [(name or "").strip() for name in reader.fieldnames or ()]
+    try:
+        rows, names = list(reader), reader.fieldnames or ()
+    except csv.Error as error:
+        raise DataError(f"{TABLE} of {folder.name} cannot be read as CSV: {error}; is there a lone quote?") from None
+    columns = [(name or "").strip() for name in names]
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         raise DataError(f"{TABLE} of {folder.name} lacks the columns {', '.join(missing)}; it has {', '.join(columns)}")
-    return [{(k or "").strip(): v.strip() for k, v in row.items() if isinstance(v, str)} for row in reader]
+    return [{(k or "").strip(): v.strip() for k, v in row.items() if isinstance(v, str)} for row in rows]
 
 
 def _slice(row: dict[str, str], folder: Path, kwargs: MediastinumKwargs) -> Slice:
@@ -116,8 +120,12 @@ def _file(name: str, folder: Path) -> Path:
     if parts.is_absolute() or ".." in parts.parts or ":" in name:
         raise ValueError(f"{name} leads out of the folder")
     path = folder / parts
-    if not path.is_file():
-        raise ValueError(f"there is no file {name}")
+    try:
+        found = path.is_file()
+    except OSError:  # no file has so long a name
+        found = False
+    if not found:
+        raise ValueError(f"there is no file {name[:100]}")
     return path
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from relay_core.config.datasets import MidlineKwargs
-from relay_core.data.pairs import Listing, Pair, Split, relative
+from relay_core.data.pairs import Listing, Pair, Split, list_files, relative
 from relay_core.data.slices import Slice, SlicedLayout
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import read_image, read_mask, stem_of, suffix_of
+from relay_core.imaging.readers import read_image, read_mask
 
 PREFIX = "mask_"
 LARGEST_ID = 10
@@ -31,24 +32,46 @@ class MidlineLayout(SlicedLayout):
         Raises:
             DataError: there is no study.
         """
-        studies = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "report")))
+        studies = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not studies:
             raise DataError(f"{folder} has no study; expected {self.expected}")
         problems: list[Problem] = []
         found = [s for study in studies for s in self._study(study, folder, kwargs, problems)]
-        return self.choose(found, problems, kwargs, split, _shows_midline)
+
+        @cache
+        def positive(s: Slice) -> bool:
+            assert s.pair.mask is not None
+            try:
+                return self._shows_midline(s.pair.mask, kwargs)
+            except DataError as error:
+                problems.extend(Problem(relative(s.pair.mask, folder), p.message) for p in error.problems)
+                return False
+
+        return self.choose(found, problems, folder, kwargs, split, positive)
 
     def _study(self, study: Path, folder: Path, kwargs: MidlineKwargs, problems: list[Problem]) -> list[Slice]:
-        files = sorted(p for p in study.iterdir() if p.is_file() and suffix_of(p) is not None and not p.name.startswith("."))
-        masks = {stem_of(p).removeprefix(PREFIX): p for p in files if p.name.startswith(PREFIX)}
-        images = {stem_of(p): p for p in files if not p.name.startswith(PREFIX)}
+        files, unusable = list_files(study, folder)
+        problems += unusable
+        masks = {stem.removeprefix(PREFIX): path for stem, path in files.items() if stem.startswith(PREFIX)}
+        images = {stem: path for stem, path in files.items() if not stem.startswith(PREFIX)}
         for stem in sorted(masks.keys() - images.keys()):
             problems.append(Problem(relative(masks[stem], folder), "is a mask without an image"))
-        needs_mask = kwargs.task == "segmentation" or kwargs.class_by == "positive"
+        needs_mask = (
+            kwargs.task == "segmentation" or kwargs.class_by == "positive" or kwargs.negatives_per_positive is not None
+        )
         for stem in sorted(images.keys() - masks.keys()) if needs_mask else ():
             problems.append(Problem(relative(images[stem], folder), f"has no mask (a file {PREFIX}{stem}.png beside it)"))
-        usable = [stem for stem in sorted(images) if stem in masks or not needs_mask]
+        usable = [stem for stem in images if stem in masks or not needs_mask]
         return [Slice(Pair(images[stem], masks.get(stem), study.name), False) for stem in usable]
+
+    def _shows_midline(self, mask: Path, kwargs: MidlineKwargs) -> bool:
+        """Whether any pixel is midline. Raises DataError: the mask cannot be read, or has values that mean nothing."""
+        values = np.unique(read_mask(mask))
+        unknown = [int(v) for v in values if self.class_of(int(v), kwargs) is None]
+        if unknown:
+            message = f"has unknown mask value {unknown[0]}; {self.hint(unknown, [], kwargs)}"
+            raise DataError("a mask cannot be used", [Problem(mask.name, message)])
+        return bool(((values >= 1) & (values <= LARGEST_ID)).any())
 
     def class_of(self, value: int, kwargs: MidlineKwargs) -> int | None:
         """Return midline for ids 1 to 10, brain for all others; 255 means neither."""
@@ -67,14 +90,3 @@ class MidlineLayout(SlicedLayout):
         pixels = read_image(pair.image, 1)[0][0]
         dark = pixels < (DARK if pixels.dtype == np.uint8 else DARK / 255)
         return np.where(dark & (ids == 1), 0, ids).astype(np.uint8)
-
-
-def _shows_midline(s: Slice) -> bool:
-    """Whether any pixel of the mask is midline; False for a slice without a readable mask."""
-    if s.pair.mask is None:
-        return False
-    try:
-        values = read_mask(s.pair.mask)
-    except DataError:
-        return False
-    return bool(((values >= 1) & (values <= LARGEST_ID)).any())

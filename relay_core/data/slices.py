@@ -34,26 +34,42 @@ class SlicedLayout(Layout):
         return kwargs.test_share > 0 if kwargs.test_studies is None else bool(kwargs.test_studies)
 
     def choose(
-        self, slices: Sequence[Slice], problems: list[Problem], kwargs: SlicedKwargs, split: Split,
+        self, slices: Sequence[Slice], problems: list[Problem], folder: Path, kwargs: SlicedKwargs, split: Split,
         positive: Callable[[Slice], bool] = lambda s: s.positive,
     ) -> Listing:  # fmt: skip
-        """The slices of one split, with their classes where a class of the slice is learned."""
-        side_of = _sides(slices, kwargs)
+        """The slices of one split, with their classes where a class of the slice is learned.
+
+        Raises:
+            DataError: `test_studies` names a study that is not there, or settings leave no slice or class; not where there
+                are `problems`, which come first.
+        """
+        side_of = _sides(slices, folder, kwargs, bool(problems))
         chosen = [s for s in slices if side_of[s.pair.subject if kwargs.split_by == "study" else s.key] == split]
+        if slices and not chosen and not problems and self.has_test(folder, kwargs):
+            why = (
+                f"a single {kwargs.split_by} cannot be split; test_share: 0 trains without a test set"
+                if split == "test"
+                else "test_studies names all studies, and none is left to train"
+            )
+            raise DataError(f"{folder}: {why}")
         if split == "train" and kwargs.negatives_per_positive is not None:
-            chosen = _fewer_negatives(chosen, kwargs.negatives_per_positive, positive)
+            fewer = _fewer_negatives(chosen, kwargs.negatives_per_positive, positive)
+            if chosen and not fewer and not problems:
+                raise DataError(f"{folder}: negatives_per_positive is {kwargs.negatives_per_positive:g}, and none of "
+                                f"the {len(chosen)} training slices is positive")  # fmt: skip
+            chosen = fewer
         if kwargs.task == "classification":
-            return Listing([_labelled(s, kwargs, positive) for s in chosen], problems)
+            return Listing([_labelled(s, folder, kwargs, positive) for s in chosen], problems)
         return Listing([s.pair for s in chosen], problems)
 
 
-def _sides(slices: Sequence[Slice], kwargs: SlicedKwargs) -> dict[str, Split]:
+def _sides(slices: Sequence[Slice], folder: Path, kwargs: SlicedKwargs, damaged: bool) -> dict[str, Split]:
     studies = {s.pair.subject for s in slices}
     if kwargs.test_studies is not None:
         unknown = sorted(set(kwargs.test_studies) - studies)
-        if unknown:
-            raise DataError(f"test_studies names {', '.join(unknown[:5])}, and there is no such study; there are "
-                            f"{', '.join(sorted(studies)[:5])}{', ...' if len(studies) > 5 else ''}")  # fmt: skip
+        if unknown and not damaged:
+            raise DataError(f"{folder}: test_studies names {', '.join(unknown[:5])}, and there is no such study; "
+                            f"there are {', '.join(sorted(studies)[:5])}{', ...' if len(studies) > 5 else ''}")  # fmt: skip
         return {study: "test" if study in kwargs.test_studies else "train" for study in studies}
     names = studies if kwargs.split_by == "study" else {s.key for s in slices}
     return split_subjects(names, kwargs.test_share, kwargs.split_seed)
@@ -68,10 +84,11 @@ def _fewer_negatives(slices: list[Slice], ratio: float, positive: Callable[[Slic
     return [s for i, s in enumerate(slices) if i not in out]
 
 
-def _labelled(s: Slice, kwargs: SlicedKwargs, positive: Callable[[Slice], bool]) -> Pair:
+def _labelled(s: Slice, folder: Path, kwargs: SlicedKwargs, positive: Callable[[Slice], bool]) -> Pair:
     if kwargs.class_by == "positive":
         return replace(s.pair, label=int(positive(s)))
     label = (kwargs.task_id or 1) - 1
     if label >= kwargs.num_classes:
-        raise DataError(f"class_by is site, and site {label + 1} is more than num_classes {kwargs.num_classes}")
+        raise DataError(f"{folder}: class_by is site, and site {label + 1} is more than num_classes "
+                        f"{kwargs.num_classes}")  # fmt: skip
     return replace(s.pair, label=label)

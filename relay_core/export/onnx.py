@@ -2,7 +2,8 @@
 
 A model that fails the proof is not written. float32 must agree with torch to `TOLERANCE` on the logits of several shapes and
 batches, and choose the same classes on every test image that is at hand; where two classes are as good as equal (logits
-within twice the tolerance) either is right. Half precision and int8 cannot: they must keep the Dice, to `LOSS`.
+within twice the tolerance) either is right. Half precision and int8 cannot: they must keep the Dice, a classifier the
+accuracy, to `LOSS`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.export import Dim
 
 from relay_core.config import SiteSettings
@@ -25,15 +28,16 @@ from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import BATCH, load_solver
 from relay_core.errors import ExportError
+from relay_core.export.outputs import ANSWER, OUTPUTS, SCORE
 from relay_core.export.served import Served
-from relay_core.export.session import INPUT, KEY, OUTPUTS, Facts, Precision, Session
-from relay_core.metrics import SegmentationScores
+from relay_core.export.session import INPUT, KEY, Facts, Precision, Session
+from relay_core.metrics import METRICS, ClassificationScores, SegmentationScores
 
 OPSET = 20
 TOLERANCE = 1e-4
 """Largest difference of a float32 logit to torch's."""
 LOSS = 0.01
-"""Dice per sample that half precision or int8 may lose on a test set."""
+"""Dice per sample, or accuracy, that half precision or int8 may lose on a test set."""
 CALIBRATION = 64
 """Training images that int8's ranges are measured on."""
 
@@ -48,7 +52,8 @@ class Proof:
     parity: list[dict[str, Any]] = field(default_factory=list)
     """{shape, max_abs_difference} of the logits to torch's, for random images."""
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Test site -> {images, pixels, differ, ties, dice, dice_torch}; Dice is per sample."""
+    """Test site -> {images, pixels, differ, ties, dice, dice_torch}; Dice is per sample. Of a classifier
+    {images, differ, ties, accuracy, accuracy_torch}."""
 
 
 def export(
@@ -101,7 +106,7 @@ def _to_onnx(network: Served, settings: SiteSettings) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network, (example,), None, dynamo=True, dynamic_shapes=shapes, input_names=[INPUT],
-                output_names=list(OUTPUTS), opset_version=OPSET, external_data=False, verbose=False,
+                output_names=list(OUTPUTS[network.task]), opset_version=OPSET, external_data=False, verbose=False,
             )  # fmt: skip
     finally:
         log.setLevel(level)
@@ -117,7 +122,7 @@ def _facts(checkpoint: Checkpoint, settings: SiteSettings, tests: Mapping[str, S
     return Facts(
         classes=tuple(settings.data.names()), channels=settings.data.img_channels, resolution=settings.resolution,
         input_range=(0.0, 1.0), spacing_mm=known[0] if known else None, precision=precision, run=str(meta["run"]),
-        checkpoint=checkpoint.digest, sites=tuple(sites), looks=meta.get("looks", {}),
+        checkpoint=checkpoint.digest, sites=tuple(sites), looks=meta.get("looks", {}), task=settings.data.task,
     )  # fmt: skip
 
 
@@ -177,15 +182,14 @@ def prove(
         proof.parity.append({"shape": list(images.shape), "max_abs_difference": worst})
         if not worst <= (TOLERANCE if precision == "fp32" else 1e3):
             raise ExportError(f"the exported model's logits are off by {worst:.2e} at {images.shape}; at most {TOLERANCE:g}")
+    score, of = SCORE[reference.task], "pixels of" if reference.task == "segmentation" else "of"
     for name, data in tests.items():
         proof.tests[name] = found = _on_images(session, reference, data)
         if precision == "fp32" and found["differ"]:
-            raise ExportError(
-                f"the exported model chooses other classes on {found['differ']} pixels of {name}'s test images"
-            )
-        if found["dice"] < found["dice_torch"] - LOSS:
-            lost = found["dice_torch"] - found["dice"]
-            raise ExportError(f"{precision} loses {lost:.3f} Dice on {name}'s test images; at most {LOSS:g} is let pass")
+            raise ExportError(f"the exported model chooses other classes on {found['differ']} {of} {name}'s test images")
+        lost = found[f"{score.lower()}_torch"] - found[score.lower()]
+        if lost > LOSS:
+            raise ExportError(f"{precision} loses {lost:.3f} {score} on {name}'s test images; at most {LOSS:g} is let pass")
     return proof
 
 
@@ -197,21 +201,32 @@ def _logits(network: Served, images: np.ndarray[Any, Any]) -> np.ndarray[Any, An
 
 @torch.no_grad()
 def _on_images(session: Session, reference: Served, data: SiteData) -> dict[str, Any]:
-    """Classes and Dice on a test set, side by side."""
-    theirs, ours = SegmentationScores(data.num_classes), SegmentationScores(data.num_classes)
-    differ = ties = pixels = 0
+    """Classes and their score on a test set, side by side."""
+    kind = SegmentationScores if data.task == "segmentation" else ClassificationScores
+    theirs, ours = kind(data.num_classes), kind(data.num_classes)
+    differ = ties = seen = 0
     for start in range(0, len(data), BATCH):
         index = range(start, min(start + BATCH, len(data)))
         images, labels = data.unit_batch(index)
         logits, _, _, wanted, _ = reference(images)
-        found = torch.from_numpy(session(images.numpy(), ("mask",))[0])
+        found = torch.from_numpy(session(images.numpy(), (ANSWER[data.task],))[0])
         other = found != wanted
         best = logits.topk(2, dim=1).values
         tie = other & (best[:, 0] - best[:, 1] <= 2 * TOLERANCE)
-        differ, ties, pixels = differ + int((other & ~tie).sum()), ties + int(tie.sum()), pixels + other.numel()
-        subjects, spacing = [data.subjects[i] for i in index], [data.spacing[i] for i in index]
-        theirs.update(wanted, labels, subjects, spacing)
-        ours.update(found, labels, subjects, spacing)
-    dice, dice_torch = (round(scores.compute()["dice_per_sample"], 6) for scores in (ours, theirs))
-    counts = {"images": len(data), "pixels": pixels, "differ": differ, "ties": ties}
-    return {**counts, "dice": dice, "dice_torch": dice_torch}
+        differ, ties, seen = differ + int((other & ~tie).sum()), ties + int(tie.sum()), seen + other.numel()
+        _count(theirs, wanted, labels, data, index)
+        _count(ours, found, labels, data, index)
+    score, metric = SCORE[data.task].lower(), METRICS[data.task][0]
+    counts = {"images": len(data), **({"pixels": seen} if data.task == "segmentation" else {}), "differ": differ}
+    ours_is, theirs_is = (round(scores.compute()[metric], 6) for scores in (ours, theirs))
+    return {**counts, "ties": ties, score: ours_is, f"{score}_torch": theirs_is}
+
+
+def _count(
+    scores: SegmentationScores | ClassificationScores, found: Tensor, labels: Tensor, data: SiteData, index: range
+) -> None:
+    subjects = [data.subjects[i] for i in index]
+    if isinstance(scores, SegmentationScores):
+        scores.update(found, labels, subjects, [data.spacing[i] for i in index])
+    else:  # the class is what is scored: it counts as certain
+        scores.update(F.one_hot(found.long(), data.num_classes).float(), labels, subjects)

@@ -1,4 +1,4 @@
-"""The solver as it is called: images of any size in 0..1 go in, classes of every pixel come out.
+"""The solver as it is called: images of any size in 0..1 go in, classes of every pixel, or of the image, come out.
 
 What a caller would otherwise have to get right is part of the network: the size and the range of values that the solver was
 trained with. Legend: N images, C channels, H rows, W columns, R the solver's resolution, K classes.
@@ -13,23 +13,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
+from relay_core.config.solvers import Task
 
 
 class Served(nn.Module):
-    """A solver between resizing and scaling of its input, and resizing, softmax and arg max of its output.
+    """A solver between resizing and scaling of its input, and resizing (of pixels), softmax and arg max of its output.
 
     Shape: (N, C, H, W) float32 in 0..1 -> logits and probabilities (N, K, H, W), confidence (N, H, W), the largest
     probability, mask (N, H, W) uint8, and looks (N, 2 C + 1), the numbers of `imaging.outlier`; float32 but for the mask.
+    Of a classifier the first four, of which the last is called class, are without H and W; see `outputs`.
 
     Args:
-        solver: (N, C, R, R) -> (N, K, R, R).
+        solver: (N, C, R, R) -> (N, K, R, R), or (N, K) for classification.
         resolution: R.
         out_range: values of black and white in training.
         half: the solver computes in half precision.
+        task: what the solver was trained for.
     """
 
-    def __init__(self, solver: nn.Module, resolution: int, out_range: tuple[float, float], half: bool = False) -> None:
+    def __init__(
+        self,
+        solver: nn.Module,
+        resolution: int,
+        out_range: tuple[float, float],
+        half: bool = False,
+        task: Task = "segmentation",
+    ) -> None:
         super().__init__()
+        self.task = task
         self.solver = solver.half() if half else solver
         self.resolution, self.half_precision = resolution, half
         self.low, self.span = out_range[0], out_range[1] - out_range[0]
@@ -37,14 +48,15 @@ class Served(nn.Module):
     @classmethod
     def of(cls, solver: nn.Module, settings: SiteSettings, half: bool = False) -> Self:
         """A solver with the resolution and the range that it was trained with, in eval mode."""
-        return cls(solver, settings.resolution, settings.data.out_range, half).eval()
+        return cls(solver, settings.resolution, settings.data.out_range, half, settings.data.task).eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Logits, probabilities, confidence, mask and looks."""
+        """Logits, probabilities, confidence, mask or class, and looks."""
         small = resize(image, self.resolution)
         x = small * self.span + self.low
-        y = self.solver(x.half()).float() if self.half_precision else self.solver(x)
-        logits = F.interpolate(y, size=image.shape[2:], mode="bilinear", align_corners=False)
+        logits = self.solver(x.half()).float() if self.half_precision else self.solver(x)
+        if self.task == "segmentation":
+            logits = F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
         probabilities = logits.softmax(dim=1)
         return logits, probabilities, probabilities.amax(dim=1), logits.argmax(dim=1).to(torch.uint8), _looks(small)
 

@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from relay_core.config.solvers import Task
 from relay_core.errors import DeviceError, ExportError
+from relay_core.export.outputs import OUTPUTS
 
 KEY = "relay"
 """Metadata of the model that holds `Facts` as JSON."""
 FORMAT = 1
 INPUT = "image"
-OUTPUTS = ("logits", "probabilities", "confidence", "mask", "looks")
 Precision = Literal["fp32", "fp16", "int8"]
 Array = npt.NDArray[Any]
 
@@ -34,7 +35,7 @@ class Facts:
     """What a model says of itself."""
 
     classes: tuple[str, ...]
-    """Names, the background first."""
+    """Names, by id; of a segmentation the background first."""
     channels: int
     """1 grey, 3 colour."""
     resolution: int
@@ -52,6 +53,8 @@ class Facts:
     """That it was trained at, in order."""
     looks: dict[str, Any]
     """Site -> what its training images look like, see `imaging.outlier`."""
+    task: Task = "segmentation"
+    """What it was trained for; a model without it was exported before there were classifiers."""
 
     def to_json(self) -> str:
         """For the model's metadata."""
@@ -62,7 +65,7 @@ class Facts:
         """Read `to_json`. Raises ExportError."""
         try:
             found = json.loads(text)
-            if found.pop("format") != FORMAT:
+            if found.pop("format") != FORMAT or found.get("task", "segmentation") not in OUTPUTS:
                 raise ValueError
             lists = {key: tuple(found[key]) for key in ("classes", "input_range", "sites")}
             spacing = None if found["spacing_mm"] is None else tuple(found["spacing_mm"])
@@ -127,20 +130,21 @@ class Session:
         self.degraded = device.startswith("cuda") and self.provider != "CUDAExecutionProvider"
         self.size = len(content)
 
-    def __call__(self, images: Array, outputs: Sequence[str] = OUTPUTS) -> list[Array]:
+    def __call__(self, images: Array, outputs: Sequence[str] | None = None) -> list[Array]:
         """Run a batch.
 
         Args:
             images: (N, C, H, W) float32 in 0..1.
-            outputs: which of `OUTPUTS`: logits, probabilities (N, K, H, W), confidence, mask (N, H, W), looks
-                (N, 2 C + 1).
+            outputs: which of its task's `OUTPUTS`: logits, probabilities (N, K, H, W), confidence, mask (N, H, W); of a
+                classifier logits, probabilities (N, K), confidence, class (N,); looks (N, 2 C + 1). None: all.
         """
-        found: list[Array] = self._session.run(list(outputs), {INPUT: np.ascontiguousarray(images, np.float32)})
+        wanted = list(OUTPUTS[self.facts.task] if outputs is None else outputs)
+        found: list[Array] = self._session.run(wanted, {INPUT: np.ascontiguousarray(images, np.float32)})
         return found
 
     def warm_up(self) -> float:
         """Run it once, so that the first caller does not wait; return the seconds that it took."""
         began = time.perf_counter()
         side = self.facts.resolution
-        self(np.zeros((1, self.facts.channels, side, side), np.float32), ("mask",))
+        self(np.zeros((1, self.facts.channels, side, side), np.float32), ("confidence",))
         return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Numbers from a mask: areas, volumes, cup-to-disc ratios, confidence.
+"""Numbers from a mask: areas, volumes, cup-to-disc ratios, confidence; and the tables of predictions.
 
 Legend: S slices, H rows, W columns.
 """
@@ -104,3 +104,15 @@ def rows(file: str, found: dict[str, Any], unlike: float | None) -> Iterator[lis
             entry["confidence"], found["mean_confidence"], ratios.get("vertical"), ratios.get("horizontal"), unlike,
         ]  # fmt: skip
         yield ["" if value is None else str(value) for value in values]
+
+
+def class_header(names: Sequence[str]) -> tuple[str, ...]:
+    """Columns of `class_row`, for classes of these names."""
+    return ("file", "class", "name", "confidence", *(f"probability of {name}" for name in names), "unlike")
+
+
+def class_row(file: str, found: dict[str, Any]) -> list[str]:
+    """What `prediction.classify` found in an image, as a line of a table."""
+    unlike = found["unlike"]["score"] if found["unlike"] else ""
+    sure = [entry["probability"] for entry in found["probabilities"]]
+    return [str(v) for v in (file, found["class"], found["class_name"], found["confidence"], *sure, unlike)]

@@ -1,11 +1,11 @@
-"""From a study to its mask, its measurements and its warnings, whatever runs the network.
+"""From a study to its mask or its class, its measurements and its warnings, whatever runs the network.
 
 Legend: S slices, H rows, W columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from relay_core.imaging import outlier
 from relay_core.imaging.measure import measure
 from relay_core.imaging.study import Study
 
-OUTPUTS = ("mask", "confidence", "looks")
 Run = Callable[[npt.NDArray[Any], Sequence[str]], Sequence[npt.NDArray[Any]]]
 """A model: images (N, C, H, W) float32 in 0..1 and the names of outputs -> these; see `export.session`."""
 _PIXELS = 1 << 22
@@ -53,30 +52,71 @@ def predict(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, ou
         ExportError: the model overflows.
     """
     height, width = study.pixels.shape[2:]
-    step = max(1, min(32, _PIXELS // (height * width)))
     ids = np.empty((len(study), height, width), np.uint8)
     sure = np.zeros(len(names))
     numbers = []
-    for start in range(0, len(study), step):
-        stop = min(start + step, len(study))
-        ids[start:stop], confidence, seen = run(study.batch(start, stop), OUTPUTS)
+    for start, stop in _parts(study):
+        ids[start:stop], confidence, seen = run(study.batch(start, stop), ("mask", "confidence", "looks"))
         sure += np.bincount(ids[start:stop].ravel(), confidence.ravel(), len(names))
         numbers.append(seen)
-    if not np.isfinite(sure).all():
+    _require_finite(sure)
+    return Prediction(ids, {**measure(study, ids, sure, names), **_unlike(numbers, looks, "mask")})
+
+
+def classify(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, outlier.Looks]) -> dict[str, Any]:
+    """Run a classifier over a study; the slices of a volume are one case: the mean of their probabilities counts.
+
+    Args:
+        study: the image or volume.
+        run: the model.
+        names: of its classes.
+        looks: what the training images looked like, by site.
+
+    Returns:
+        Plain data: `class`, its `class_name` and its probability, `confidence`; `probabilities` of every class; `unlike` and
+        `warnings` as in `Prediction`.
+
+    Raises:
+        ExportError: the model overflows.
+    """
+    made = [run(study.batch(*part), ("probabilities", "looks")) for part in _parts(study)]
+    mean = np.concatenate([probabilities for probabilities, _ in made]).mean(axis=0, dtype=np.float64)
+    _require_finite(mean)
+    best = int(mean.argmax())
+    return {
+        "width": study.pixels.shape[3], "height": study.pixels.shape[2], "slices": len(study),
+        "class": best, "class_name": names[best], "confidence": round(float(mean[best]), 4),
+        "probabilities": [
+            {"id": i, "name": name, "probability": round(float(p), 4)}
+            for i, (name, p) in enumerate(zip(names, mean, strict=True))
+        ],
+        **_unlike([seen for _, seen in made], looks, "class"),
+    }  # fmt: skip
+
+
+def _parts(study: Study) -> Iterator[tuple[int, int]]:
+    """Slices that run together."""
+    step = max(1, min(32, _PIXELS // (study.pixels.shape[2] * study.pixels.shape[3])))
+    return ((start, min(start + step, len(study))) for start in range(0, len(study), step))
+
+
+def _require_finite(values: npt.NDArray[Any]) -> None:
+    if not np.isfinite(values).all():
         raise ExportError("the model's probabilities are not finite numbers: take another precision")
-    found = measure(study, ids, sure, names)
+
+
+def _unlike(numbers: list[npt.NDArray[Any]], looks: Mapping[str, outlier.Looks], answer: str) -> dict[str, Any]:
     scored = outlier.score(np.concatenate(numbers), looks)
-    found["unlike"] = {"score": scored[0], "most_like": scored[1], "warn_above": outlier.WARN} if scored else None
-    found["warnings"] = _warnings(scored)
-    return Prediction(ids, found)
+    known = {"score": scored[0], "most_like": scored[1], "warn_above": outlier.WARN} if scored else None
+    return {"unlike": known, "warnings": _warnings(scored, answer)}
 
 
-def _warnings(scored: tuple[float, str] | None) -> list[str]:
+def _warnings(scored: tuple[float, str] | None, answer: str) -> list[str]:
     if scored is None:
         return ["the model does not say what its training images looked like: nobody checked whether this one is like them"]
     if scored[0] > outlier.WARN:
         return [
             f"the image looks unlike those of the training sites (score {scored[0]:.2f}, usual up to 1; most like "
-            f"{scored[1]}): do not rely on the mask"
+            f"{scored[1]}): do not rely on the {answer}"
         ]
     return []

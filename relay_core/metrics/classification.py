@@ -8,12 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_auroc,
-    multiclass_f1_score,
-    multiclass_recall,
-)
+from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score, multiclass_recall
 
 from relay_core.metrics.intervals import intervals
 
@@ -68,15 +63,14 @@ class ClassificationScores:
         counts = torch.bincount(targets, minlength=self.num_classes)
         k = self.num_classes
         recall = multiclass_recall(predicted, targets, k, average="none")
-        present = int((counts > 0).sum())
         return {
             "num_samples": len(samples),
             "num_images": len(targets),
-            "accuracy": float(multiclass_accuracy(predicted, targets, k, average="macro")),
+            "accuracy": float(recall[counts > 0].mean()),
             "accuracy_images": float(right.mean()),
             "accuracy_subjects": sum(s["right"] for s in samples) / len(samples),
             "f1": float(multiclass_f1_score(predicted, targets, k, average="macro")),
-            "auroc": self._area(probabilities, targets, counts) if present > 1 else None,
+            "auroc": _area(probabilities, targets),
             "recall_per_class": [float(r) if n else None for r, n in zip(recall, counts, strict=True)],
             "ci95": {
                 "accuracy_images": intervals(right.tolist()),
@@ -84,11 +78,6 @@ class ClassificationScores:
             },
             "samples": samples,
         }
-
-    def _area(self, probabilities: Tensor, targets: Tensor, counts: Tensor) -> float:
-        """Over the classes that have images: others have no curve."""
-        areas = multiclass_auroc(probabilities, targets, self.num_classes, average="none")
-        return float(areas[counts > 0].mean())
 
     def _samples(self, probabilities: Tensor, targets: Tensor) -> list[dict[str, Any]]:
         places: dict[str, list[int]] = {}
@@ -105,3 +94,11 @@ class ClassificationScores:
                 }
             )  # fmt: skip
         return found
+
+
+def _area(probabilities: Tensor, targets: Tensor) -> float | None:
+    """Mean over the classes that have images, others have no curve; None for fewer than two."""
+    present = targets.unique().tolist()
+    if len(present) < 2:
+        return None
+    return sum(float(binary_auroc(probabilities[:, c], (targets == c).long())) for c in present) / len(present)

@@ -6,13 +6,15 @@ no ONNX file comes from anywhere else.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from relay_core.config.solvers import Task
+from relay_core.export.outputs import SCORE
 from services.site import artifacts, audit
 from services.site.db.models import Job, Model, ModelName, Promotion
 from services.site.errors import Refusal
@@ -21,7 +23,7 @@ FILE = "model.onnx"
 MEDIA_TYPE = "application/vnd.onnx"
 Precision = Literal["fp32", "fp16", "int8"]
 EQUAL = 1e-4
-"""Dice by which two models may differ and still count as equally good."""
+"""Dice, or accuracy, by which two models may differ and still count as equally good."""
 
 
 def publish(session: Session, job: Job, said: dict[str, Any], file: tuple[str, int, str]) -> Model:
@@ -89,27 +91,33 @@ def in_production(session: Session) -> dict[str, int]:
 
 
 def compare(new: Model, current: Model | None) -> dict[str, Any]:
-    """Dice per sample on each test set, of a version and of the one in production.
+    """Dice per sample, or of classifiers accuracy, on each test set, of a version and of the one in production.
 
     Returns:
-        {sites: [{site, current, new, difference}], worse: [site]}; a test set that only the current one was proved on counts
-        as worse, because nobody knows.
+        {metric, sites: [{site, current, new, difference}], worse: [site]}; a test set that only the current one was proved
+        on counts as worse, because nobody knows; so does every one where one of the two is a classifier, and one is not.
     """
-    ours, theirs = _dice(new), _dice(current) if current is not None else {}
+    ours, theirs = _scores(new), _scores(current) if current is not None else {}
+    comparable = current is None or task_of(current) == task_of(new)
     sites: list[dict[str, Any]] = []
     for site in dict.fromkeys([*theirs, *ours]):
         before, after = theirs.get(site), ours.get(site)
-        difference = round(after - before, 6) if before is not None and after is not None else None
+        difference = round(after - before, 6) if before is not None and after is not None and comparable else None
         sites.append({"site": site, "current": before, "new": after, "difference": difference})
     worse = [
         row["site"] for row in sites
         if row["current"] is not None and (row["difference"] is None or row["difference"] < -EQUAL)
     ]  # fmt: skip
-    return {"sites": sites, "worse": worse}
+    return {"metric": SCORE[task_of(new)].lower(), "sites": sites, "worse": worse}
 
 
-def _dice(row: Model) -> dict[str, float | None]:
-    return {site: found["dice"] for site, found in row.facts["proof"]["tests"].items()}
+def task_of(row: Model) -> Task:
+    """What a version was trained for."""
+    return cast(Task, row.facts["facts"].get("task", "segmentation"))
+
+
+def _scores(row: Model) -> dict[str, float]:
+    return {site: found[SCORE[task_of(row)].lower()] for site, found in row.facts["proof"]["tests"].items()}
 
 
 def promote(session: Session, name: str, wanted: int, actor: str, reason: str | None, action: str = "promote") -> Promotion:

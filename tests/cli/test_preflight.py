@@ -96,7 +96,7 @@ def test_no_data_and_wrong_options(here, polyps, tmp_path):
     assert refused(here("preflight", "folder", tmp_path / "empty"), 4, "is empty")
     done = here("preflight", "folder", tmp_path / "empty", "--json")
     assert (json.loads(done.stdout)["error"], done.returncode) == ("data_invalid", 4)
-    assert refused(here("preflight", "folders", polyps), 3, "no data set 'folders'")
+    assert refused(here("preflight", "folders", polyps), 3, "data set 'folders' is not known")
     assert refused(here("preflight", "midline", polyps), 3, "not available")
     for options, words in {
         '{"num_clases": 2}': ["--options: unknown key 'num_clases'", "did you mean 'num_classes'?"],

@@ -1,10 +1,14 @@
 """Exported models: what is proved, what is refused, what they say of themselves."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import torch
 
+from relay_core.config import load_run
 from relay_core.config.solvers import SolverSettings
 from relay_core.engine.checkpoint import find
 from relay_core.engine.evaluate import settings_of
@@ -22,7 +26,8 @@ def checkpoint(exported):
 
 
 def data(exported, checkpoint, split):
-    return site_data(checkpoint, settings_of(checkpoint), exported.toy.run(), exported.toy.data, split)
+    run = load_run(str(exported.toy.folder / "run.yaml"))
+    return site_data(checkpoint, settings_of(checkpoint), run, exported.toy.data, split)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +71,67 @@ def test_any_batch_and_any_size_run(exported):
         np.testing.assert_allclose(outputs[1].sum(axis=1), 1, atol=1e-5)
         assert (outputs[3] == outputs[1].argmax(axis=1)).all()
         assert outputs[3].dtype == np.uint8
+
+
+def test_a_classifier_says_what_it_is_and_was_proved(classifier):
+    session = Session(classifier.content, "cpu")
+    assert (session.facts.task, session.facts.classes) == ("classification", ("negative", "positive"))
+    assert all(case["max_abs_difference"] <= 1e-4 for case in classifier.proof["parity"])
+    for found in classifier.proof["tests"].values():
+        assert found == {"images": 8, "differ": 0, "ties": 0, "accuracy": 1.0, "accuracy_torch": 1.0}
+    for count, height, width in ((1, 1, 1), (7, 16, 16), (2, 50, 31)):
+        outputs = session(np.random.default_rng(0).random((count, 1, height, width), dtype=np.float32))
+        assert [o.shape for o in outputs] == [(count, 2), (count, 2), (count,), (count,), (count, 3)]
+        np.testing.assert_allclose(outputs[1].sum(axis=1), 1, atol=1e-5)
+        np.testing.assert_array_equal(outputs[2], outputs[1].max(axis=1))
+        assert (outputs[3] == outputs[0].argmax(axis=1)).all()
+        assert outputs[3].dtype == np.uint8
+
+
+def test_a_model_that_names_no_task_is_a_segmentation(exported):
+    told = json.loads(Session(exported.content, "cpu").facts.to_json())
+    del told["task"]
+    assert Facts.of(json.dumps(told)).task == "segmentation"
+    for task in ("detection", None, ["classification"]):
+        with pytest.raises(ExportError, match="none that this version of relay exported"):
+            Facts.of(json.dumps({**told, "task": task}))
+
+
+def test_a_classifier_of_other_weights_or_less_accuracy_is_refused(classifier, monkeypatch):
+    checkpoint = find(classifier.checkpoint, print)
+    tests, training = data(classifier, checkpoint, "test"), data(classifier, checkpoint, "train")
+    solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
+    with torch.no_grad():
+        solver.head.bias += torch.tensor([0.0, 1e3])  # all are positive
+    monkeypatch.setattr(
+        exporting, "_logits", lambda network, images: Session(classifier.content, "cpu")(images, ("logits",))[0]
+    )
+    with pytest.raises(ExportError, match="chooses other classes on 4 of Domain1's test images"):
+        exporting.prove(classifier.content, Served.of(solver, trained), trained, tests, "fp32")
+    monkeypatch.undo()
+    for precision in ("fp16", "int8"):
+        _, proof = exporting.export(checkpoint, tests, precision, training["Domain2"])
+        assert proof.tests["Domain1"]["accuracy_torch"] == 1.0
+    monkeypatch.setattr(exporting, "LOSS", -1.0)
+    with pytest.raises(ExportError, match=r"fp16 loses 0\.000 accuracy on Domain1"):
+        exporting.export(checkpoint, tests, "fp16")
+
+
+CLASSIFIERS = [("resnet20", {}), ("OWM-Net", {}), ("U-Net", {"backbone": "resnet18"})]
+
+
+@pytest.mark.parametrize(("name", "settings"), CLASSIFIERS, ids=[name for name, _ in CLASSIFIERS])
+def test_every_kind_of_classifier_exports_with_parity(exported, checkpoint, name, settings):
+    torch.manual_seed(0)
+    solver = make_solver(SolverSettings.of(name, **settings), "classification", 32).eval()
+    trained = settings_of(checkpoint)
+    network = Served(solver, 32, (-1.0, 1.0), task="classification").eval()
+    model = exporting._to_onnx(network, trained)
+    entry = model.metadata_props.add()
+    facts = replace(Session(exported.content, "cpu").facts, task="classification")
+    entry.key, entry.value = KEY, facts.to_json()
+    proof = exporting.prove(model.SerializeToString(), network, trained, {}, "fp32")
+    assert max(case["max_abs_difference"] for case in proof.parity) <= 1e-4
 
 
 PLAIN = [("batch", "relu"), ("instance", "silu"), ("group", "elu"), ("none", "lrelu")]  # benchmarks/export.py has all

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from relay_core.config.solvers import SolverSettings
 from relay_core.errors import CheckpointError
@@ -57,3 +58,63 @@ def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path):
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
     with pytest.raises(CheckpointError, match="do not fit"):
         make_solver(settings)
+
+
+def test_pretrained_weights_come_from_a_folder_that_the_machine_names(tmp_path, monkeypatch):
+    settings = SolverSettings.of("resnet18", pretrain=True)
+    monkeypatch.delenv("RELAY_PRETRAINED", raising=False)
+    with pytest.raises(CheckpointError, match="RELAY_PRETRAINED"):
+        make_solver(settings, "classification")
+    source = ResNetEncoder("resnet18", 3)
+    save_file(source.state_dict(), tmp_path / "resnet18.safetensors")
+    monkeypatch.setenv("RELAY_PRETRAINED", str(tmp_path))
+    solver = make_solver(settings, "classification")
+    assert torch.equal(solver.encoder.conv1.weight, source.conv1.weight)
+
+
+PARAMETERS = {
+    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
+    "resnet152": 60_192_808, "resnext50_32x4d": 25_028_904, "resnext101_32x8d": 88_791_336,
+    "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696,
+}  # fmt: skip
+"""As torchvision documents its weights for 1,000 classes."""
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_imagenet_resnets_have_the_parameters_that_their_weight_files_have(name):
+    with torch.device("meta"):
+        solver = make_solver(SolverSettings.of(name, num_classes=1000), "classification")
+    assert sum(p.numel() for p in solver.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
+)
+def test_small_resnets_have_the_sizes_of_the_paper(name, millions):
+    """Table 6 of arXiv 1512.03385."""
+    with torch.device("meta"):
+        solver = make_solver(SolverSettings.of(name, num_classes=10), "classification")
+    assert sum(p.numel() for p in solver.parameters()) / 1e6 == pytest.approx(millions, abs=0.035)
+
+
+def test_owm_net_is_the_papers():
+    with torch.device("meta"):
+        solver = make_solver(SolverSettings.of("OWM-Net", num_classes=10), "classification", 32)
+    shapes = {name: tuple(p.shape) for name, p in solver.named_parameters()}
+    assert not any("bias" in name for name in shapes)
+    assert list(shapes.values()) == [
+        (64, 3, 2, 2), (128, 64, 2, 2), (256, 128, 2, 2), (1000, 4096), (1000, 1000), (10, 1000)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group", "layer", "none"])
+@pytest.mark.parametrize("name", ["U-Net", "resnet18", "resnet20"])
+def test_every_norm_is_an_option_of_every_solver(name, norm):
+    task = "segmentation" if name == "U-Net" else "classification"
+    more = {"base_channels": 4} if name == "U-Net" else {}
+    solver = make_solver(SolverSettings.of(name, norm=norm, activation="silu", **more), task, 32)
+    x = torch.randn(2, 3, 64, 64)
+    assert solver(x).shape == ((2, 3, 64, 64) if name == "U-Net" else (2, 3))
+    assert solver.features(x).ndim == 2
+    assert any(isinstance(m, nn.BatchNorm2d) for m in solver.modules()) == (norm == "batch")

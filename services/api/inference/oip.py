@@ -16,11 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from relay_core.config.solvers import Task
+from relay_core.export.outputs import OUTPUTS, shapes
 from services.site.errors import Refusal
 
 LENGTH = "Inference-Header-Content-Length"
 TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
-OUTPUT_TYPES = {"logits": "FP32", "probabilities": "FP32", "confidence": "FP32", "mask": "UINT8", "looks": "FP32"}
+OUTPUT_TYPES = {
+    "logits": "FP32", "probabilities": "FP32", "confidence": "FP32", "mask": "UINT8", "class": "UINT8", "looks": "FP32",
+}  # fmt: skip
+"""Of all models; which a model has, is in `relay_core.export.outputs`."""
 MAX_SIDE = 1 << 14
 """Pixels of a side: resizing takes memory by it."""
 MAX_JSON = 1 << 24
@@ -78,13 +83,14 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
     return body, None
 
 
-def parse(body: bytes, length: str | None, channels: int, classes: int, most_pixels: int) -> Asked:
+def parse(body: bytes, length: str | None, task: Task, channels: int, classes: int, most_pixels: int) -> Asked:
     """Read a request.
 
     Args:
         body: decompressed.
         length: the header `Inference-Header-Content-Length`: bytes of the JSON part; None: all of it is JSON.
-        channels: of the model's input.
+        task: what the model was trained for.
+        channels: of its input.
         classes: of its output.
         most_pixels: N x H x W that are worked on.
 
@@ -110,14 +116,19 @@ def parse(body: bytes, length: str | None, channels: int, classes: int, most_pix
     request_id = head.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise invalid("id: a string")
-    outputs, (count, _, height, width) = _outputs(head), images.shape
-    planes = {"logits": 4 * classes, "probabilities": 4 * classes, "confidence": 4, "mask": 1, "looks": 0}
-    size = sum(planes[name] * (1 if binary else 8) for name, binary in outputs.items()) * count * height * width
+    outputs, given = _outputs(head, OUTPUTS[task]), shapes(task, channels, classes)
+    size = sum(_bytes(name, given[name], images.shape) * (1 if binary else 8) for name, binary in outputs.items())
     if size > MAX_OUTPUT:
         raise Refusal(
             "too_large", f"the answer would have more than {MAX_OUTPUT} bytes; ask for fewer outputs, or for bytes"
         )
     return Asked(request_id, images, outputs)
+
+
+def _bytes(name: str, shape: Sequence[int], images: Sequence[int]) -> int:
+    """Of an output for images (N, C, H, W)."""
+    free = iter((images[0], *images[2:]))
+    return TYPES[OUTPUT_TYPES[name]].itemsize * math.prod(next(free) if n < 0 else n for n in shape)
 
 
 def _image(tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: int) -> npt.NDArray[np.float32]:
@@ -166,18 +177,18 @@ def _from_json(data: Any, count: int) -> npt.NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _outputs(head: Mapping[str, Any]) -> dict[str, bool]:
+def _outputs(head: Mapping[str, Any], known: Sequence[str]) -> dict[str, bool]:
     binary = _flag(head.get("parameters"), "binary_data_output", False)
     wanted = head.get("outputs")
     if wanted is None or wanted == []:
-        return dict.fromkeys(OUTPUT_TYPES, binary)
+        return dict.fromkeys(known, binary)
     if not isinstance(wanted, list) or not all(isinstance(entry, dict) for entry in wanted):
         raise invalid("outputs: a list of objects, each with the name of an output")
     found = {}
     for entry in wanted:
         name, parameters = entry.get("name"), entry.get("parameters")
-        if not isinstance(name, str) or name not in OUTPUT_TYPES:
-            raise invalid(f"outputs: there is no output {str(name)[:50]!r}; the model's are {', '.join(OUTPUT_TYPES)}")
+        if not isinstance(name, str) or name not in known:
+            raise invalid(f"outputs: there is no output {str(name)[:50]!r}; the model's are {', '.join(known)}")
         if isinstance(parameters, dict) and parameters.get("classification"):
             raise invalid("outputs: classification is not offered; take probabilities")
         found[name] = _flag(parameters, "binary_data", binary)
@@ -218,16 +229,13 @@ def answer(name: str, version: int, asked: Asked, results: Mapping[str, npt.NDAr
     return b"".join([text, *parts]), len(text) if parts else None
 
 
-def metadata(name: str, versions: Sequence[int], channels: int, classes: int) -> dict[str, Any]:
+def metadata(name: str, versions: Sequence[int], task: Task, channels: int, classes: int) -> dict[str, Any]:
     """A model's metadata."""
-    shapes = {
-        "logits": [-1, classes, -1, -1], "probabilities": [-1, classes, -1, -1], "confidence": [-1, -1, -1],
-        "mask": [-1, -1, -1], "looks": [-1, 2 * channels + 1],
-    }  # fmt: skip
+    given = shapes(task, channels, classes)
     return {
         "name": name,
         "versions": [str(number) for number in versions],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, channels, -1, -1]}],
-        "outputs": [{"name": key, "datatype": OUTPUT_TYPES[key], "shape": shape} for key, shape in shapes.items()],
+        "outputs": [{"name": key, "datatype": OUTPUT_TYPES[key], "shape": shape} for key, shape in given.items()],
     }

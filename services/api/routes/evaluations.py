@@ -18,7 +18,10 @@ from services.site.plan import need
 
 router = APIRouter(prefix="/api/v1/evaluations", tags=["evaluations"])
 
-MetricName = Annotated[schemas.Words, Query(description="Which matrix.", examples=["dice_per_sample"])]
+MetricName = Annotated[
+    schemas.Words | schemas.Absent,
+    Query(description="Which matrix; default: dice_per_sample, or the first that there is.", examples=["dice_per_sample"]),
+]
 
 
 @router.get("", responses=refusals("cursor_invalid"))
@@ -69,9 +72,7 @@ def matrix_json(
         **refusals("not_found", "artifact_damaged"),
     },
 )
-def matrix_csv(
-    evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = "dice_per_sample"
-) -> Response:
+def matrix_csv(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = None) -> Response:
     """A metric's matrix as a table."""
     return stored(site, _attachment(site, evaluation_id, metric, "csv"), "text/csv", f"{evaluation_id}.csv")
 
@@ -84,9 +85,7 @@ def matrix_csv(
         **refusals("not_found", "artifact_damaged"),
     },
 )
-def matrix_png(
-    evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = "dice_per_sample"
-) -> Response:
+def matrix_png(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = None) -> Response:
     """A metric's matrix as a picture."""
     return stored(site, _attachment(site, evaluation_id, metric, "png"), "image/png")
 
@@ -108,10 +107,12 @@ def get_report(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer) 
     return stored(site, found, "application/json", f"{evaluation_id}.json")
 
 
-def _attachment(site: Parts, evaluation_id: str, metric: str, kind: str) -> artifacts.Artifact:
+def _attachment(site: Parts, evaluation_id: str, metric: str | None, kind: str) -> artifacts.Artifact:
     with site.database.read() as session:
         row = need(session, Evaluation, evaluation_id)
         found = artifacts.attached(session, row.id)
+    if metric is None:
+        metric = "dice_per_sample" if "dice_per_sample" in row.matrices else min(row.matrices, default="none")
     if f"{metric}.{kind}" not in found:
         raise _no_matrix(evaluation_id, [name.removesuffix(f".{kind}") for name in found if name.endswith(f".{kind}")])
     return found[f"{metric}.{kind}"]

@@ -32,7 +32,10 @@ VersionQuery = Annotated[
 PREDICTED = {
     "X-Relay-Model": {"description": "name/version", "required": True, "schema": {"type": "string"}},
     "X-Relay-Provider": {"description": "What ran it.", "required": True, "schema": {"type": "string"}},
-    "X-Relay-Warning": {"description": "What whoever reads the mask should know.", "schema": {"type": "string"}},
+    "X-Relay-Warning": {
+        "description": "What whoever reads the answer should know.",
+        "schema": {"type": "string"},
+    },
 }
 _BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 UPLOADS = ("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/dicom", "application/gzip",
@@ -73,7 +76,7 @@ def get_model(name: schemas.ModelName, version: schemas.Version, site: Site, cal
 
 @router.get("/{name}/versions/{version}/comparison", responses=refusals("not_found"))
 def compare_model(name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer) -> schemas.Comparison:
-    """Its Dice on each test set next to that of the version in production: look before you promote."""
+    """Its Dice, or accuracy, on each test set next to that of the version in production: look before you promote."""
     with site.database.read() as session:
         row, last = registry.version(session, name, version), registry.production(session, name)
         current = registry.version(session, name, last.version) if last else None
@@ -141,7 +144,7 @@ def roll_back_model(
 
 @router.post(
     "/{name}/predict",
-    response_model=schemas.Measurements,
+    response_model=schemas.Measurements | schemas.Classified,
     responses={
         200: {
             "description": "What the model sees; other outputs are files.",
@@ -158,10 +161,10 @@ def roll_back_model(
 async def predict_image(
     name: schemas.ModelName, request: Request, site: Site, caller: Viewer, version: VersionQuery = None,
     output: Annotated[
-        schemas.Output,
-        Query(description="mask and overlay: PNG of a 2-D image; nifti: with the source's geometry; seg: DICOM SEG; all: a "
-              "zip of everything that there is."),
-    ] = "measurements",
+        schemas.Output | schemas.Absent,
+        Query(description="Default: measurements; a classifier's class, and it has nothing else. mask and overlay: PNG of a "
+              "2-D image; nifti: with the source's geometry; seg: DICOM SEG; all: a zip of everything that there is."),
+    ] = None,
 ) -> Response:  # fmt: skip
     """Send an image as the body, whatever its Content-Type: PNG, JPEG, TIFF, NIfTI (2-D, or a volume slice by slice), DICOM
     (single or multi-frame), or a zip of a DICOM series. Nothing of it is kept.
@@ -173,22 +176,36 @@ async def predict_image(
         return await to_thread.run_sync(_predict, site, name, version, content, output, limiter=site.predictions)
 
 
-def _predict(site: Parts, name: str, version: int | None, content: bytes, output: schemas.Output) -> Response:
-    from relay_core.imaging.prediction import predict
-    from relay_core.imaging.study import read_study
-
+def _predict(site: Parts, name: str, version: int | None, content: bytes, output: schemas.Output | None) -> Response:
     if not content:
         raise Refusal("bad_request", "the body is empty: send the image itself")
     with borrowed(site, name, version) as hosted:
-        facts = hosted.session.facts
-        study = read_study(content, facts.channels)
-        made = predict(study, hosted.run, facts.classes, facts.looks)
-        told = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider, **made.found}
-        body, media_type = _as_output(study, made.ids, told, hosted, output)
+        body, media_type, warnings = _seen(hosted, content, output)
     headers = {"X-Relay-Model": f"{hosted.name}/{hosted.version}", "X-Relay-Provider": hosted.session.provider}
-    if made.found["warnings"]:
-        headers["X-Relay-Warning"] = "; ".join(made.found["warnings"]).encode("ascii", "replace").decode()
+    if warnings:
+        headers["X-Relay-Warning"] = "; ".join(warnings).encode("ascii", "replace").decode()
     return Response(body, media_type=media_type, headers=headers)
+
+
+def _seen(hosted: Hosted, content: bytes, output: schemas.Output | None) -> tuple[bytes, str, list[str]]:
+    """The answer, its media type, and what to warn of."""
+    from relay_core.imaging.prediction import classify, predict
+    from relay_core.imaging.study import read_study
+
+    facts, whole = hosted.session.facts, hosted.session.facts.task == "classification"
+    if whole and output is not None:
+        message = (
+            f"output: {hosted.name} is a classifier, which says one class of an image and has no {output}: leave it out"
+        )
+        raise Refusal("invalid_request", message)
+    told: dict[str, Any] = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider}
+    study = read_study(content, facts.channels)
+    if whole:
+        told |= classify(study, hosted.run, facts.classes, facts.looks)
+        return json.dumps(told).encode(), "application/json", told["warnings"]
+    made = predict(study, hosted.run, facts.classes, facts.looks)
+    told |= made.found
+    return *_as_output(study, made.ids, told, hosted, output or "measurements"), told["warnings"]
 
 
 def _as_output(study: Any, ids: Any, told: dict[str, Any], hosted: Hosted, output: schemas.Output) -> tuple[bytes, str]:

@@ -205,7 +205,7 @@ async def _answered(request: Request, site: Parts, hosted: Hosted, raw: bytes) -
 
     def read() -> oip.Asked:
         body = oip.decompress(raw, encoding, limit)
-        return oip.parse(body, length, facts.channels, len(facts.classes), MOST_PIXELS)
+        return oip.parse(body, length, facts.task, facts.channels, len(facts.classes), MOST_PIXELS)
 
     asked = read() if len(raw) <= INLINE and not encoding else await to_thread.run_sync(read)
     results = await asyncio.wrap_future(hosted.submit(asked.images, list(asked.outputs)))
@@ -234,8 +234,8 @@ def _metadata(site: Parts, name: str, version: str | None) -> dict[str, Any]:
     with site.database.read() as session:
         row = registry.version(session, name, None if version is None else _number(version))
         versions = session.scalars(select(Model.version).where(Model.name == name).order_by(Model.version)).all()
-    facts = row.facts["facts"]
-    return oip.metadata(name, versions if version is None else [row.version], facts["channels"], len(facts["classes"]))
+    facts, shown = row.facts["facts"], versions if version is None else [row.version]
+    return oip.metadata(name, shown, registry.task_of(row), facts["channels"], len(facts["classes"]))
 
 
 def _statistics(site: Parts, name: str | None, version: str | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from services.api.schemas.jobs import (
     TrainRequest,
 )
 from services.api.schemas.models import (
+    Classified,
     Comparison,
     Measurements,
     ModelName,
@@ -41,6 +42,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointChange",
     "CheckpointId",
+    "Classified",
     "Comparison",
     "Dataset",
     "DatasetChange",

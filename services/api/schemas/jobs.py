@@ -98,13 +98,13 @@ class ExportOnnxRequest(Ask):
     name: ModelName | None = None
     """null: from the run's name."""
     precision: Precision = "fp32"
-    """fp16 and int8 are smaller; they must keep the Dice on each test set to 0.01."""
+    """fp16 and int8 are smaller; they must keep the Dice, or the accuracy, on each test set to 0.01."""
     datasets: DatasetsBySite = Field(default_factory=dict)
     """task_id -> data set; a site that is not in it takes the data set of its own name."""
 
 
 class PredictRequest(Ask):
-    """Predict every image of a data set: masks, and a table of measurements."""
+    """Predict every image of a data set: masks, and a table of measurements; of a classifier a table of classes."""
 
     model_config = ConfigDict(
         json_schema_extra={

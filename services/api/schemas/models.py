@@ -33,7 +33,7 @@ _PROOF: dict[str, JsonValue] = {
     "tests": {"Domain1": {"images": 30, "pixels": 122880, "differ": 0, "ties": 0, "dice": 0.962, "dice_torch": 0.962}},
 }  # fmt: skip
 _COMPARED: dict[str, JsonValue] = {
-    "sites": [{"site": "Domain1", "current": 0.955, "new": 0.962, "difference": 0.007}], "worse": [],
+    "metric": "dice", "sites": [{"site": "Domain1", "current": 0.955, "new": 0.962, "difference": 0.007}], "worse": [],
 }  # fmt: skip
 
 
@@ -67,15 +67,16 @@ class ModelVersion(Answer):
     size: int
     """Bytes of the file."""
     facts: dict[str, Any]
-    """What it says of itself: classes, channels, resolution, sites, checkpoint, what the training images looked like."""
+    """What it says of itself: task, classes, channels, resolution, sites, checkpoint, what the training images looked
+    like."""
     proof: dict[str, Any]
-    """Largest difference of its logits to torch's by shape; Dice on each test set next to torch's."""
+    """Largest difference of its logits to torch's by shape; Dice, or accuracy, on each test set next to torch's."""
     created_by: str
     created_at: datetime
 
 
 class SiteComparison(Answer):
-    """Dice per sample on one test set."""
+    """The metric on one test set."""
 
     site: str
     current: float | None
@@ -89,9 +90,11 @@ class Comparison(Answer):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_COMPARED]})
 
+    metric: Literal["dice", "accuracy"] = "dice"
+    """Dice per sample; accuracy of classifiers."""
     sites: list[SiteComparison]
     worse: list[str]
-    """Test sets on which it is worse, or was not tested: a promotion needs a reason then."""
+    """Test sets on which it is worse, or was not tested, or not for the same: a promotion needs a reason then."""
 
 
 class Production(Answer):
@@ -203,3 +206,49 @@ class Measurements(Answer):
     """null: the model does not say what its training images looked like."""
     warnings: list[str]
     """For whoever reads the mask; also the header X-Relay-Warning."""
+
+
+class ClassProbability(Answer):
+    """How probable a class is."""
+
+    id: int
+    name: str
+    probability: float
+
+
+class Classified(Answer):
+    """What a classifier says of an image."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "tumour", "version": 1, "provider": "CPUExecutionProvider", "width": 256, "height": 256,
+                    "slices": 1, "class": 1, "class_name": "positive", "confidence": 0.93,
+                    "probabilities": [{"id": 0, "name": "negative", "probability": 0.07},
+                                      {"id": 1, "name": "positive", "probability": 0.93}],
+                    "unlike": {"score": 0.6, "most_like": "North", "warn_above": 1.5}, "warnings": [],
+                }
+            ]
+        }
+    )  # fmt: skip
+
+    model: str
+    version: int
+    provider: str
+    """What ran it."""
+    width: int
+    height: int
+    slices: int
+    """Of a volume: they are one case, and the mean of their probabilities counts."""
+    class_: int = Field(alias="class")
+    """The most probable class."""
+    class_name: str
+    confidence: float
+    """Its probability."""
+    probabilities: list[ClassProbability]
+    """Of every class."""
+    unlike: Unlike | None
+    """null: the model does not say what its training images looked like."""
+    warnings: list[str]
+    """For whoever reads the class; also the header X-Relay-Warning."""
