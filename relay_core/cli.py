@@ -304,6 +304,27 @@ def samples(
 
 
 @app.command()
+def generated(
+    checkpoint: CheckpointArgument,
+    run: Annotated[str, typer.Option(help="Run file or recipe that names the sites' images.")],
+    data_root: DataRootOption = None,
+    features: Annotated[
+        Path | None, typer.Option(help="ONNX file of a feature network; default: the checkpoint's own solver.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=2, help="Most images of a site, real and generated.")] = 1000,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score the generators: Frechet and kernel distance (FID, KID) to the training images of the sites that are here."""
+    from relay_core.config import load_run
+    from relay_core.engine import choose_device
+    from relay_core.generated import score_generators, scores_text
+
+    found = score_generators(_checkpoint(checkpoint), load_run(run), data_root, features, count, choose_device(device))
+    print(json.dumps(found) if as_json else scores_text(found))
+
+
+@app.command()
 def inspect(checkpoint: CheckpointArgument, as_json: JsonOption = False) -> None:
     """Verify a checkpoint and say what is in it."""
     from relay_core.report import describe, description_text
@@ -319,6 +340,14 @@ def recipes() -> None:
 
     for name, path in shipped().items():
         print(f"{name:28} {path.read_text().splitlines()[0].removeprefix('# ')}")
+
+
+@app.command()
+def catalogue() -> None:
+    """Everything that a run file may name, with its settings, installed plug-ins too; Markdown."""
+    from relay_core.catalogue import catalogue as render
+
+    print(render(), end="")
 
 
 handoff.register(app)

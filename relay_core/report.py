@@ -153,7 +153,7 @@ def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, SiteSe
 
     @torch.no_grad()
     def run(images: Any, outputs: Any) -> list[Any]:
-        made = dict(zip(names, network(torch.from_numpy(images).to(device)), strict=True))
+        made = dict(zip(names, network(torch.tensor(images, device=device)), strict=True))
         return [made[name].cpu().numpy() for name in outputs]
 
     return run, settings

@@ -100,7 +100,7 @@ class DoubleGanKwargs(Settings):
 
     task: Task = "segmentation"
     """What the solver does; the data set's `task`. For classification there is no label generator: see
-    `relay_core.replay.ClassCodec`."""
+    `relay_core.replay.Replayer`."""
     optimizer_conf: OptimizerConf = OptimizerConf()
     """Optimizers."""
     img_resolution: int = Field(default=64, ge=8)

@@ -42,18 +42,20 @@ class SolverFeatures:
 
     Args:
         solver: has a method `features(images (B, C, R, R)) -> (B, D)`. It is run in eval mode, on the device that it is on.
+        out_range: the values of black and white that it was trained with.
     """
 
     source = "solver encoder (not Inception)"
     suffix = "_solver_encoder"
 
-    def __init__(self, solver: nn.Module) -> None:
-        self.solver = solver
+    def __init__(self, solver: nn.Module, out_range: tuple[float, float] = (-1.0, 1.0)) -> None:
+        self.solver, self.low, self.span = solver, out_range[0], out_range[1] - out_range[0]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Features (B, D) of a batch (B, C, R, R) in [-1, 1]."""
         training, parameter = self.solver.training, next(self.solver.parameters(), None)
+        images = (images + 1) * (self.span / 2) + self.low
         self.solver.eval()
         try:
             features: Tensor = self.solver.features(images if parameter is None else images.to(parameter.device))  # type: ignore[operator]

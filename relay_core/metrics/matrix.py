@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_TITLES = {
+TITLES = {
     "accuracy": "Accuracy (macro)",
     "accuracy_images": "Accuracy (images)",
     "accuracy_subjects": "Accuracy (subjects)",
@@ -20,6 +20,7 @@ _TITLES = {
     "f1": "F1 (macro)",
     "hd95": "95 % Hausdorff distance",
 }
+"""What each is called in tables and figures."""
 METRICS = {
     "segmentation": ("dice_per_sample", "dice", "hd95", "accuracy"),
     "classification": ("accuracy", "accuracy_images", "accuracy_subjects", "f1", "auroc"),
@@ -81,7 +82,7 @@ class ScoreMatrix:
     @property
     def title(self) -> str:
         """The metric in words, with its unit."""
-        return _TITLES.get(self.metric, self.metric) + (f" [{self.unit}]" if self.unit else "")
+        return TITLES.get(self.metric, self.metric) + (f" [{self.unit}]" if self.unit else "")
 
     @property
     def lower_is_better(self) -> bool:

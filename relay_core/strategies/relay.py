@@ -21,6 +21,8 @@ from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_
 from relay_core.strategies.base import Position, Strategy
 
 GAN = ("G_label", "G_img", "D_label", "D_img")
+SAMPLES_AT_ONCE = 64
+"""Pictures that are drawn together where many are wanted, which bounds the memory."""
 
 
 class RelayStrategy(Strategy):
@@ -253,8 +255,9 @@ class RelayStrategy(Strategy):
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.settings.random_seed)
             for name, slot in replayer.bank.slots.items():
-                drawn = replayer.draw(per_site, slots=torch.full((per_site,), slot.id, device=self.device))
-                result[name] = (drawn.images, drawn.labels)
+                slots = torch.full((per_site,), slot.id, device=self.device).split(SAMPLES_AT_ONCE)
+                drawn = [replayer.draw(len(part), slots=part) for part in slots]
+                result[name] = (torch.cat([d.images for d in drawn]), torch.cat([d.labels for d in drawn]))
         for name in self._generators():
             self.networks[name].train()
         return result

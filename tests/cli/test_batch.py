@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from relay_core import batch
-from relay_core.config.datasets import FundusKwargs
+from relay_core.config.datasets import FundusKwargs, MediastinumKwargs
 from relay_core.engine.checkpoint import find
-from relay_core.errors import ExportError, Stopped
+from relay_core.errors import DataError, ExportError, RelayError, Stopped
 from relay_core.export.session import Session
 from relay_core.imaging.prediction import predict
 from relay_core.imaging.study import read_study
-from relay_core.report import export_checkpoint
+from relay_core.report import export_checkpoint, predict_files, proof_text
 from tests.cli.test_cli import refused, relay
 
 CPU = torch.device("cpu")
@@ -121,3 +121,55 @@ def test_from_the_command_line(exported, tmp_path):
     assert not (tmp_path / "n.onnx").exists()
     done = relay("predict-dataset", exported.checkpoint, "fundus", toy.data / "Domain1", "--out", tmp_path / "p")
     assert "wrote 12 masks" in done.stdout
+
+
+SLICES = MediastinumKwargs(task="classification", class_by="positive", img_channels=1)
+COLUMNS = ["file", "class", "name", "confidence", "probability of negative", "probability of positive", "unlike"]
+
+
+def test_a_classifier_writes_a_line_an_image_and_no_masks(classifier, tmp_path):
+    checkpoint, folder, out = find(classifier.checkpoint, print), classifier.toy.data / "Domain1", tmp_path / "out"
+    asked = iter(range(100))
+    given = (checkpoint, "mediastinum-tumor", SLICES, folder, out, CPU, lambda done, total: None)
+    with pytest.raises(Stopped, match="after 5 of 20"):
+        batch.predict_dataset(*given, lambda: next(asked) >= 5)
+    with (out / "done.jsonl").open() as journal:
+        assert len(journal.readlines()) == 5
+    found = batch.predict_dataset(*given, lambda: False)
+    assert (found.images, found.problems) == (20, ())
+    assert sorted(path.name for path in out.iterdir()) == ["done.jsonl", "measurements.csv"]
+    rows = table(out)
+    assert list(rows[0]) == COLUMNS
+    truth = {f"images/{i:02}.png": i % 2 for i in range(20)}
+    assert {row["file"]: int(row["class"]) for row in rows} == truth
+    for row in rows:
+        assert row["name"] == ("positive" if row["class"] == "1" else "negative")
+        assert row["confidence"] == row[f"probability of {row['name']}"]
+        assert float(row["unlike"]) <= 1.5
+
+
+def test_classes_of_files_are_those_of_the_served_model(classifier, tmp_path):
+    checkpoint = find(classifier.checkpoint, print)
+    images = sorted((classifier.toy.data / "Domain1/images").iterdir())[:4]
+    written = predict_files(checkpoint, images, tmp_path / "out", "png", None, CPU)
+    assert written == [tmp_path / "out/classes.csv"]
+    rows = list(csv.DictReader(io.StringIO(written[0].read_text())))
+    assert (list(rows[0]), [row["file"] for row in rows]) == (COLUMNS, [path.name for path in images])
+    session = Session(classifier.content, "cpu")
+    for row, path in zip(rows, images, strict=True):
+        shown = (np.asarray(Image.open(path), np.float32) / 400).clip(0, 1)  # the window of HU that it was trained with
+        probabilities, (best,) = session(shown[None, None], ("probabilities", "class"))
+        assert int(row["class"]) == best
+        assert float(row["probability of positive"]) == pytest.approx(probabilities[0, 1], abs=1e-3)
+    for kind, pattern in (("nifti", None), ("png", "^(0)")):
+        with pytest.raises(RelayError, match="is a classifier: it has no masks"):
+            predict_files(checkpoint, images, tmp_path / "none", kind, pattern, CPU)
+    (tmp_path / "bad.png").write_bytes(images[0].read_bytes()[:100])
+    with pytest.raises(DataError, match=r"1 of 2 images cannot be read; nothing was written"):
+        predict_files(checkpoint, [images[0], tmp_path / "bad.png"], tmp_path / "none", "png", None, CPU)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_proof_is_told_in_a_line(exported, classifier):
+    assert proof_text(classifier.proof["tests"]) == "accuracy Domain1 1.000 (1.000 in torch), Domain2 1.000 (1.000 in torch)"
+    assert proof_text(exported.proof["tests"]).startswith("Dice Domain1 0.")

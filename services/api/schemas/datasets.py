@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
 
+from relay_core.config.datasets import DATASETS
 from services.api.schemas.common import EXAMPLE_DATASET, EXAMPLE_TIME, Answer, Ask, DatasetId, Note
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
-Layout = Literal["fundus", "folder"]
+
+
+def _is_known(layout: str) -> str:
+    if layout not in DATASETS:
+        raise ValueError(DATASETS.unknown(layout))
+    return layout
+
+
+Layout = Annotated[str, AfterValidator(_is_known), WithJsonSchema({"type": "string", "enum": list(DATASETS)})]
+"""A data set's name in a run file: built in, or of an installed package."""
 Options = Annotated[
     dict[str, Any],
     Field(examples=[{"num_classes": 3}]),
@@ -36,7 +46,7 @@ class DatasetRequest(Ask):
     path: Annotated[str, StringConstraints(min_length=1, max_length=500)]
     """Relative to the data root, with / between folders; no `..`, no symbolic link on the way or inside."""
     layout: Layout
-    """fundus: `{train,test}/ROIs/{image,mask}`; folder: a folder of images and one of masks."""
+    """How its files lie, by the data set's name in a run file: see docs/catalogue.md."""
     options: Options = Field(default_factory=dict)
     """Settings of the layout, as a run file has them under dataset.kwargs."""
     note: Note = ""

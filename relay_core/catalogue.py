@@ -1,0 +1,125 @@
+"""The catalogue: everything that a run file may name, with its settings, as Markdown, from the registries themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from relay_core.config.base import Settings
+from relay_core.config.datasets import DATASETS, CommonDatasetKwargs
+from relay_core.config.losses import LOSSES
+from relay_core.config.model import MODELS, Corrections, GeneratorKwargs, OptimizerConf, PyramidKwargs
+from relay_core.config.registry import Registry
+from relay_core.config.strategies import STRATEGIES
+from relay_core.config.train import OptimizerSettings, SchedulerSettings, TrainSettings
+from relay_core.metrics.matrix import METRICS, TITLES, table_row
+
+PARTS = (
+    ("Data sets", "dataset", DATASETS),
+    ("Networks", "model", MODELS),
+    ("Strategies", "strategy", STRATEGIES),
+    ("Losses", "train.loss", LOSSES),
+)
+"""Heading, key of the run file, registry."""
+_METRICS = {
+    "dice_per_sample": "Dice of each sample (a subject's slices together), mean of the foreground classes, then of samples; "
+    "1 for a class that is in neither",
+    "dice": "Dice over all pixels of the test set at once, mean of the foreground classes, and of each class",
+    "hd95": "95 % Hausdorff distance, mean of the foreground classes and of subjects; mm where the spacing is known; 0 if "
+    "both are empty, 100 if one is",
+    "accuracy": "mean over the classes of the share of a class's pixels (images) that were found",
+    "accuracy_images": "share of the images that are right",
+    "accuracy_subjects": "share of the subjects whose mean probability is largest for their class",
+    "f1": "mean over the classes of the harmonic mean of precision and recall",
+    "auroc": "area under the ROC curve, each class against the others, mean over the classes",
+}
+
+
+def catalogue(plugins: bool = True) -> str:
+    """The catalogue.
+
+    Args:
+        plugins: with what installed packages add; without, it is `docs/catalogue.md`.
+    """
+    lines = [
+        "# Catalogue", "",
+        "Everything that a run file may name, made from the registries by `relay catalogue`. Each is written as "
+        "`{name: ..., kwargs: {...}}`. How to add your own: [extend.md](extend.md).", "",
+    ]  # fmt: skip
+    for heading, key, registry in PARTS:
+        lines += [f"## {heading} (`{key}`)", "", *_registry(registry, plugins)]
+    lines += [
+        "## Training (`train`)", "", *_settings(TrainSettings), "",
+        "### `train.optimizer`", "", *_settings(OptimizerSettings), "",
+        "### `train.optimizer.lr_scheduler`", "", *_settings(SchedulerSettings), "",
+        "## Metrics", "",
+        "Of every test set, with 95 % confidence intervals by t and by bootstrap (5,000 draws), and as a matrix of sites by "
+        "test sets, with average, backward and forward transfer and forgetting.", "",
+        table_row(["metric", "task", "title", "what it is"]), "|---|---|---|---|",
+        *(table_row([f"`{m}`", task, TITLES[m], _METRICS[m]]) for task, metrics in METRICS.items() for m in metrics),
+        "",
+        "Of the generators, by `relay generated`: `fid` and `kid` with a feature network from an ONNX file, or "
+        "`fid_solver_encoder` and `kid_solver_encoder` with the features of the site's own solver, which are not comparable "
+        "with anybody's Inception FID.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _registry(registry: Registry, plugins: bool) -> Iterator[str]:
+    names = list(registry) if plugins else list(registry.builtin)
+    yield table_row(["name", "what it is"])
+    yield "|---|---|"
+    users: dict[type[Settings], list[str]] = {}
+    for name in names:
+        yield table_row([f"`{name}`", registry[name].summary])
+        users.setdefault(registry[name].kwargs, []).append(name)
+    yield ""
+    if registry is DATASETS:
+        yield from ["### Settings of every data set", "", *_settings(CommonDatasetKwargs), ""]
+    if registry is MODELS:
+        nested: dict[str, type[Settings]] = {
+            "optimizer_conf": OptimizerConf,
+            "G_img_kwargs": GeneratorKwargs,
+            "D_img_kwargs": PyramidKwargs,
+            "corrections": Corrections,
+        }
+        for key, inner in nested.items():
+            yield from [f"### `{key}` of `doublegan`", "", *_settings(inner), ""]
+    for kwargs, named in users.items():
+        base = CommonDatasetKwargs if registry is DATASETS else None
+        if own := list(_settings(kwargs, base)):
+            yield from [f"### Settings of {', '.join(f'`{name}`' for name in named)}", "", *own, ""]
+
+
+def _settings(kwargs: type[Settings], base: type[Settings] | None = None) -> Iterator[str]:
+    """A table of the settings, less those that `base` has alike."""
+    rows = [
+        table_row([f"`{key}`", _default(field), field.description or ""])
+        for key, field in kwargs.model_fields.items()
+        if base is None or not _alike(field, base.model_fields.get(key))
+    ]
+    if rows:
+        yield from [table_row(["key", "default", "meaning"]), "|---|---|---|", *rows]
+
+
+def _alike(field: FieldInfo, other: FieldInfo | None) -> bool:
+    return other is not None and (field.description, _default(field)) == (other.description, _default(other))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    return f"`{_plain(field.get_default(call_default_factory=True, validated_data={}))}`"
+
+
+def _plain(value: Any) -> str:
+    """A default as YAML has it; of nested settings only that there are some."""
+    if isinstance(value, Settings):
+        return "{...}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
