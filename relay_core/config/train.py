@@ -17,9 +17,15 @@ class SchedulerSettings(Settings):
     """How the learning rate changes over a site's budget."""
 
     name: Literal["constant", "cosine", "linear"] = "constant"
-    """constant; cosine: half a cosine down to `final`; linear: a line down to `final`."""
+    """constant; cosine (torch's CosineAnnealingLR over the budget): half a cosine down to `final`; linear: a line down to it.
+    torch's other schedulers, which count epochs, are not here."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Last learning rate, as a share of the first."""
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _torch_calls_it_otherwise(cls, value: object) -> object:
+        return "cosine" if value == "CosineAnnealingLR" else value
 
     def factor(self, progress: float) -> float:
         """Factor on the learning rate at `progress` (0..1) of the site's budget."""

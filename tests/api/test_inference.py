@@ -76,6 +76,26 @@ def test_an_unmodified_client_with_its_defaults(served, client, truth):
     assert found["inference_stats"]["success"]["ns"] > found["inference_stats"]["compute_infer"]["ns"] > 0
 
 
+def test_a_classifier_by_an_unmodified_client(served, client, classifier):
+    ok(served.promote("tumour", served.model(classifier, "tumour", dice=0.0).version))
+    told = client.get_model_metadata("tumour", headers=headers(served))
+    assert told["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, -1, -1]}]
+    assert {entry["name"]: (entry["datatype"], entry["shape"]) for entry in told["outputs"]} == {
+        "logits": ("FP32", [-1, 2]), "probabilities": ("FP32", [-1, 2]), "confidence": ("FP32", [-1]),
+        "class": ("UINT8", [-1]), "looks": ("FP32", [-1, 3]),
+    }  # fmt: skip
+    values = images(3)[:, :1]
+    made = client.infer("tumour", [tensor(values)], headers=headers(served))
+    for entry, wanted in zip(told["outputs"], Session(classifier.content, "cpu")(values), strict=True):
+        found = made.as_numpy(entry["name"])
+        np.testing.assert_array_equal(found, wanted)
+        assert (found.ndim, found.dtype) == (len(entry["shape"]), wanted.dtype)
+    for name, channels, other in (("tumour", 1, "mask"), ("fundus", 3, "class")):
+        body = {**change(shape=[1, channels, 2, 6 // channels]), "outputs": [{"name": other}]}
+        problem = refused(served.viewer.post(f"/v2/models/{name}/infer", json=body), 400, "inference_invalid")
+        assert f"there is no output '{other}'" in problem["error"]
+
+
 @pytest.mark.parametrize("packing", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
 def test_json_bytes_and_compressed_bodies_say_the_same(served, client, truth, binary, packing):

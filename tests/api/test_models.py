@@ -231,3 +231,74 @@ def test_an_image_over_the_cap_is_refused(tmp_path, exported):
         ok(predict(site, exported.image()))
         answer = site.operator.post("/api/v1/models/fundus/promote", content=b"0" * (3 << 20), headers={"If-Match": '"1"'})
         refused(answer, 413, "too_large")
+
+
+def classifies(site, classifier, name=None, accuracy=1.0):
+    """The next version of a classifier, with this accuracy on its tests."""
+    tests = {where: {**found, "accuracy": accuracy} for where, found in classifier.proof["tests"].items()}
+    return site.model(replace(classifier, proof={**classifier.proof, "tests": tests}), name, dice=0.0)
+
+
+def window(path):
+    """A slice of the toy as a grey picture, through the window of HU that it was trained with."""
+    with Image.open(path) as image:
+        return png(np.rint(np.asarray(image, np.float32) / 400 * 255).clip(0, 255).astype(np.uint8))
+
+
+def test_a_classifier_says_a_class_and_has_nothing_else(small_site, classifier, tmp_path):
+    site = small_site
+    name = classifies(site, classifier).name
+    ok(site.promote(name, 1))
+    path, images = f"/api/v1/models/{name}/predict", sorted((classifier.toy.data / "Domain2/images").iterdir())
+    for image, best in ((images[0], 0), (images[1], 1)):
+        content = window(image)
+        answer = site.viewer.post(path, content=content)
+        found = ok(answer)
+        assert (found["model"], found["width"], found["height"], found["slices"]) == (name, 20, 24, 1)
+        assert (found["class"], found["class_name"]) == (best, ("negative", "positive")[best])
+        pixels = np.asarray(Image.open(io.BytesIO(content)), np.float32)[None, None] / 255
+        (wanted,) = Session(classifier.content, "cpu")(pixels, ("probabilities",))[0]
+        assert [entry["probability"] for entry in found["probabilities"]] == [pytest.approx(p, abs=1e-3) for p in wanted]
+        assert found["confidence"] == found["probabilities"][best]["probability"]
+        assert (found["unlike"]["score"] <= 1.5, found["warnings"]) == (True, [])
+    answer = site.viewer.post(path, content=png(255 - pixels[0, 0].astype(np.uint8)))
+    assert ok(answer)["warnings"] == [answer.headers["x-relay-warning"]]
+    assert answer.headers["x-relay-warning"].endswith("do not rely on the class")
+    for output in ("measurements", "mask", "overlay", "nifti", "seg", "all"):
+        problem = refused(site.viewer.post(path, content=content, params={"output": output}), 422, "invalid_request")
+        assert f"{name} is a classifier" in problem["detail"]
+    volume = ok(site.viewer.post(path, content=nifti(VOLUME, tmp_path)))
+    assert (volume["slices"], sum(entry["probability"] for entry in volume["probabilities"])) == (
+        5,
+        pytest.approx(1, abs=1e-3),
+    )
+
+
+def test_classifiers_are_compared_by_accuracy(small_site, exported, classifier):
+    site = small_site
+    name = classifies(site, classifier, accuracy=0.9).name
+    classifies(site, classifier, name, accuracy=0.8)
+    ok(site.promote(name, 1))
+    path = f"/api/v1/models/{name}/versions"
+    compared = ok(site.viewer.get(f"{path}/2/comparison"))
+    assert (compared["metric"], compared["worse"]) == ("accuracy", ["Domain1", "Domain2"])
+    assert compared["sites"][0] == {"site": "Domain1", "current": 0.9, "new": 0.8, "difference": -0.1}
+    refused(site.promote(name, 2), 422, "reason_missing")
+    site.model(exported, name, dice=0.99)
+    compared = ok(site.viewer.get(f"{path}/3/comparison"))
+    assert (compared["metric"], compared["worse"]) == ("dice", ["Domain1", "Domain2"]), "Dice is no accuracy"
+    assert [row["difference"] for row in compared["sites"]] == [None, None]
+
+
+def test_an_evaluation_without_dice_shows_its_first_metric(small_site):
+    from services.site.db.models import Evaluation
+
+    site = small_site
+    row = site.evaluation(site.checkpoint())
+    with site.database.write() as session:
+        session.get_one(Evaluation, row.id).matrices = {"f1": {}, "accuracy": {}}
+        site.attach(row.id, "accuracy.csv", b"after,Domain2\n", "text/csv", session)
+    path = f"/api/v1/evaluations/{row.id}/matrix"
+    assert site.viewer.get(f"{path}.csv").text == "after,Domain2\n"
+    refused(site.viewer.get(f"{path}.png"), 404, "not_found")
+    assert site.viewer.get(f"{path}.csv", params={"metric": "dice_per_sample"}).text == "after,Domain1\n"

@@ -1,0 +1,95 @@
+"""`relay study` and `relay generated`: equal terms, one line a run, a report, going on where it was."""
+
+import json
+
+import pytest
+import torch
+
+from relay_core.engine import Play
+from relay_core.engine.checkpoint import find
+from relay_core.errors import RunFileError, Stopped
+from relay_core.generated import score_generators, scores_text
+from relay_core.metrics.study import Outcome, own_site
+from relay_core.study import Study, overrides_of
+
+CPU = torch.device("cpu")
+NAMES = ("relay", "sequential", "joint", "local", "si strategy.kwargs.c=9", "sequential-plain")
+
+
+def study(toy, names=NAMES, seeds=2, **kwargs):
+    return Study(str(toy.folder / "run.yaml"), names, seeds, toy.folder / "study", toy.data, CPU, **kwargs)
+
+
+def test_a_study_runs_stops_goes_on_and_reports(toy):
+    toy.write(train={"num_mimgs": 16e-6})
+    names, told = ("sequential", "joint", "si strategy.kwargs.c=9"), []
+    with pytest.raises(Stopped):
+        study(
+            toy,
+            names,
+            stop=lambda: len(told) == 3,
+            tell=lambda outcome, done, total: told.append((outcome.name, done, total)),
+        )()
+    assert [done for _, done, _ in told] == [1, 2, 3]
+    events = []
+    outcomes = study(toy, names, emit=events.append)()
+    assert [(o.name, o.seed) for o in outcomes] == [(name, seed) for seed in (0, 1) for name in names]
+    assert sum(event.kind == "started" and event.step == 0 for event in events) < 2 * 2 * len(names), (
+        "finished runs are kept"
+    )
+    before = len(events)
+    again = study(toy, names, emit=events.append)()
+    assert len(events) == before
+    assert [o.to_json() for o in again] == [o.to_json() for o in outcomes]
+    text = (toy.folder / "study/study.md").read_text()
+    assert all(f"| {name} | **" in text for name in names)
+    assert "- sequential minus joint: " in text
+    assert "## joint: mean of 2 seeds" in text
+    assert "| si strategy.kwargs.c=9 |" in text.partition("## Other metrics")[2]
+    saved = json.loads((toy.folder / "study/study.json").read_text())
+    assert [Outcome.from_json(run).main.average() for run in saved["runs"]] == [o.main.average() for o in outcomes]
+    assert (toy.folder / "study/study.png").read_bytes().startswith(b"\x89PNG")
+    assert all(o.seconds > 0 for o in outcomes)
+
+
+def test_every_run_of_a_study_has_the_same_budget_and_augmentation(toy):
+    toy.write()
+    settings = {name: run.site(1) for name, _, run in study(toy, seeds=1)._runs()}
+    assert len({s.train.model_copy(update={"augment": "none"}).model_dump_json() for s in settings.values()}) == 1
+    assert {name: s.train.augment for name, s in settings.items() if s.train.augment == "none"} == {
+        "sequential-plain": "none"
+    }
+    assert len({s.solver.model_dump_json() for s in settings.values()}) == 1
+    assert settings["si strategy.kwargs.c=9"].strategy.kwargs.c == 9
+    assert [s.mode for s in settings.values()] == ["relay", "sequential", "joint", "local", "si", "sequential"]
+    seeds = [run.site(1).random_seed for _, _, run in study(toy, ["si"], 3)._runs()]
+    assert seeds == [0, 1, 2]
+
+
+def test_what_a_study_cannot_be_made_of(toy):
+    toy.write()
+    with pytest.raises(RunFileError, match="'sequentail' is not known; did you mean 'sequential'"):
+        overrides_of("sequentail")
+    toy.write(strategy={"name": "baseline"}, model={"name": "U-Net", "kwargs": {"base_channels": 4}})
+    with pytest.raises(RunFileError, match="relay needs model doublegan"):
+        study(toy)()
+    assert not (toy.folder / "study").exists()
+    study(toy, ["local"], 1, overrides=["train.num_mimgs=1.6e-5"])()
+    with pytest.raises(RunFileError, match="another run file"):
+        study(toy, ["local"], 1)()
+
+
+def test_own_site_is_the_diagonal(exported):
+    matrix = next(
+        iter(Play(exported.toy.run(), exported.toy.folder / "out", exported.toy.data, CPU, resume=True)().values())
+    )
+    assert own_site(matrix) == pytest.approx((matrix.values[0][0] + matrix.values[1][1]) / 2)
+
+
+def test_generated_images_are_scored_against_each_sites_own(exported):
+    found = score_generators(find(exported.checkpoint, print), exported.toy.run(), exported.toy.data, None, 6, CPU)
+    assert list(found) == ["Domain1", "Domain2"]
+    for row in found.values():
+        assert row["fid_solver_encoder"] >= 0
+        assert (row["num_real"], row["num_generated"]) == (6, 6)
+    assert "not Inception" in scores_text(found)
