@@ -17,7 +17,7 @@ class SchedulerSettings(Settings):
     """How the learning rate changes over a site's budget."""
 
     name: Literal["constant", "cosine", "linear"] = "constant"
-    """constant; cosine (torch's CosineAnnealingLR over the budget): half a cosine down to `final`; linear: a line down to it.
+    """constant; cosine (torch's CosineAnnealingLR over the budget): half a cosine down to `final`; linear: a line there.
     torch's other schedulers, which count epochs, are not here."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Last learning rate, as a share of the first."""

@@ -111,4 +111,4 @@ class OWMStrategy(RememberingStrategy):
 
 def _key(name: str) -> str:
     """A layer's name as a buffer may be called."""
-    return name.replace(".", "/")
+    return name.replace(".", "__")

@@ -21,11 +21,11 @@ _EMPTY = -1
 
 
 class Memory(nn.Module):
-    """Kept images (M, C, R, R) in [-1, 1], half precision, their class ids (M, ...), and whose they are (M,); -1: none."""
+    """Kept images (M, C, R, R) in [-1, 1], their class ids (M, ...), and whose they are (M,); -1: none."""
 
     def __init__(self, capacity: int, image: tuple[int, ...], label: tuple[int, ...]) -> None:
         super().__init__()
-        self.register_buffer("images", torch.zeros(capacity, *image, dtype=torch.float16))
+        self.register_buffer("images", torch.zeros(capacity, *image))
         self.register_buffer("labels", torch.zeros(capacity, *label, dtype=torch.long))
         self.register_buffer("owners", torch.full((capacity,), _EMPTY))
         self.images: Tensor
@@ -77,7 +77,7 @@ class RehearsalStrategy(RememberingStrategy):
         count = self._rehearsed() // distributed.world()
         if count:
             chosen = distributed.randint(0, self.memory.filled, count, device=self.device)
-            kept = (self.memory.images[chosen].float() + 1) * ((self.high - self.low) / 2) + self.low
+            kept = (self.memory.images[chosen] + 1) * ((self.high - self.low) / 2) + self.low
             images, labels = torch.cat([images, kept]), torch.cat([labels, self.memory.labels[chosen]])
         return super().step(images, labels, position)
 
@@ -90,6 +90,6 @@ class RehearsalStrategy(RememberingStrategy):
         for k in range(count):
             image, label = images.batch([(2 * k + 1) * len(images) // (2 * count)])
             place = start + k
-            self.memory.images[place], self.memory.labels[place] = self._signed(image[0]).half(), label[0]
+            self.memory.images[place], self.memory.labels[place] = self._signed(image[0]), label[0]
             self.memory.owners[place] = self.sites
         super().end_site(images)

@@ -1,0 +1,77 @@
+"""What each strategy hands over travels in a bundle, and the next site goes on from it; real images never travel."""
+
+import json
+
+import pytest
+import torch
+
+from relay_core.bundle import importer, writer
+from relay_core.bundle.provenance import Known
+from relay_core.config import load_run
+from relay_core.engine import Play, checkpoint
+from relay_core.engine.checkpoint import newest
+from relay_core.engine.layout import hand_over_layout
+from relay_core.errors import BundleError
+from tests.bundle.kit import members, packed, resigned
+
+CPU = torch.device("cpu")
+
+
+def trained(toy, common, site=1):
+    path = toy.write(train={"num_mimgs": 16e-6}, **common)
+    run = load_run(str(path))
+    Play(run, toy.folder / "out", toy.data, CPU, only=site)()
+    return run, newest(toy.folder / "out" / f"task_{site}", print)
+
+
+CASES = {
+    "si": ({"strategy": {"name": "si"}}, {"solver", "importance"}),
+    "ewc": ({"strategy": {"name": "ewc", "kwargs": {"images": 4}}}, {"solver", "importance"}),
+    "owm": ({"strategy": {"name": "owm", "kwargs": {"largest": 40}}}, {"solver", "projectors"}),
+    "lwf": ({"strategy": {"name": "lwf"}}, {"solver"}),
+    "sixty-four": ({"strategy": {"name": "lwf"}, "train": {"precision": 64}}, {"solver"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_strategy_knows_travels(toy, world, case):
+    common, networks = CASES[case]
+    train = {"num_mimgs": 16e-6, **common.get("train", {})}
+    run = load_run(str(toy.write(**{**common, "train": train})))
+    Play(run, toy.folder / "out", toy.data, CPU, only=1)()
+    last = newest(toy.folder / "out/task_1", print)
+    writer.export(last.path, run, world.north, toy.folder / "one.relay")
+    known = Known({run.digest: (run, 2)}, [])
+    _, target = importer.receive(toy.folder / "one.relay", known, world.south, toy.folder / "south", hand_over_layout)
+    found = checkpoint.read(target)
+    assert set(found.networks) == networks
+    for name in networks:
+        for key, value in found.network(name).items():
+            torch.testing.assert_close(value, last.network(name)[key].to(value.dtype), rtol=0, atol=1e-7)
+    assert found.meta["state"] == {"sites": 1}
+    Play(run, toy.folder / "south", toy.data, CPU, only=2)()
+    assert newest(toy.folder / "south/task_2", print).meta["state"] == {"sites": 2}
+
+
+def test_a_count_of_sites_that_the_history_does_not_have_is_refused(toy, world):
+    run, last = trained(toy, {"strategy": {"name": "lwf"}})
+    path = toy.folder / "one.relay"
+    writer.export(last.path, run, world.north, path)
+
+    def lie(manifest):
+        manifest["checkpoint"]["state"] = {"sites": 3}
+        return manifest
+
+    path.write_bytes(packed(resigned(members(path), world.north, manifest=lie)))
+    with pytest.raises(BundleError, match="strategy or site bank"):
+        importer.receive(path, Known({run.digest: (run, 2)}, []), world.south, toy.folder / "south", hand_over_layout)
+
+
+def test_real_images_never_travel(toy, world):
+    run, last = trained(toy, {"strategy": {"name": "rehearsal", "kwargs": {"images": 4}}})
+    assert "memory" in last.networks
+    with pytest.raises(BundleError, match="real images of patients") as error:
+        writer.export(last.path, run, world.north, toy.folder / "one.relay")
+    assert error.value.code == "weights_invalid"
+    assert not (toy.folder / "one.relay").exists()
+    assert json.loads((toy.folder / "out/task_1/scores.json").read_text())["checkpoint"] == last.digest
