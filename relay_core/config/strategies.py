@@ -41,7 +41,7 @@ class SiKwargs(Settings):
 class OwmKwargs(Settings):
     """Orthogonal weight modification: gradients leave out the directions of earlier inputs (Zeng 2019, arXiv 1810.01256)."""
 
-    alpha: float = Field(default=1.0, gt=0)
+    alpha: float = Field(default=10.0, gt=0)
     """How little of a direction is left out at first."""
     decay: float = Field(default=0.1, gt=0, le=1)
     """alpha falls to alpha * decay over the pass through a site's inputs (lambda in the paper)."""
@@ -54,7 +54,7 @@ class OwmKwargs(Settings):
 class EwcKwargs(Settings):
     """Elastic weight consolidation, online: the Fisher information says what mattered (arXiv 1612.00796, 1805.06370)."""
 
-    strength: float = Field(default=100.0, ge=0)
+    strength: float = Field(default=10_000.0, ge=0)
     """Factor of the penalty (lambda)."""
     decay: float = Field(default=1.0, ge=0, le=1)
     """Factor on the information of earlier sites at each new one (gamma)."""
