@@ -231,12 +231,13 @@ def predict(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Write the solver's masks, at each image's own size."""
+    """Write the solver's masks, at each image's own size; of a classifier `classes.csv`."""
     from relay_core.engine import choose_device
-    from relay_core.report import predict_files
+    from relay_core.report import CLASSES, predict_files
 
     written = predict_files(_checkpoint(checkpoint), images, out, format_, subject_pattern, choose_device(device))
-    print(json.dumps([str(path) for path in written]) if as_json else f"wrote {len(written)} masks to {out}")
+    text = f"wrote {written[0]}" if written[0].name == CLASSES else f"wrote {len(written)} masks to {out}"
+    print(json.dumps([str(path) for path in written]) if as_json else text)
 
 
 @app.command("export-onnx")
@@ -250,12 +251,12 @@ def export_onnx(
 ) -> None:
     """Write the solver as an ONNX model that was proved to give what the solver gives."""
     from relay_core.config import load_run
-    from relay_core.report import export_checkpoint
+    from relay_core.report import export_checkpoint, proof_text
 
     proof, facts = export_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, out, precision)
     worst = max(case["max_abs_difference"] for case in proof["parity"])
-    dice = ", ".join(f"{site} {row['dice']:.3f} ({row['dice_torch']:.3f} in torch)" for site, row in proof["tests"].items())
-    text = f"wrote {out}, {proof['bytes'] / 1e6:.1f} MB, {precision}; logits within {worst:.1e}; Dice {dice}"
+    scores = proof_text(proof["tests"])
+    text = f"wrote {out}, {proof['bytes'] / 1e6:.1f} MB, {precision}; logits within {worst:.1e}; {scores}"
     print(json.dumps({"proof": proof, "facts": facts}) if as_json else text)
 
 
@@ -265,7 +266,7 @@ def predict_dataset(
     layout: Annotated[str, typer.Argument(metavar="NAME", help="Its name in a run file: fundus, folder, ...")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The site's folder.")],
     options: Annotated[str, typer.Option(metavar="JSON", help="The data set's kwargs, as in a run file.")] = "{}",
-    out: Annotated[Path, typer.Option(help="Folder for masks.zip and measurements.csv.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(help="Folder for measurements.csv, and masks.zip of masks.")] = Path("predictions"),
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -283,7 +284,7 @@ def predict_dataset(
     for problem in found.problems:
         print(f"left out: {problem}", file=sys.stderr)
     told = {"images": found.images, "unlike": found.unlike, "left_out": len(found.problems)}
-    text = f"wrote {found.images} masks to {out}; {found.unlike} images look unlike those of the sites"
+    text = f"wrote {found.images} predictions to {out}; {found.unlike} images look unlike those of the sites"
     print(json.dumps(told) if as_json else text + (f"; {len(found.problems)} left out" if found.problems else ""))
 
 

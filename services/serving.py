@@ -9,18 +9,25 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from relay_core.errors import RelayError
+from relay_core.export.outputs import SCORE
 from services.client import Client
 from services.terminal import watch_job
 
 
 def models_table(rows: Sequence[dict[str, Any]]) -> None:
     """One row a version; a star marks what is in production."""
-    table = Table(Column("model", no_wrap=True), "version", "", "precision", "MB", "Dice by test set", "made", box=None)
+    table = Table(Column("model", no_wrap=True), "version", "", "precision", "MB", "score by test set", "made", box=None)
     for row in rows:
-        dice = ", ".join(f"{site} {found['dice']:.3f}" for site, found in row["proof"]["tests"].items())
+        scores = proved(row)
         star, size = "*" if row["production"] else "", f"{row['size'] / 1e6:.1f}"
-        table.add_row(row["name"], str(row["version"]), star, row["precision"], size, dice, row["created_at"][:10])
+        table.add_row(row["name"], str(row["version"]), star, row["precision"], size, scores, row["created_at"][:10])
     Console(highlight=False, markup=False).print(table)
+
+
+def proved(row: dict[str, Any]) -> str:
+    """The Dice, or a classifier's accuracy, of a version on each test set."""
+    score = SCORE[row["facts"].get("task", "segmentation")]
+    return f"{score} " + ", ".join(f"{site} {found[score.lower()]:.3f}" for site, found in row["proof"]["tests"].items())
 
 
 def export_model(client: Client, checkpoint_id: str | None, name: str | None, precision: str) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def _change(client: Client, name: str, what: str, body: dict[str, Any]) -> None:
 
 
 def show_comparison(compared: dict[str, Any]) -> None:
-    """Dice per sample, the present version and the new one."""
+    """The score on each test set, of the present version and the new one."""
     table = Table("test set", "in production", "new", "difference", box=None)
     for row in compared["sites"]:
         cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("current", "new")]

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
@@ -18,6 +18,9 @@ PLATFORMS = ("Windows", "Darwin", "Linux")
 
 class CommonDatasetKwargs(Settings):
     """What every data set has."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
+    """What it has labels for."""
 
     task_id: int | None = Field(default=None, ge=1)
     """Number of the site in the run, from 1; the run file gives it."""
@@ -41,6 +44,13 @@ class CommonDatasetKwargs(Settings):
     """Values that black and white become."""
     num_replica: int = Field(default=1, ge=1)
     """How many times every training image is shown within an epoch."""
+
+    @field_validator("task")
+    @classmethod
+    def _has_labels_for_it(cls, task: Task) -> Task:
+        if task not in cls.tasks:
+            raise ValueError(f"this data set is for {' and '.join(cls.tasks)}, not for {task}")
+        return task
 
     @field_validator("root_path")
     @classmethod
@@ -121,6 +131,8 @@ class FolderKwargs(CommonDatasetKwargs):
 
 class SlicedKwargs(CommonDatasetKwargs):
     """What sets of slices of 3-D studies have: slices of one study are never on both sides of a split by study."""
+
+    tasks = ("segmentation", "classification")
 
     img_channels: Literal[1, 3] = 1
     """1: grey, 3: grey repeated."""

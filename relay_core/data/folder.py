@@ -170,14 +170,17 @@ def _read_rows(path: Path, kwargs: FolderKwargs) -> tuple[str, list[_Row]]:
     lines = text.splitlines()
     delimiter = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
     reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
-    columns = [(c or "").strip() for c in reader.fieldnames or ()]
+    try:
+        raws, columns = list(reader), [(c or "").strip() for c in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise DataError(f"split_file {path.name} is not a CSV table: {error}") from None
     by = next((c for c in ("image", "subject") if c in columns), None)
     if by is None or "split" not in columns:
         raise DataError(f"split_file {path.name} needs the columns image,split or subject,split; it has {columns}")
     if "site" in columns and kwargs.task_name is None:
         raise DataError(f"split_file {path.name} has a column site, so the data set needs a task_name")
     rows, problems, sites = [], [], set()
-    for number, raw in enumerate(reader, start=2):
+    for number, raw in enumerate(raws, start=2):
         row = {(k or "").strip(): v.strip() for k, v in raw.items() if isinstance(v, str)}
         split, site = row.get("split", ""), row.get("site")
         sites.add(site or "")

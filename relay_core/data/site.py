@@ -174,7 +174,7 @@ class SiteData:
         self.size: int = size
         """Side R of images and labels in pixels."""
         self.names: list[str] = [pair.name for pair in pairs]
-        """File stems, sorted."""
+        """File stems, in the order of the data set: by name, or as its table lists them."""
         self.subjects: list[str] = [pair.subject for pair in pairs]
         self.originals: list[Original] = list(originals)
         self.spacing: list[Spacing | None] = [_resized_spacing(original, size) for original in originals]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 from collections.abc import Iterator
@@ -98,7 +99,8 @@ def studies_beside(out: Path) -> dict[str, str]:
 
 
 def _ids(table: Path) -> Iterator[str]:
-    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    opened = table.open(encoding="utf-8-sig", errors="replace", newline="")
+    with contextlib.suppress(csv.Error), opened as file:  # a neighbour's broken table is the neighbour's
         for row in csv.DictReader(file, skipinitialspace=True):
             if row.get("study_id"):
                 yield row["study_id"].strip()
