@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import relay_core
 from relay_core.bundle import canonical
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_mean, is_moment, is_name, is_number, is_version
 from relay_core.bundle.weights import Table, read_table
+from relay_core.config import RunFile
 from relay_core.errors import BundleError
 
 FORMAT = 1
@@ -18,6 +20,10 @@ _FIELDS = frozenset({
     "metrics", "checkpoint", "tools",
 })  # fmt: skip
 _CHECKPOINT = frozenset({"strategy", "step", "steps", "images", "consumed", "state"})
+REMEMBERING = ("si", "owm", "ewc", "lwf")
+"""Strategies that count the sites that they have been at."""
+REAL_IMAGES = "rehearsal"
+"""The strategy whose checkpoints hold images of patients, and never leave their machine."""
 MAX_STEPS = 10**8
 """Checkpoints are named by their step, with eight digits."""
 Manifest = dict[str, Any]
@@ -168,3 +174,31 @@ def _is_game(game: Any) -> bool:
         and 0 <= ada["p"] <= 1
         and is_count(ada["count"])
     )
+
+
+def require_fit(made: Manifest, records: Sequence[Mapping[str, Any]], run: RunFile) -> None:
+    """Whether the run can have led to this history and state: its sites in its order, slots that its networks have.
+
+    Raises:
+        BundleError: `history_broken`, `bundle_damaged`.
+        RunFileError: the run file is not valid.
+    """
+    sites = [run.site(i) for i in run.task_ids[: len(records)]]
+    due = [(site.task_id, "joint" if site.mode == "joint" else site.name) for site in sites]
+    if [(record["task_id"], record["site"]) for record in records] != due:
+        raise BundleError("history_broken", "the history does not go from site to site as the run does")
+    settings, state = sites[-1], made["checkpoint"]["state"]
+    slots = {name: slot["id"] for bank in ("previous", "current") for name, slot in state.get(bank, {}).items()}
+    room = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
+    classes = [slot.get("classes") for bank in ("previous", "current") for slot in state.get(bank, {}).values()]
+    counted = settings.data.num_classes if settings.data.task == "classification" else None
+    if (
+        made["checkpoint"]["strategy"] != settings.strategy.name
+        or not slots.keys() <= {name for _, name in due}
+        or any(slot >= room for slot in slots.values())
+        or any((None if known is None else len(known)) != counted for known in classes)
+        or ("img" in state and ("label" in state) != (counted is None))
+        or state.get("sites", None if settings.strategy.name in REMEMBERING else len(records)) != len(records)
+        or settings.strategy.name == REAL_IMAGES
+    ):
+        raise BundleError("bundle_damaged", "the manifest's strategy or site bank is not one that the run's networks have")

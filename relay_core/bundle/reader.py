@@ -116,34 +116,12 @@ def _small(
         run = parse_run(members["run.yaml"].decode())
         if run.digest != made["run"]:
             raise BundleError("bundle_other_run", "the run file in the bundle is not the one that its manifest names")
-        _fits(made, records, run)
+        manifest.require_fit(made, records, run)
     except (RunFileError, NotAvailableYet, UnicodeDecodeError) as error:
         raise BundleError("bundle_damaged", f"the run file in the bundle is not valid: {error}") from None
     if not _is_text(members["MODEL_CARD.md"]):
         raise BundleError("bundle_damaged", "MODEL_CARD.md is not plain text")
     return signed, recipient, made, table, records, run
-
-
-def _fits(made: manifest.Manifest, records: list[history.Record], run: RunFile) -> None:
-    """Whether the run can have led to this history and state: its sites in its order, slots that its networks have."""
-    sites = [run.site(i) for i in run.task_ids[: len(records)]]
-    due = [(site.task_id, "joint" if site.mode == "joint" else site.name) for site in sites]
-    if [(record["task_id"], record["site"]) for record in records] != due:
-        raise BundleError("history_broken", "the history does not go from site to site as the run does")
-    settings, state = sites[-1], made["checkpoint"]["state"]
-    slots = {name: slot["id"] for bank in ("previous", "current") for name, slot in state.get(bank, {}).items()}
-    room = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
-    classes = [slot.get("classes") for bank in ("previous", "current") for slot in state.get(bank, {}).values()]
-    counted = settings.data.num_classes if settings.data.task == "classification" else None
-    if (
-        made["checkpoint"]["strategy"] != settings.strategy.name
-        or not slots.keys() <= {name for _, name in due}
-        or any(slot >= room for slot in slots.values())
-        or any((None if known is None else len(known)) != counted for known in classes)
-        or ("img" in state and ("label" in state) != (counted is None))
-        or state.get("sites", len(records)) != len(records)
-    ):
-        raise BundleError("bundle_damaged", "the manifest's strategy or site bank is not one that the run's networks have")
 
 
 def _is_text(data: bytes) -> bool:

@@ -25,6 +25,8 @@ _TYPES = {
 }  # fmt: skip
 """safetensors' name -> numpy's, torch's."""
 CARRIED = ("F32", "F16", "I64")
+EXACT = ("importance", "projectors")
+"""Networks that half precision would ruin: their numbers span more than it has."""
 _NAME = re.compile(r"network/[A-Za-z][A-Za-z0-9_]{0,60}/[A-Za-z0-9_.]{1,200}")
 
 Table = dict[str, tuple[str, tuple[int, ...]]]
@@ -223,7 +225,7 @@ def select(source: Path, tensors: Mapping[str, Stored], target: Path, half: bool
         source: the checkpoint.
         tensors: which of its tensors.
         target: the file to write.
-        half: carry float32 as float16 where every value fits; float64 is always carried as float32.
+        half: carry float32 as float16 where every value fits (never of `EXACT`); float64 is always carried as float32.
         progress: told the bytes written.
 
     Raises:
@@ -235,7 +237,7 @@ def select(source: Path, tensors: Mapping[str, Stored], target: Path, half: bool
             single = "F32" if tensor.dtype == "F64" else tensor.dtype
             if single not in CARRIED or not _NAME.fullmatch(name):
                 raise BundleError("weights_invalid", f"tensor {name} ({tensor.dtype}) is not carried")
-            finite, fits = True, half and single == "F32"
+            finite, fits = True, half and single == "F32" and name.split("/")[1] not in EXACT
             for part in chunks(file, tensor) if tensor.dtype.startswith("F") else ():
                 finite = finite and bool(np.isfinite(part).all())
                 fits = fits and bool((np.abs(part) <= np.finfo(np.float16).max).all())

@@ -108,6 +108,7 @@ def export(
         }
         digests |= {name: canonical.sha256(content) for name, content in members.items()}
         manifest.check(members["manifest.json"])  # nothing leaves that the next site would refuse
+        manifest.require_fit(made, records, run)
         members["signature.json"] = signing.sign(_name(made), digests, made["recipient"], keys)
         _write(target, members, carried, to.card.age if to else None, progress)
     digest = signing.root_digest(digests)
@@ -124,7 +125,7 @@ def write_beside(folder: Path, members: Mapping[str, bytes], provenance: Provena
 
 def _check(meta: Mapping[str, Any], run: RunFile, parent: Provenance | None) -> None:
     """Whether the checkpoint may leave, and its history has no gap."""
-    if meta["strategy"] == "rehearsal":
+    if meta["strategy"] == manifest.REAL_IMAGES:
         raise BundleError(
             "weights_invalid",
             "a checkpoint of strategy rehearsal holds real images of patients: it never leaves its machine",

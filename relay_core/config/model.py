@@ -276,7 +276,7 @@ class DoubleGanKwargs(Settings):
 
 
 MODELS = Registry(
-    "network", "relay_core.networks", Settings,
+    "network", "relay_core.networks", SolverKwargs,
     {
         "doublegan": Entry(DoubleGanKwargs, "relay_core.models.factory:make_gan", "A solver with the relay's generators and "
                            "discriminators: label maps, and images given label maps (or classes)."),

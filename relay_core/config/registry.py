@@ -71,8 +71,14 @@ class Registry(Mapping[str, Entry]):
         raise KeyError(name)
 
     def load(self, name: str) -> Any:
-        """What an entry sets up, imported. Raises as `[...]`."""
-        return attribute(self[name].make)
+        """What an entry sets up, imported. Raises as `[...]`; ImportError where what is built in lacks a package."""
+        entry = self[name]
+        if name in self.builtin:
+            return attribute(entry.make)
+        try:
+            return attribute(entry.make)
+        except Exception as error:  # of another package: anything
+            raise RunFileError(f"the {self.kind} {name!r}: {entry.make} cannot be imported: {error}") from error
 
     def unknown(self, name: str) -> str:
         """What to say about a name that is not known."""

@@ -10,15 +10,15 @@ from relay_core.config.base import Settings
 from relay_core.config.registry import Choice, Entry, Registry
 
 
-class NoKwargs(Settings):
-    """No settings."""
+class StrategyKwargs(Settings):
+    """What the settings of every strategy derive from."""
 
 
-class RelayKwargs(Settings):
+class RelayKwargs(StrategyKwargs):
     """Relay learning: replay from generators that travel along. Its settings stand with the model `doublegan`."""
 
 
-class BaselineKwargs(Settings):
+class BaselineKwargs(StrategyKwargs):
     """Plain training: each site alone (local), one after the other (sequential), or all data in one place (joint)."""
 
     mode: Literal["local", "sequential", "joint"] | None = None
@@ -26,7 +26,7 @@ class BaselineKwargs(Settings):
     None: joint where `train.joint_training` says so, sequential otherwise."""
 
 
-class SiKwargs(Settings):
+class SiKwargs(StrategyKwargs):
     """Synaptic intelligence: weights that mattered are held where they are (Zenke 2017, arXiv 1703.04200)."""
 
     c: float = Field(default=0.5, ge=0)
@@ -38,7 +38,7 @@ class SiKwargs(Settings):
     `path_integral`: minus gradient * step, as published by Zenke."""
 
 
-class OwmKwargs(Settings):
+class OwmKwargs(StrategyKwargs):
     """Orthogonal weight modification: gradients leave out the directions of earlier inputs (Zeng 2019, arXiv 1810.01256)."""
 
     alpha: float = Field(default=10.0, gt=0)
@@ -47,11 +47,14 @@ class OwmKwargs(Settings):
     """alpha falls to alpha * decay over the pass through a site's inputs (lambda in the paper)."""
     batches: int = Field(default=50, ge=1)
     """Most batches of a site whose mean inputs are taken in."""
+    project: Literal["gradient", "step"] = "gradient"
+    """What leaves the directions out. `gradient` (as published): exact where the optimizer steps along it, as SGD does; Adam
+    scales each number on its own, and steps back into them. `step`: what the optimizer did, whichever it is."""
     largest: int = Field(default=1200, ge=1)
     """Inputs of a convolution's whole patch up to which the patch is projected; a larger one's channels alone are."""
 
 
-class EwcKwargs(Settings):
+class EwcKwargs(StrategyKwargs):
     """Elastic weight consolidation, online: the Fisher information says what mattered (arXiv 1612.00796, 1805.06370)."""
 
     strength: float = Field(default=10_000.0, ge=0)
@@ -62,7 +65,7 @@ class EwcKwargs(Settings):
     """Most images of a site that the information is estimated from."""
 
 
-class LwfKwargs(Settings):
+class LwfKwargs(StrategyKwargs):
     """Learning without forgetting: distil the previous solver on the site's own images (Li 2016, arXiv 1606.09282)."""
 
     weight: float = Field(default=1.0, ge=0)
@@ -71,7 +74,7 @@ class LwfKwargs(Settings):
     """Its temperature."""
 
 
-class RehearsalKwargs(Settings):
+class RehearsalKwargs(StrategyKwargs):
     """Rehearsal of REAL images of earlier sites: leaves the air-gap promise, for studies on a single machine only."""
 
     images: int = Field(default=200, ge=1)
@@ -81,7 +84,7 @@ class RehearsalKwargs(Settings):
 
 
 STRATEGIES = Registry(
-    "strategy", "relay_core.strategies", Settings,
+    "strategy", "relay_core.strategies", StrategyKwargs,
     {
         "relay": Entry(RelayKwargs, "relay_core.strategies.relay:RelayStrategy"),
         "baseline": Entry(BaselineKwargs, "relay_core.strategies.baseline:BaselineStrategy"),

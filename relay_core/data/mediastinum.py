@@ -112,6 +112,8 @@ def _slice(row: dict[str, str], folder: Path, kwargs: MediastinumKwargs) -> Slic
     if needs_mask and not row.get("label_file"):
         raise ValueError("label_file is empty")
     mask = _file(row["label_file"], folder) if needs_mask else None
+    if row.get("hu_min") and row["hu_min"] != f"{kwargs.hu_min:g}":
+        raise ValueError(f"its file's 0 is {row['hu_min']} HU, and dataset.kwargs.hu_min is {kwargs.hu_min:g}: set it alike")
     return Slice(Pair(image, mask, row["study_id"], spacing=_spacing(row)), positive)
 
 

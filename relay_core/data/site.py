@@ -92,14 +92,20 @@ class Decoder:
         """
         problems: list[Problem] = []
         image = self._try(lambda: self.layout.read_image(pair.image, self.kwargs), pair.image, problems)
-        ids = (
-            np.array(pair.label or 0, np.uint8)
-            if self.kwargs.task == "classification"
-            else self._mask(pair, image, problems)
-        )
+        whole = self.kwargs.task == "classification"
+        ids = self._class(pair, problems) if whole else self._mask(pair, image, problems)
         if problems or image is None or ids is None:
             raise DataError("a pair cannot be used", problems)
         return image[0], ids, image[1] or pair.spacing
+
+    def _class(self, pair: Pair, problems: list[Problem]) -> npt.NDArray[np.uint8]:
+        """The class of the whole image, as an array without axes."""
+        if pair.label is None or not 0 <= pair.label < self.kwargs.num_classes:
+            said = "has no class" if pair.label is None else f"is of class {pair.label}"
+            classes = f"classes are 0 to {self.kwargs.num_classes - 1} (num_classes)"
+            problems.append(Problem(relative(pair.image, self.folder), f"{said}; {classes}"))
+            return np.zeros((), np.uint8)
+        return np.array(pair.label, np.uint8)
 
     def _mask(self, pair: Pair, image: Any, problems: list[Problem]) -> npt.NDArray[np.uint8] | None:
         mask = pair.mask

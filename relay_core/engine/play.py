@@ -123,11 +123,11 @@ class Play:
         for settings in (self.run.site(i) for i in self.run.all_ids):
             if not isinstance(settings.data, SlicedKwargs) or settings.data.same_study_ids:
                 continue
-            sets = [data[settings.name] for data in (train, self.tests) if settings.name in data]
-            for study in sorted({subject for data in sets for subject in data.subjects}):
-                other = owners.setdefault(study, settings.name)
-                if other != settings.name:
-                    problems.append(Problem(f"study {study}", f"is at {other} and at {settings.name}"))
+            for data in (sets[settings.name] for sets in (train, self.tests) if settings.name in sets):
+                for study, original in zip(data.subjects, data.originals, strict=True):
+                    other = owners.setdefault(study, settings.name)
+                    if other != settings.name:
+                        problems.append(Problem(original.image.name, f"of {settings.name}: its study is at {other} too"))
         if problems:
             raise data_error(
                 "studies are at more than one site; take them out, or, where sites number their studies alike, set "

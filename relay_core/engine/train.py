@@ -71,16 +71,24 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
     distributed.barrier()  # no process may write before all have looked
     shown = len(site.images) * settings.data.num_replica
     steps, solver_steps = settings.train.steps(shown), settings.train.solver_steps(shown)
-    if found is not None and found.meta["step"] >= steps:
+    first = int(found.meta["step"]) if found else 0
+    if found is not None and first >= steps and found.meta.get("ended", True):
         return found
     strategy, stream = _begin(site, base, found)
+    if found is not None and strategy.ends and found.meta.get("ended"):
+        raise CheckpointError(
+            f"{found.path}: {site.name} has ended after {first} steps, and strategy {strategy.name} has taken from it what "
+            "later sites need; a larger budget needs another --out"
+        )
     looks = (found.meta.get("looks") if found else None) or _looks(site, base)
     sites = [*(_trained_before(base) if base else []), site.name] if found is None else found.meta.get("sites", [site.name])
-    first = int(found.meta["step"]) if found else 0
     saver = _Saver(site, strategy, stream, steps, {"looks": looks, "sites": sites})
     site.say(events.Started(site.name, first, steps, len(site.images), str(site.device), strategy.name))
     progress = _Progress(site, first, steps)
 
+    if first >= steps:  # the budget was made smaller after this checkpoint
+        strategy.end_site(site.images)
+        return saver.save(first)
     for step in range(first, steps):
         position = Position(step, steps, solver_steps)
         images, labels = site.images.batch(stream.take(strategy.real_count(position)))
@@ -214,6 +222,7 @@ class _Saver:
             "consumed": self.stream.consumed,
             "images": len(site.images),
             "steps": self.steps,
+            "ended": step >= self.steps,
             "settings": settings.shared(),
             "hand_over": self.strategy.hand_over(),
             **self.origin,

@@ -22,7 +22,7 @@ from relay_core.preparation.volumes import files_of, read_volume
 RECORDS = ".prepared"
 HEADER = (
     "instance_id", "study_id", "img_file", "label_file", "positive", "position", "spacing_slice", "spacing_row",
-    "spacing_column",
+    "spacing_column", "hu_min",
 )  # fmt: skip
 KEYS = {"layout", "options", "inputs", "files", "rows", "facts", "picture"}
 Record = dict[str, Any]
@@ -70,6 +70,8 @@ class Job:
             cut = self.task.cut(study, volume)
         except DataError as error:
             return error.problems[0]
+        except OSError as error:  # of reading: nothing is written yet
+            return Problem(self.source.image.name, f"cannot be read: {error.strerror or error}")
         except MemoryError:
             return Problem(self.source.image.name, "does not fit into memory; give fewer --workers, or a larger machine")
         making = self.out / RECORDS / f"{study}.making"
@@ -104,7 +106,8 @@ class Job:
         for i, number in enumerate(cut.numbers):
             positive = int(cut.masks is not None and bool(cut.masks[i].any()))
             study = self.source.study
-            yield [f"{study}_{number:04d}", study, *self._names(number), str(positive), str(number), *spacing]
+            coded = [str(self.task.hu_min)] if isinstance(self.task, Mediastinum) else [""]
+            yield [f"{study}_{number:04d}", study, *self._names(number), str(positive), str(number), *spacing, *coded]
 
 
 def read_record(out: Path, study: str) -> Record | None:

@@ -17,6 +17,14 @@ PICTURES = 12
 """Studies that are shown."""
 SIDE = 320
 """Pixels of a picture's longer side."""
+_USE = {
+    "folder": [
+        "In a run file: `dataset: {name: folder, kwargs: {patient_pattern: '^(.*)_[0-9]+$', ...}}`. Without the pattern each slice "
+        "counts as a patient, and slices of one study fall on both sides of the split.",
+    ],
+    "midline": ["In a run file: `dataset: {name: midline}`."],
+}
+"""How the slices are named to a training, by layout."""
 
 
 def picture(cut: Cut) -> Image.Image:
@@ -65,6 +73,7 @@ def report_text(
     heads = ["study", "size", "spacing (mm)", "crop box", "kept / of", f"{word} slices", f"{word} ml", "notes"]
     lines += [_row(heads), _row(["---"] * len(heads))]
     lines += [_row([study, *_cells(one)]) for study, one in sorted(facts.items())]
+    lines += ["", *_USE[options["layout"]], ""] if options.get("layout") in _USE else []
     lines += ["", "Sizes and boxes: slices x rows x columns. Left in a cropped study's picture: the slice and its box."]
     if problems:
         lines += ["", "## Left out", "", *(f"- {problem}" for problem in problems)]

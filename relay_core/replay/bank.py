@@ -68,7 +68,7 @@ class SiteBank:
     def draw_classes(self, ids: Tensor) -> Tensor:
         """A class (n,) for each slot id (n,), in proportion to how many images of it the slot's site has."""
         known = {slot.id: slot.classes for slot in self.slots.values() if slot.classes}
-        rows = torch.tensor([known[int(i)] for i in ids], dtype=torch.float64)
+        rows = torch.tensor([known[i] for i in ids.tolist()], dtype=torch.float64)
         edges = (rows.cumsum(1) / rows.sum(1, keepdim=True)).to(torch.float32)
         drawn = distributed.rand(len(ids), device="cpu")[:, None]
         return torch.searchsorted(edges, drawn, right=True)[:, 0].clamp(max=rows.shape[1] - 1).to(ids.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ class Strategy(ABC):
     survive a restart are in `networks` and in the optimizers of `updaters`; everything else is in `state`.
     """
 
+    ends: ClassVar[bool] = False
+    """Whether `end_site` takes something from the site: then a site that has ended cannot be trained on."""
+
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
         self.settings, self.device = settings, device
         self.name = settings.strategy.name
@@ -72,11 +75,15 @@ class Strategy(ABC):
             return images
         return (images - self.low) * (2 / (self.high - self.low)) - 1
 
-    def _ask(self, solver: nn.Module, images: Tensor) -> Tensor:
-        """Logits, in full precision, of images in [-1, 1]: (N, K, R, R), or (N, K) for classification."""
+    def _ask(self, solver: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
+        """Logits, in full precision, of images in [-1, 1]: (N, K, R, R), or (N, K) for classification.
+
+        `exact` computes in full precision throughout, whatever `precision` says.
+        """
         if (self.low, self.high) != (-1, 1):
             images = (images + 1) * ((self.high - self.low) / 2) + self.low
-        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
+        half = self.half is not None and not exact
+        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=half):
             logits: Tensor = solver(images.to(self.dtype))
         return logits.to(self.dtype)
 

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
 from relay_core.config.strategies import OwmKwargs
-from relay_core.strategies.base import Images
+from relay_core.errors import RunFileError
+from relay_core.strategies.base import Images, Position
 from relay_core.strategies.remembering import RememberingStrategy
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+MOST = 8192
+"""Inputs of a layer: 256 MiB of its projector in single precision."""
 
 
 class OWMStrategy(RememberingStrategy):
@@ -22,9 +25,12 @@ class OWMStrategy(RememberingStrategy):
 
     Each convolution and linear layer has a projector P, the identity at first. At the end of a site, over the mean inputs x
     of its batches (the weights being what they became): `k = P x`, `P -= k k^T / (alpha_i + x^T k)`, alpha_i falling from
-    alpha to alpha * decay along the pass. At later sites `gradient := gradient P`. The input of a convolution is its patch
-    where that has up to `largest` numbers, otherwise its channels, and so it is where it is transposed. Biases and the
-    weights of normalisations learn freely: the paper's network has none.
+    alpha to alpha * decay along the pass. At later sites `gradient := gradient P`, or the optimizer's step (`project`). The
+    input of a convolution is its patch where that has up to `largest` numbers, otherwise its channels, and so it is where it
+    is transposed. Biases and the weights of normalisations learn freely: the paper's network has none.
+
+    Raises:
+        RunFileError: a layer has too many inputs for a square matrix of them.
     """
 
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
@@ -33,9 +39,16 @@ class OWMStrategy(RememberingStrategy):
         self.layers = {n: m for n, m in self.solver.named_modules() if isinstance(m, Layer)}
         projectors = nn.Module()
         for name, layer in self.layers.items():
-            projectors.register_buffer(_key(name), torch.eye(self._width(layer), device=device, dtype=self.dtype))
+            width = self._width(layer)
+            if width > MOST:
+                raise RunFileError(
+                    f"strategy owm keeps a square matrix of each layer's inputs, and {name} has {width}; at most {MOST}: "
+                    "choose another network, or smaller images"
+                )
+            projectors.register_buffer(_key(name), torch.eye(width, device=device, dtype=self.dtype))
         self.networks["projectors"] = projectors
-        self.updaters["solver"].before_step = self._project
+        if self.kwargs.project == "gradient":
+            self.updaters["solver"].before_step = self._project_gradients
 
     def hand_over(self) -> list[str]:
         """The solver and the projectors."""
@@ -54,19 +67,29 @@ class OWMStrategy(RememberingStrategy):
         return self.networks["projectors"].get_buffer(_key(name))
 
     @torch.no_grad()
-    def _project(self) -> None:
-        if self.sites == 0:
-            return
-        for name, layer in self.layers.items():
-            grad, p = layer.weight.grad, self._projector(name)
-            if grad is None:
-                continue
-            if self._by_patch(layer):
-                grad.copy_((grad.flatten(1) @ p).view_as(grad))
-            elif isinstance(layer, nn.ConvTranspose2d):
-                grad.copy_(torch.einsum("iokl,ij->jokl", grad, p))
-            else:
-                grad.copy_(torch.einsum("oi...,ij->oj...", grad, p))
+    def _project_gradients(self) -> None:
+        if self.sites:
+            for name, layer in self.layers.items():
+                if layer.weight.grad is not None:
+                    layer.weight.grad.copy_(self._projected(name, layer, layer.weight.grad))
+
+    def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
+        """One step of the solver, without the directions of earlier inputs."""
+        if self.kwargs.project == "gradient" or not self.sites:
+            return super().step(images, labels, position)
+        before = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        losses = super().step(images, labels, position)
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                layer.weight.copy_(before[name] + self._projected(name, layer, layer.weight - before[name]))
+        return losses
+
+    def _projected(self, name: str, layer: Layer, change: Tensor) -> Tensor:
+        """A change of a layer's weights, without what would change its answers to earlier inputs."""
+        p = self._projector(name)
+        if self._by_patch(layer):
+            return (change.flatten(1) @ p).view_as(change)
+        return torch.einsum("iokl,ij->jokl" if isinstance(layer, nn.ConvTranspose2d) else "oi...,ij->oj...", change, p)
 
     @torch.no_grad()
     def end_site(self, images: Images) -> None:
@@ -80,7 +103,7 @@ class OWMStrategy(RememberingStrategy):
             alpha = self.kwargs.alpha * self.kwargs.decay ** (i / steps)
             hooks = [m.register_forward_pre_hook(self._taker(n, m, alpha)) for n, m in self.layers.items()]
             index = [(i + k * steps) % len(images) for k in range(min(size, len(images)))]
-            self._ask(self.solver, self._signed(images.batch(index)[0].to(self.device)))
+            self._ask(self.solver, self._signed(images.batch(index)[0].to(self.device)), exact=True)
             for hook in hooks:
                 hook.remove()
         self.solver.train(training)

@@ -6,6 +6,7 @@ continual learning is compared with, for studies on a single machine, and it can
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,10 +15,17 @@ from torch import Tensor, nn
 from relay_core import distributed
 from relay_core.config import SiteSettings
 from relay_core.config.strategies import RehearsalKwargs
+from relay_core.errors import RunFileError
 from relay_core.strategies.base import Images, Position
 from relay_core.strategies.remembering import RememberingStrategy
 
 _EMPTY = -1
+
+
+def _evenly(items: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the items, evenly chosen."""
+    count = min(count, len(items))
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
 class Memory(nn.Module):
@@ -33,9 +41,17 @@ class Memory(nn.Module):
         self.owners: Tensor
 
     def make_room(self, sites: int) -> int:
-        """Keep an even share of `sites` + 1 for each known site, in front; return how many places are left for a new one."""
+        """Keep an even share of `sites` + 1 for each known site, in front; return how many places are left for a new one.
+
+        Raises:
+            RunFileError: there are more sites than places.
+        """
         share = len(self.owners) // (sites + 1)
-        kept = [i for site in range(sites) for i in (self.owners == site).nonzero()[:share, 0].tolist()]
+        if share == 0:
+            raise RunFileError(
+                f"strategy rehearsal keeps {len(self.owners)} images, of more sites: set strategy.kwargs.images"
+            )
+        kept = [i for site in range(sites) for i in _evenly((self.owners == site).nonzero()[:, 0].tolist(), share)]
         for tensor in (self.images, self.labels, self.owners):
             tensor[: len(kept)] = tensor[kept]
         self.owners[len(kept) :] = _EMPTY
@@ -86,10 +102,8 @@ class RehearsalStrategy(RememberingStrategy):
         """Keep an even share of this site's images, evenly chosen."""
         room = self.memory.make_room(self.sites)
         start = self.memory.filled
-        count = min(room, len(images), len(self.memory.owners) - start)
-        for k in range(count):
-            image, label = images.batch([(2 * k + 1) * len(images) // (2 * count)])
-            place = start + k
+        for place, i in enumerate(_evenly(range(len(images)), room), start=start):
+            image, label = images.batch([i])
             self.memory.images[place], self.memory.labels[place] = self._signed(image[0]), label[0]
             self.memory.owners[place] = self.sites
         super().end_site(images)

@@ -16,6 +16,7 @@ from relay_core.strategies.baseline import BaselineStrategy
 class RememberingStrategy(BaselineStrategy):
     """A baseline that knows how many sites it has been at: from the second on it also remembers."""
 
+    ends = True
     sites = 0
     """Sites whose training is over."""
 

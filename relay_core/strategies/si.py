@@ -44,7 +44,7 @@ class SIStrategy(ImportanceStrategy):
         before = [p.detach().clone() for p in self.solver.parameters()] if by_steps else []
         losses = super().step(images, labels, position)
         updater = self.updaters["solver"]
-        if losses and updater.pending == 0:
+        if losses and updater.pending == 0 and updater.bad_steps == 0:  # a step that was taken
             self._follow(before, updater.optimizer.param_groups[0]["lr"])
         return losses
 

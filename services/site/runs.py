@@ -13,6 +13,8 @@ from services.site.errors import Refusal
 
 MAX_NAME = 100
 """Characters of a site's name."""
+MAX_STRATEGY = 50
+"""Of a strategy's, as a plug-in may call it."""
 
 
 def register(session: Session, text: str, name: str, actor: str) -> tuple[Run, bool]:
@@ -37,6 +39,8 @@ def read(text: str, name: str) -> Run:
             rule = f"a task_name has at most {MAX_NAME} characters, none of them a control character"
             raise RunFileError(f"{name}: site {task_id}: {rule}")
     sites = run.sites()
+    if len(sites[0].mode) > MAX_STRATEGY:
+        raise RunFileError(f"{name}: a strategy's name has at most {MAX_STRATEGY} characters here")
     for site in sites:
         site.require_consistent()
     if len({site.mode for site in sites}) > 1:

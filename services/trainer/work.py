@@ -56,6 +56,10 @@ class Work:
     """What its messages may hold, and what people read instead."""
 
 
+CORE_VARIABLES = ("RELAY_OPS", "RELAY_PLUGINS", "RELAY_PRETRAINED")
+"""Of the core: which ops it uses, which modules a run file may name, where ImageNet weights lie."""
+
+
 def environment(devices: tuple[str, ...], keys: Path | None = None) -> dict[str, str]:
     """Variables of a job's process: ours without the service's settings and secrets, and its devices.
 
@@ -63,7 +67,7 @@ def environment(devices: tuple[str, ...], keys: Path | None = None) -> dict[str,
         devices: that it may use.
         keys: the folder of keys, for a job that needs it; such a job is told their passphrase too.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_") or name == "RELAY_OPS"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_") or name in CORE_VARIABLES}
     kept |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     if keys is not None:
         kept |= {name: os.environ[name] for name in KEY_VARIABLES if name in os.environ}

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from relay_core.bundle import importer, writer
+from relay_core.bundle import importer, manifest, writer
 from relay_core.bundle.provenance import Known
 from relay_core.config import load_run
 from relay_core.engine import Play, checkpoint
@@ -58,13 +58,25 @@ def test_a_count_of_sites_that_the_history_does_not_have_is_refused(toy, world):
     path = toy.folder / "one.relay"
     writer.export(last.path, run, world.north, path)
 
-    def lie(manifest):
-        manifest["checkpoint"]["state"] = {"sites": 3}
-        return manifest
+    honest = members(path)
+    for state in ({"sites": 3}, {}):
 
-    path.write_bytes(packed(resigned(members(path), world.north, manifest=lie)))
-    with pytest.raises(BundleError, match="strategy or site bank"):
-        importer.receive(path, Known({run.digest: (run, 2)}, []), world.south, toy.folder / "south", hand_over_layout)
+        def lie(made, state=state):
+            made["checkpoint"]["state"] = state
+            return made
+
+        path.write_bytes(packed(resigned(honest, world.north, manifest=lie)))
+        with pytest.raises(BundleError, match="strategy or site bank"):
+            importer.receive(path, Known({run.digest: (run, 2)}, []), world.south, toy.folder / "south", hand_over_layout)
+
+
+def test_importances_are_carried_exactly_in_a_bundle_of_half_precision(toy, world):
+    run, last = trained(toy, {"strategy": {"name": "ewc", "kwargs": {"images": 4}}})
+    writer.export(last.path, run, world.north, toy.folder / "one.relay", half=True)
+    known = Known({run.digest: (run, 2)}, [])
+    _, target = importer.receive(toy.folder / "one.relay", known, world.south, toy.folder / "south", hand_over_layout)
+    found = checkpoint.read(target).network("importance")
+    assert all(torch.equal(value, found[key]) for key, value in last.network("importance").items())
 
 
 def test_real_images_never_travel(toy, world):
@@ -72,6 +84,9 @@ def test_real_images_never_travel(toy, world):
     assert "memory" in last.networks
     with pytest.raises(BundleError, match="real images of patients") as error:
         writer.export(last.path, run, world.north, toy.folder / "one.relay")
+    made = {"task_id": 1, "checkpoint": {"strategy": "rehearsal", "state": {"sites": 1}}}
+    with pytest.raises(BundleError, match="strategy or site bank"):
+        manifest.require_fit(made, [{"task_id": 1, "site": "Domain1"}], run)
     assert error.value.code == "weights_invalid"
     assert not (toy.folder / "one.relay").exists()
     assert json.loads((toy.folder / "out/task_1/scores.json").read_text())["checkpoint"] == last.digest

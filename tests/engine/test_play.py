@@ -253,3 +253,29 @@ def test_scores_and_samples_on_the_way_change_nothing(toy):
     assert (toy.folder / "watched/task_1/samples-00000003.png").is_file()
     play(toy, toy.run(sites=1), "alone")()
     assert same_tensors(toy.folder / "watched/task_1", toy.folder / "alone/task_1")
+
+
+@pytest.mark.parametrize("strategy", ["ewc", "baseline"])
+def test_a_site_that_has_ended_is_not_trained_on_where_it_was_taken_from(toy, strategy):
+    def run(images):
+        return toy.run(sites=1, strategy={"name": strategy}, train={"num_mimgs": images * 1e-6})
+
+    play(toy, run(16))()
+    if strategy == "ewc":
+        with pytest.raises(CheckpointError, match="has ended after 2 steps"):
+            play(toy, run(32), resume=True)()
+        return
+    play(toy, run(32), resume=True)()
+    assert newest(toy.folder / "out/task_1", print).meta["step"] == 4
+
+
+def test_a_smaller_budget_ends_a_site_where_it_is(toy):
+    def run(images):
+        return toy.run(sites=1, strategy={"name": "ewc"}, train={"num_mimgs": images * 1e-6})
+
+    count = iter(range(9))
+    with pytest.raises(Stopped):
+        play(toy, run(48), stop=lambda: next(count) == 3)()
+    play(toy, run(16), resume=True)()
+    last = newest(toy.folder / "out/task_1", print).meta
+    assert (last["step"], last["ended"], last["state"]) == (4, True, {"sites": 1})

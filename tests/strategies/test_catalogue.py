@@ -40,7 +40,10 @@ class Images:
 def settings(task, strategy, model, loss="cross_entropy", batch=4, **train):
     return SiteSettings.model_validate(
         {
-            "dataset": {"name": "fundus", "kwargs": {"task": task, "img_size": SIZE, "task_name": "A"}},
+            "dataset": {
+                "name": "midline",
+                "kwargs": {"img_channels": 3, "num_classes": 3, "background_label": True, "task": task, "img_size": SIZE},
+            },
             "strategy": strategy,
             "model": model,
             "train": {"num_mimgs": 1, "batch_size": batch, "loss": {"name": loss}, **train},

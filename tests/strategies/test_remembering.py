@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from relay_core.strategies import make_strategy
+from relay_core.errors import RunFileError
+from relay_core.strategies import Position, make_strategy
 from tests.strategies.test_catalogue import CPU, Images, gan, settings, train
 
 TASK = "classification"
@@ -173,3 +174,52 @@ def test_rehearsal_keeps_an_even_share_of_every_site():
     near = (known.images - kept).abs().flatten(1).amax(dim=1)
     assert near.min() < 1e-3, "a real image of the first site"
     assert known.labels[int(near.argmin())] == strategy.memory.labels[place]
+
+
+def test_si_follows_no_step_that_was_not_taken():
+    """Half precision skips a step whose gradients overflow; its gradients are no way that the weights went."""
+    strategy, data = make("si", {"name": "U-Net", "kwargs": {"base_channels": 4}}, PLAIN), Images(TASK)
+    strategy.begin_site("A", len(data))
+    before = weights(strategy.networks["path"])
+    strategy.updaters["solver"].scaler = torch.amp.GradScaler("cpu")
+    strategy.loss = lambda logits, ids: (logits * float("inf")).sum()
+    strategy.step(*data.batch([0, 1]), Position(0, 6, 6))
+    assert not all(p.grad.isfinite().all() for p in strategy.solver.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(strategy.networks["path"]), strict=True))
+
+
+@pytest.mark.parametrize("project", ["gradient", "step"])
+def test_adam_steps_into_what_a_projected_gradient_leaves_out(project):
+    strategy, data = make("owm", {"name": "OWM-Net", "kwargs": {"dropout": 0.0}}, {"augment": "none"}, project=project,
+                          alpha=1e-6, batches=1), Images(TASK, count=4)  # fmt: skip
+    strategy.begin_site("A", len(data))
+    strategy.end_site(data)
+    strategy.begin_site("B", 12)
+    before = strategy.solver.fc2.weight.detach().clone()
+    train(strategy, Images(TASK, seed=3), 0, 2)
+    change = strategy.solver.fc2.weight.detach() - before
+    left = torch.eye(1000) - strategy._projector("fc2")
+    assert ((change @ left).norm() < 1e-3 * change.norm()) == (project == "step")
+
+
+def test_owm_refuses_what_no_memory_holds():
+    chosen = settings(TASK, {"name": "owm"}, {"name": "OWM-Net"})
+    raw = chosen.model_dump(mode="json")
+    raw["dataset"]["kwargs"]["img_size"] = 64
+    large = type(chosen).model_validate(raw)
+    with pytest.raises(RunFileError, match=r"fc1 has 16384; at most 8192"):
+        make_strategy(large, torch.device("meta"))
+
+
+def test_rehearsal_keeps_images_from_all_over_a_site():
+    strategy = make("rehearsal", images=8)
+    data = Images(TASK, count=40)
+    data.labels = torch.arange(40)
+    for name in "ABCD":
+        strategy.begin_site(name, len(data))
+        strategy.end_site(data)
+    first = strategy.memory.labels[strategy.memory.owners == 0].tolist()
+    assert len(first) == 2
+    assert first[0] < 20 <= first[1]
+    with pytest.raises(RunFileError, match="of more sites"):
+        make("rehearsal", images=2).memory.make_room(2)
