@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -70,7 +71,9 @@ class Job:
             cut = self.task.cut(study, volume)
         except DataError as error:
             return error.problems[0]
-        except OSError as error:  # of reading: nothing is written yet
+        except OSError as error:  # of reading
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a decoder's own file: no fault of this study's
+                raise
             return Problem(self.source.image.name, f"cannot be read: {error.strerror or error}")
         except MemoryError:
             return Problem(self.source.image.name, "does not fit into memory; give fewer --workers, or a larger machine")

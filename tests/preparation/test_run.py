@@ -35,7 +35,7 @@ def test_hu_come_back_and_the_table_names_the_slices(ct, tmp_path):
     assert (made.studies, made.made, made.slices, made.positive) == (2, 2, 4, 4)
     rows = table(out)
     assert list(rows[0]) == ["instance_id", "study_id", "img_file", "label_file", "positive", "position", "spacing_slice",
-                             "spacing_row", "spacing_column"]  # fmt: skip
+                             "spacing_row", "spacing_column", "hu_min"]  # fmt: skip
     assert list(rows[0].values()) == ["a_0012", "a", "images/a_0012.png", "labels/a_0012.png", "1", "12", "5", "3", "3"]
     assert [row["instance_id"] for row in rows] == ["a_0012", "a_0013", "b_0012", "b_0013"]
     part = slice(*LUNGS[1]), slice(*LUNGS[2])
