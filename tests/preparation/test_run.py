@@ -36,7 +36,8 @@ def test_hu_come_back_and_the_table_names_the_slices(ct, tmp_path):
     rows = table(out)
     assert list(rows[0]) == ["instance_id", "study_id", "img_file", "label_file", "positive", "position", "spacing_slice",
                              "spacing_row", "spacing_column", "hu_min"]  # fmt: skip
-    assert list(rows[0].values()) == ["a_0012", "a", "images/a_0012.png", "labels/a_0012.png", "1", "12", "5", "3", "3"]
+    first = ["a_0012", "a", "images/a_0012.png", "labels/a_0012.png", "1", "12", "5", "3", "3", "-160"]
+    assert list(rows[0].values()) == first
     assert [row["instance_id"] for row in rows] == ["a_0012", "a_0013", "b_0012", "b_0013"]
     part = slice(*LUNGS[1]), slice(*LUNGS[2])
     image, label = pixels(out / "images/a_0013.png"), pixels(out / "labels/a_0013.png")
