@@ -88,6 +88,19 @@ def test_options_are_those_of_a_run_file_and_stay_inside(site, options, code, ke
     refused(site.operator.patch(f"/api/v1/datasets/{made['id']}", json={"options": options}, headers=headers), 422, code)
 
 
+@pytest.mark.parametrize(("layout", "options"), [
+    ("mediastinum-tumor", {"hu_min": -1000, "background_label": True, "num_classes": 3}),
+    ("midline", {"task": "classification", "class_by": "positive"}),
+])  # fmt: skip
+def test_every_data_set_of_the_catalogue_can_be_registered(site, layout, options):
+    made = ok(site.operator.post("/api/v1/datasets", json=body(site, layout=layout, options=options)), 201)
+    assert (made["layout"], made["options"]) == (layout, options)
+    wrong = site.operator.post("/api/v1/datasets", json=body(site, layout=layout, options={"num_classes": 7}))
+    assert "classes" in refused(wrong, 422, "invalid_request")["detail"]
+    problem = refused(site.operator.post("/api/v1/datasets", json=body(site, layout="midlin")), 422, "invalid_request")
+    assert "did you mean 'midline'" in problem["detail"]
+
+
 def test_a_number_that_json_does_not_know_is_refused(site):
     text = '{"name": "inf", "path": "x", "layout": "fundus", "options": {"out_range": [-1, Infinity]}}'
     answer = site.operator.post("/api/v1/datasets", content=text, headers={"Content-Type": "application/json"})
