@@ -29,9 +29,12 @@ def recipes() -> dict[str, Path]:
 def merge(base: Any, over: Any) -> Any:
     """`base` overridden by `over`, key by key; anything but two mappings is replaced.
 
-    A mapping that names another thing (data set, model, loss) takes nothing over from the one it replaces.
+    A mapping that names another thing (data set, model, loss) takes nothing over from the one it replaces; neither do the
+    settings of another solver (`solver_name`, `solver_kwargs`).
     """
     if isinstance(base, Mapping) and isinstance(over, Mapping) and base.get("name") == over.get("name", base.get("name")):
+        if base.get("solver_name") != over.get("solver_name", base.get("solver_name")):
+            base = {key: value for key, value in base.items() if key != "solver_kwargs"}
         return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
     return over
 

@@ -264,6 +264,11 @@ def test_another_name_takes_nothing_over():
     base = {"loss": {"name": "explog", "kwargs": {"gamma": 0.3}}}
     assert merge(base, {"loss": {"name": "dice"}}) == {"loss": {"name": "dice"}}
     assert merge(base, {"loss": {"kwargs": {"weight": [1]}}})["loss"]["kwargs"] == {"gamma": 0.3, "weight": [1]}
+    solver = {"solver_name": "U-Net", "solver_kwargs": {"bilinear": True}, "num_stages": 1}
+    assert merge(solver, {"solver_name": "resnet20", "solver_kwargs": {"norm": "group"}}) == {
+        "solver_name": "resnet20", "solver_kwargs": {"norm": "group"}, "num_stages": 1
+    }  # fmt: skip
+    assert merge(solver, {"solver_kwargs": {"norm": "group"}})["solver_kwargs"] == {"bilinear": True, "norm": "group"}
 
 
 def test_no_torch_at_start():
