@@ -23,13 +23,6 @@ class RunFileError(RelayError):
     exit_code = 3
 
 
-class NotAvailableYet(RelayError):
-    """A known option of the method that this version does not carry out."""
-
-    code = "not_available_yet"
-    exit_code = 3
-
-
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with one file of a data set; `file` is relative to the site's folder."""

@@ -20,7 +20,7 @@ from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.private import private_folder
 from relay_core.bundle.trust import Roster
 from relay_core.config import RunFile, parse_run
-from relay_core.errors import BundleError, NotAvailableYet, RunFileError
+from relay_core.errors import BundleError, RunFileError
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _small(
         if run.digest != made["run"]:
             raise BundleError("bundle_other_run", "the run file in the bundle is not the one that its manifest names")
         manifest.require_fit(made, records, run)
-    except (RunFileError, NotAvailableYet, UnicodeDecodeError) as error:
+    except (RunFileError, UnicodeDecodeError) as error:
         raise BundleError("bundle_damaged", f"the run file in the bundle is not valid: {error}") from None
     if not _is_text(members["MODEL_CARD.md"]):
         raise BundleError("bundle_damaged", "MODEL_CARD.md is not plain text")

@@ -55,7 +55,8 @@ class SolverFeatures:
     def __call__(self, images: Tensor) -> Tensor:
         """Features (B, D) of a batch (B, C, R, R) in [-1, 1]."""
         training, parameter = self.solver.training, next(self.solver.parameters(), None)
-        images = (images + 1) * (self.span / 2) + self.low
+        if (self.low, self.span) != (-1, 2):
+            images = (images + 1) * (self.span / 2) + self.low
         self.solver.eval()
         try:
             features: Tensor = self.solver.features(images if parameter is None else images.to(parameter.device))  # type: ignore[operator]

@@ -73,7 +73,6 @@ CATALOGUE: dict[str, Entry] = {
     # the core's
     "relay_error": Entry(422, "The relay core refused"),
     "run_file_invalid": Entry(422, "The run file is not valid"),
-    "not_available_yet": Entry(422, "This version cannot do that yet"),
     "data_invalid": Entry(422, "The data set cannot be used"),
     "checkpoint_invalid": Entry(422, "The checkpoint cannot be used"),
     "training_diverged": Entry(500, "The training diverged"),

@@ -27,7 +27,6 @@ def read(text: str, name: str) -> Run:
 
     Raises:
         RunFileError: not valid; the message names line and key, or the site whose name cannot be kept.
-        NotAvailableYet: it asks for what this version cannot do.
         Refusal: `path_escape` where a setting names a file of this machine's.
     """
     run = parse_run(text, name)

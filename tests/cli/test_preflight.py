@@ -97,7 +97,7 @@ def test_no_data_and_wrong_options(here, polyps, tmp_path):
     done = here("preflight", "folder", tmp_path / "empty", "--json")
     assert (json.loads(done.stdout)["error"], done.returncode) == ("data_invalid", 4)
     assert refused(here("preflight", "folders", polyps), 3, "data set 'folders' is not known")
-    assert refused(here("preflight", "midline", polyps), 3, "not available")
+    assert refused(here("preflight", "mediastinum-tumor", polyps), 4, "has no meta.txt")
     for options, words in {
         '{"num_clases": 2}': ["--options: unknown key 'num_clases'", "did you mean 'num_classes'?"],
         '{"num_classes": "two"}': ["--options: num_classes: ", "valid integer"],

@@ -159,8 +159,8 @@ def test_a_state_dict_without_lightning_is_sent_to_pretrained(contents, tmp_path
 )
 def test_a_classifier_alone(contents, tmp_path, monkeypatch, network, classifier):
     """By the names that such networks usually have: none of the published code's was at hand."""
-    folder = ["dataset.name=folder", "dataset.kwargs.task=classification"]
-    overrides = [*folder, "strategy.name=baseline", f"model={network}", "train.loss={name: cross_entropy}"]
+    slices = "dataset={name: midline, kwargs: {task: classification, img_channels: 3, num_classes: 3}}"
+    overrides = [slices, "strategy.name=baseline", f"model={network}", "train.loss={name: cross_entropy}"]
     like = make_strategy(run(*overrides).site(2), CPU).solver.state_dict()
     theirs = {}
     for key, value in like.items():

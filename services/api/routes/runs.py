@@ -45,7 +45,7 @@ async def _run_file(request: Request) -> str:
     responses={
         **success(201, "Registered.", headers=LOCATION | ETAG),
         200: {"description": "Known already.", "model": schemas.Run, "headers": LOCATION | ETAG},
-        **changes("run_file_invalid", "not_available_yet", "path_escape"),
+        **changes("run_file_invalid", "path_escape"),
     },
     openapi_extra={"requestBody": {"required": True, "content": _FILE}},
 )
