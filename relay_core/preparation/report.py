@@ -19,8 +19,8 @@ SIDE = 320
 """Pixels of a picture's longer side."""
 _USE = {
     "folder": [
-        "In a run file: `dataset: {name: folder, kwargs: {patient_pattern: '^(.*)_[0-9]+$', ...}}`. Without the pattern each slice "
-        "counts as a patient, and slices of one study fall on both sides of the split.",
+        "In a run file: `{name: folder, kwargs: {patient_pattern: '^(.*)_[0-9]+$', ...}}`. Without the pattern each "
+        "slice counts as a patient, and slices of one study fall on both sides of the split.",
     ],
     "midline": ["In a run file: `dataset: {name: midline}`."],
 }
