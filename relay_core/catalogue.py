@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from relay_core.config.base import Settings
 from relay_core.config.datasets import DATASETS, CommonDatasetKwargs
 from relay_core.config.losses import LOSSES
-from relay_core.config.model import MODELS, Corrections, GeneratorKwargs, OptimizerConf, PyramidKwargs
+from relay_core.config.model import MODELS, Corrections, DiscriminatorKwargs, GeneratorKwargs, OptimizerConf
 from relay_core.config.registry import Registry
 from relay_core.config.strategies import STRATEGIES
 from relay_core.config.train import OptimizerSettings, SchedulerSettings, TrainSettings
@@ -82,7 +82,7 @@ def _registry(registry: Registry, plugins: bool) -> Iterator[str]:
         nested: dict[str, type[Settings]] = {
             "optimizer_conf": OptimizerConf,
             "G_img_kwargs": GeneratorKwargs,
-            "D_img_kwargs": PyramidKwargs,
+            "D_img_kwargs": DiscriminatorKwargs,
             "corrections": Corrections,
         }
         for key, inner in nested.items():

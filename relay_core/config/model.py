@@ -41,6 +41,25 @@ class GeneratorKwargs(Settings):
     """Its synthesis pyramid."""
 
 
+class DiscriminatorKwargs(PyramidKwargs):
+    """A discriminator. Its pyramid's settings may also stand below `synthesis_kwargs`, as a generator's do."""
+
+    mapping_kwargs: MappingKwargs = MappingKwargs()
+    """Its mapping network, of the site code."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_written_as_a_generators(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("synthesis_kwargs"), dict):
+            return {key: value for key, value in data.items() if key != "synthesis_kwargs"} | data["synthesis_kwargs"]
+        return data
+
+    @classmethod
+    def inner(cls, key: str, raw: dict[str, Any]) -> Any:
+        """See `Settings.inner`."""
+        return PyramidKwargs if key == "synthesis_kwargs" else super().inner(key, raw)
+
+
 class OptimizerConf(Settings):
     """Optimizers of generators, discriminators and solver."""
 
@@ -127,9 +146,9 @@ class DoubleGanKwargs(Settings):
         mapping_kwargs=MappingKwargs(num_layers=2), synthesis_kwargs=PyramidKwargs(channel_base=4096, channel_max=128)
     )
     """Label generator."""
-    D_img_kwargs: PyramidKwargs = PyramidKwargs()
+    D_img_kwargs: DiscriminatorKwargs = DiscriminatorKwargs()
     """Image discriminator."""
-    D_label_kwargs: PyramidKwargs = PyramidKwargs(channel_base=4096, channel_max=128)
+    D_label_kwargs: DiscriminatorKwargs = DiscriminatorKwargs(channel_base=4096, channel_max=128)
     """Label discriminator."""
     solver_name: str = "U-Net"
     """The solver."""

@@ -20,6 +20,8 @@ LATER = {
     "dataset.kwargs.class_names": None,
     "dataset.kwargs.task": "segmentation",
     "train.loss.kwargs.per_sample": False,
+    "model.kwargs.D_img_kwargs.mapping_kwargs": {"num_layers": 8},
+    "model.kwargs.D_label_kwargs.mapping_kwargs": {"num_layers": 8},
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 
@@ -105,7 +107,7 @@ class SiteSettings(Settings):
             *holders, key = path.split(".")
             part = plain
             for holder in holders:
-                part = part[holder]
+                part = part.get(holder, {})
             if key in part and part[key] == default:
                 del part[key]
         return plain

@@ -59,11 +59,16 @@ def make_gan(settings: DoubleGanKwargs, half: torch.dtype | None = None) -> dict
             label_channels=int(maps and kind == "img"),
         )  # fmt: skip
         _halve(made, pyramid, half)
-    for kind, (pyramid, c, channels) in discriminators.items():
+    for kind, (critic, c, channels) in discriminators.items():
         networks[f"D_{kind}"] = judge = Discriminator(
-            c, s.img_resolution, channels, channel_base=pyramid.channel_base, channel_max=pyramid.channel_max
+            c,
+            s.img_resolution,
+            channels,
+            mapping_layers=critic.mapping_kwargs.num_layers,
+            channel_base=critic.channel_base,
+            channel_max=critic.channel_max,
         )
-        _halve(judge, pyramid, half)
+        _halve(judge, critic, half)
     return dict(networks)
 
 

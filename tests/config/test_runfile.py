@@ -260,6 +260,19 @@ def test_replay_needs_a_target_that_teaches(toy):
     assert targets(corrections={"teacher": "current"}) == "map"
 
 
+def test_a_discriminator_may_be_written_as_a_generator_is(toy):
+    nested = {"mapping_kwargs": {"num_layers": 3}, "synthesis_kwargs": {"channel_base": 512, "channel_max": 8}}
+    found = toy.run().site(1)
+    raw = found.model_dump(mode="json")
+    raw["model"]["kwargs"]["D_img_kwargs"] = nested
+    kwargs = type(found).model_validate(raw).model.kwargs.D_img_kwargs
+    assert (kwargs.channel_base, kwargs.channel_max, kwargs.mapping_kwargs.num_layers) == (512, 8, 3)
+    assert "mapping_kwargs" not in found.shared()["model"]["kwargs"]["D_img_kwargs"]
+    raw["model"]["kwargs"]["D_img_kwargs"] = {"synthesis_kwargs": {"chanel_base": 512}}
+    with pytest.raises(ValueError, match="chanel_base"):
+        type(found).model_validate(raw)
+
+
 def test_another_name_takes_nothing_over():
     base = {"loss": {"name": "explog", "kwargs": {"gamma": 0.3}}}
     assert merge(base, {"loss": {"name": "dice"}}) == {"loss": {"name": "dice"}}

@@ -17,8 +17,6 @@ from relay_core.models.stylegan2.layers import (
     minibatch_std,
 )
 
-MAPPING_LAYERS = 8
-
 
 class DiscriminatorBlock(nn.Module):
     """conv0, conv1 down 2, plus a 1x1 skip down 2, each with gain sqrt 0.5. Shape: (N, in, H, H) -> (N, out, H/2, H/2)."""
@@ -46,6 +44,7 @@ class Discriminator(nn.Module):
         c_dim: number of site slots.
         resolution: R, a power of two.
         img_channels: channels of x.
+        mapping_layers: fully connected layers of the site code's mapping network.
         channel_base: feature maps at resolution r are min(channel_base / r, channel_max).
         channel_max: see above.
 
@@ -54,8 +53,9 @@ class Discriminator(nn.Module):
     """
 
     def __init__(
-        self, c_dim: int, resolution: int, img_channels: int, *, channel_base: int = 8192, channel_max: int = 256
-    ) -> None:
+        self, c_dim: int, resolution: int, img_channels: int, *, mapping_layers: int = 8, channel_base: int = 8192,
+        channel_max: int = 256,
+    ) -> None:  # fmt: skip
         super().__init__()
         sides = block_resolutions(resolution)[::-1]
         widths = [channels_at(side, channel_base, channel_max) for side in sides]
@@ -65,7 +65,7 @@ class Discriminator(nn.Module):
         self.conv = Conv2d(width + 1, width, 3, activation="lrelu")
         self.fc = FullyConnected(width * 16, width, activation="lrelu")
         self.out = FullyConnected(width, width)
-        self.mapping = MappingNetwork(0, c_dim, width, MAPPING_LAYERS)
+        self.mapping = MappingNetwork(0, c_dim, width, mapping_layers)
 
     @property
     def pyramid(self) -> list[DiscriminatorBlock]:
