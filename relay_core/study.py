@@ -99,7 +99,7 @@ class Study:
             outcome = self._outcome(name, seed, run)
             outcomes.append(outcome)
             self.tell(outcome, len(outcomes), len(runs))
-        write_report(self.out, outcomes, f"{Path(self.run).name}, {self.seeds} seeds")
+        write_report(self.out, outcomes, f"{Path(self.run).name}, {self.seeds} seed{'s' * (self.seeds > 1)}")
         return outcomes
 
     def _runs(self) -> Iterator[tuple[str, int, RunFile]]:

@@ -182,8 +182,8 @@ def render_figure(outcomes: Sequence[Outcome]) -> bytes:
             axes.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color="#d55e00", linewidth=2.5)
     axes.set_yticks(range(len(by_name)), by_name)
     axes.set_ylim(len(by_name) - 0.5, -0.5)
-    axes.set_xlabel(f"{matrix.title}{f' in {matrix.unit}' if matrix.unit else ''}, average over test sites: "
-                    "a dot a seed, a line their mean")  # fmt: skip
+    unit = f" in {matrix.unit}" if matrix.unit else ""
+    axes.set_xlabel(f"{matrix.title}{unit}, average over test sites\na dot: a seed; a line: their mean")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
