@@ -159,7 +159,7 @@ class SlicedKwargs(CommonDatasetKwargs):
 
     def _tissues(self) -> list[str]:
         """Names of the classes of a segmentation."""
-        raise NotImplementedError
+        return super().names()
 
     def names(self) -> list[str]:
         """Of the classes: what a pixel can be, or a slice."""
@@ -170,7 +170,8 @@ class SlicedKwargs(CommonDatasetKwargs):
         sites = [f"site {i + 1}" for i in range(self.num_classes)]
         return ["negative", "positive"] if self.class_by == "positive" else sites
 
-    def _check_classes(self) -> Self:
+    @model_validator(mode="after")
+    def _classes_are_those_of_the_options(self) -> Self:
         counted = len(self._tissues()) if self.task == "segmentation" else 2 if self.class_by == "positive" else None
         if counted is not None and self.num_classes != counted:
             raise ValueError(f"these options give {counted} classes ({', '.join(self.names())}), num_classes says "
@@ -197,12 +198,12 @@ class MediastinumKwargs(SlicedKwargs):
         return [*air, "tissue", "tumour", *bone]
 
     @model_validator(mode="after")
-    def _classes_are_those_of_the_options(self) -> Self:
+    def _values_are_hu(self) -> Self:
         if not self.hu_window[0] < self.hu_window[1]:
             raise ValueError(f"hu_window must rise, not {list(self.hu_window)}")
         if self.background_label and self.hu_min >= -500:
             raise ValueError(f"background_label is air below -500 HU, and with hu_min {self.hu_min:g} no file holds any")
-        return self._check_classes()
+        return self
 
 
 class MidlineKwargs(SlicedKwargs):
@@ -215,10 +216,6 @@ class MidlineKwargs(SlicedKwargs):
 
     def _tissues(self) -> list[str]:
         return [*["background"] * self.background_label, "brain", "midline"]
-
-    @model_validator(mode="after")
-    def _classes_are_those_of_the_options(self) -> Self:
-        return self._check_classes()
 
 
 DATASETS = Registry(

@@ -75,13 +75,18 @@ class Strategy(ABC):
             return images
         return (images - self.low) * (2 / (self.high - self.low)) - 1
 
+    def _ranged(self, images: Tensor) -> Tensor:
+        """The inverse of `_signed`."""
+        if (self.low, self.high) == (-1, 1):
+            return images
+        return (images + 1) * ((self.high - self.low) / 2) + self.low
+
     def _ask(self, solver: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
         """Logits, in full precision, of images in [-1, 1]: (N, K, R, R), or (N, K) for classification.
 
         `exact` computes in full precision throughout, whatever `precision` says.
         """
-        if (self.low, self.high) != (-1, 1):
-            images = (images + 1) * ((self.high - self.low) / 2) + self.low
+        images = self._ranged(images)
         half = self.half is not None and not exact
         with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=half):
             logits: Tensor = solver(images.to(self.dtype))

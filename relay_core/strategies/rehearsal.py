@@ -93,7 +93,7 @@ class RehearsalStrategy(RememberingStrategy):
         count = self._rehearsed() // distributed.world()
         if count:
             chosen = distributed.randint(0, self.memory.filled, count, device=self.device)
-            kept = (self.memory.images[chosen] + 1) * ((self.high - self.low) / 2) + self.low
+            kept = self._ranged(self.memory.images[chosen])
             images, labels = torch.cat([images, kept]), torch.cat([labels, self.memory.labels[chosen]])
         return super().step(images, labels, position)
 

@@ -171,7 +171,24 @@ class Unlike(Answer):
     warn_above: float
 
 
-class Measurements(Answer):
+class Seen(Answer):
+    """What every model says of an image."""
+
+    model: str
+    version: int
+    provider: str
+    """What ran it."""
+    width: int
+    height: int
+    slices: int
+    """1, or those of a volume; a classifier takes them for one case, and the mean of their probabilities counts."""
+    unlike: Unlike | None
+    """null: the model does not say what its training images looked like."""
+    warnings: list[str]
+    """For whoever reads the answer; also the header X-Relay-Warning."""
+
+
+class Measurements(Seen):
     """What a model sees in an image."""
 
     model_config = ConfigDict(
@@ -188,13 +205,6 @@ class Measurements(Answer):
         }
     )  # fmt: skip
 
-    model: str
-    version: int
-    provider: str
-    """What ran it."""
-    width: int
-    height: int
-    slices: int
     spacing_mm: list[float | None] | None
     """Slice to slice, row to row, column to column; null where the file does not tell."""
     classes: list[ClassFound]
@@ -202,10 +212,6 @@ class Measurements(Answer):
     mean_confidence: float
     cup_to_disc: CupToDisc | None = None
     """Of a 2-D image, where the classes are disc and cup."""
-    unlike: Unlike | None
-    """null: the model does not say what its training images looked like."""
-    warnings: list[str]
-    """For whoever reads the mask; also the header X-Relay-Warning."""
 
 
 class ClassProbability(Answer):
@@ -216,7 +222,7 @@ class ClassProbability(Answer):
     probability: float
 
 
-class Classified(Answer):
+class Classified(Seen):
     """What a classifier says of an image."""
 
     model_config = ConfigDict(
@@ -233,14 +239,6 @@ class Classified(Answer):
         }
     )  # fmt: skip
 
-    model: str
-    version: int
-    provider: str
-    """What ran it."""
-    width: int
-    height: int
-    slices: int
-    """Of a volume: they are one case, and the mean of their probabilities counts."""
     class_: int = Field(alias="class")
     """The most probable class."""
     class_name: str
@@ -248,7 +246,3 @@ class Classified(Answer):
     """Its probability."""
     probabilities: list[ClassProbability]
     """Of every class."""
-    unlike: Unlike | None
-    """null: the model does not say what its training images looked like."""
-    warnings: list[str]
-    """For whoever reads the class; also the header X-Relay-Warning."""
