@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 RELAY := $(VENV)/bin/relay
 OMS := .venv-oms
-CORE := $(filter-out services api __pycache__,$(notdir $(patsubst %/,%,$(wildcard tests/*/))))
 
 .PHONY: install demo ops test check clean
 
@@ -22,8 +21,7 @@ ops: install # the compiled ops: for this CPU where there is g++, for GPUs where
 	$(VENV)/bin/python -m relay_core.cuda.build
 
 test: install $(OMS)/.installed
-	RELAY_OMS_PYTHON=$(CURDIR)/$(OMS)/bin/python $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(CORE:%=tests/%)
-	$(VENV)/bin/python -m pytest tests/services tests/api # these share a database and a queue: one after the other
+	RELAY_OMS_PYTHON=$(CURDIR)/$(OMS)/bin/python $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 $(OMS)/.installed: # the public tool that our signatures are compared with; it pins other versions of what we use
 	$(PYTHON) -m venv $(OMS)

@@ -146,7 +146,7 @@ class _Clock:
     @property
     def seconds(self) -> float:
         """Of training, all sites."""
-        return round(sum(self.known.values()), 1)
+        return round(sum(self.known.values()), 3)
 
     def __call__(self, event: Event) -> None:
         """Note the end of a site's training."""

@@ -128,7 +128,7 @@ def test_an_import_waits_for_its_verification(site):
     refused(site.bring(b"other", "i-1", purpose="evaluate"), 422, "idempotency_key_reused")
     job = ok(site.viewer.get(f"/api/v1/jobs/{shown['job_id']}"))
     assert (job["kind"], job["gpus"], job["params"]["import"]) == ("import", 0, shown["id"])
-    refused(site.viewer.get(f"/api/v1/imports/{shown['id']}/card"), 404, "not_found")
+    refused(site.viewer.get(f"/api/v1/imports/{shown['id']}/card"), 409, "conflict")
     refused(site.operator.post(f"/api/v1/imports/{shown['id']}/accept"), 409, "conflict")
     (row,) = site.audited("import.receive", shown["id"])
     assert row.detail["digest"] == shown["digest"]
@@ -181,7 +181,7 @@ def test_a_quarantined_import_is_rejected(site):
     refused(post(site, f"{path}/reject", {}), 422, "invalid_request")
     rejected = ok(post(site, f"{path}/reject", {"reason": "Dice fell"}))
     assert (rejected["state"], rejected["reason"], rejected["checkpoint_id"]) == ("rejected", "Dice fell", None)
-    refused(site.viewer.get(f"{path}/card"), 404, "not_found")
+    refused(site.viewer.get(f"{path}/card"), 409, "conflict")
     refused(site.operator.post(f"{path}/accept"), 409, "conflict")
     listed = ok(site.viewer.get("/api/v1/imports", params={"run_id": run["id"], "state": "rejected"}))["items"]
     assert listed == [rejected]

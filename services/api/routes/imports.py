@@ -132,7 +132,7 @@ def get_import(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schem
     response_class=Response,
     responses={
         **success(200, "The model card.", media_type=MARKDOWN, headers=HEADERS, schema={"type": "string"}),
-        **refusals("not_found", "artifact_damaged"),
+        **refusals("not_found", "conflict", "artifact_damaged"),
     },
 )
 def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Response:
@@ -141,7 +141,7 @@ def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Respons
         row = _import(session, bundle_id)
         card = artifacts.attached(session, row.id).get(CARD)
     if card is None:
-        raise Refusal("not_found", f"{row.id} is {row.shown}: it has no model card here")
+        raise Refusal("conflict", f"{row.id} is {row.shown}: it has no model card here")
     return stored(site, card, MARKDOWN)
 
 
