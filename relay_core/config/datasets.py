@@ -71,6 +71,11 @@ class CommonDatasetKwargs(Settings):
         """Of the classes, the background first."""
         return self.class_names or ["background", *(f"class {i}" for i in range(1, self.num_classes))]
 
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """Measured values, as HU, that become black and white; None: the images hold shades, not measurements."""
+        return None
+
     @field_validator("out_range")
     @classmethod
     def _range_rises(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -196,6 +201,11 @@ class MediastinumKwargs(SlicedKwargs):
     def _tissues(self) -> list[str]:
         air, bone = ["air"] * self.background_label, ["bone"] * self.bone_label
         return [*air, "tissue", "tumour", *bone]
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """HU."""
+        return self.hu_window
 
     @model_validator(mode="after")
     def _values_are_hu(self) -> Self:

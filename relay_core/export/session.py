@@ -55,6 +55,8 @@ class Facts:
     """Site -> what its training images look like, see `imaging.outlier`."""
     task: Task = "segmentation"
     """What it was trained for; a model without it was exported before there were classifiers."""
+    window: tuple[float, float] | None = None
+    """Measured values (HU) that were black and white in training; None: it learned from shades."""
 
     def to_json(self) -> str:
         """For the model's metadata."""
@@ -68,8 +70,8 @@ class Facts:
             if found.pop("format") != FORMAT or found.get("task", "segmentation") not in OUTPUTS:
                 raise ValueError
             lists = {key: tuple(found[key]) for key in ("classes", "input_range", "sites")}
-            spacing = None if found["spacing_mm"] is None else tuple(found["spacing_mm"])
-            return cls(**{**found, **lists, "spacing_mm": spacing})
+            pairs = {key: tuple(found[key]) if found.get(key) else None for key in ("spacing_mm", "window")}
+            return cls(**{**found, **lists, **pairs})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ExportError("the ONNX file is none that this version of relay exported") from None
 

@@ -129,6 +129,13 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
+def tells_rescaling(header: pydicom.Dataset) -> bool:
+    """Whether a file says how its values become measurements, as CT does."""
+    holders = (header, placement.group(header, "PixelValueTransformationSequence"))
+    names = ("RescaleSlope", "RescaleIntercept")
+    return any(one is not None and all(one.get(name) is not None for name in names) for one in holders)
+
+
 def _require_one_scale(header: pydicom.Dataset, frames: int) -> None:
     """Raise ImageError where frames are rescaled differently: the reader takes the first one's scale for all."""
     found = [placement.group(header, "PixelValueTransformationSequence", i) for i in range(frames)] if frames > 1 else []

@@ -1,6 +1,7 @@
 """One image or volume as a clinician's system sends it: PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a DICOM series.
 
-Values come to a network as they came in training: see `readers.read_image`; DICOM by its window (see `dicom`).
+Values come to a network as they came in training: see `readers.read_image`; DICOM by its window (see `dicom`); for a network
+that learned from HU, DICOM and NIfTI by the window of the training, whatever the file would like to be shown with.
 Legend: S slices, C channels, H rows, W columns.
 """
 
@@ -11,7 +12,7 @@ import io
 import math
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,17 +79,39 @@ class Study:
         return np.ascontiguousarray(1 - shown if self.inverted else shown, np.float32)
 
 
-def read_study(content: bytes, channels: int) -> Study:
+def read_study(content: bytes, channels: int, window: tuple[float, float] | None = None) -> Study:
     """Decode an upload; what it is is told from its first bytes.
 
     Args:
         content: the file.
         channels: 1 or 3, of the network.
+        window: measured values (HU) that are black and white to the network; None: it learned from shades.
 
     Raises:
-        ImageError: of no known kind, damaged, too large, colour where grey is wanted, not finite, or a stack whose slices
-            do not lie evenly one behind the other.
+        ImageError: of no known kind, damaged, too large, colour where grey is wanted, not finite, a stack whose slices
+            do not lie evenly one behind the other, or a DICOM file without measurements where the network reads them.
     """
+    study = _decode(content, channels)
+    if window is None or study.kind == "picture":
+        return study
+    if study.kind == "dicom":
+        _require_measurements(study)
+    low, high = window
+    return replace(study, window=((low + high + 1) / 2, high - low + 1), inverted=False)
+
+
+def _require_measurements(study: Study) -> None:
+    from relay_core.imaging.dicom import tells_rescaling
+
+    if study.sources[0].get("SamplesPerPixel", 1) > 1:
+        raise ImageError("the image is in colour, and the model reads measured values (HU): send the CT image itself")
+    if not all(tells_rescaling(header) for header in study.sources):
+        raise ImageError(
+            "the DICOM file has no RescaleSlope and RescaleIntercept: its values are not HU, which the model reads"
+        )
+
+
+def _decode(content: bytes, channels: int) -> Study:
     if content[128:132] == b"DICM":
         return _dicom([content], channels)
     if content[:4] == b"PK\3\4":

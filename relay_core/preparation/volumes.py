@@ -18,8 +18,8 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from relay_core.errors import DataError, ImageError, Problem
-from relay_core.imaging.dicom import read_dicom
-from relay_core.imaging.placement import EVEN, floats, group, in_plane
+from relay_core.imaging.dicom import read_dicom, tells_rescaling
+from relay_core.imaging.placement import EVEN, floats, in_plane
 from relay_core.imaging.study import read_study
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
@@ -147,18 +147,12 @@ def _read_series(folder: Path, rescaled: bool) -> _Read:
         _fail(folder, "is in colour; give one grey volume")
     if len({tuple(np.round(in_plane(header) or (0, 0), 4).tolist()) for header in found.headers}) > 1:
         _fail(folder, "has slices of different PixelSpacing (mixed spacing); keep one series alone there")
-    if rescaled and not all(_tells_rescaling(header) for header in found.headers):
+    if rescaled and not all(tells_rescaling(header) for header in found.headers):
         _fail(folder, "has no RescaleSlope and RescaleIntercept: its values are not HU; --intercept -1024 adds that number")
     image = sitk.GetImageFromArray(found.values)
     image.CopyInformation(found.geometry)
     placed = frozenset() if found.spacing is None or found.spacing[0] is None else frozenset({"Spacing"})
     return _Read(image, placed | {"Origin", "Direction"})
-
-
-def _tells_rescaling(header: Any) -> bool:
-    holders = (header, group(header, "PixelValueTransformationSequence"))
-    names = ("RescaleSlope", "RescaleIntercept")
-    return any(one is not None and all(one.get(name) is not None for name in names) for one in holders)
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> _Read:

@@ -261,6 +261,11 @@ def test_a_classifier_says_a_class_and_has_nothing_else(small_site, classifier, 
         assert [entry["probability"] for entry in found["probabilities"]] == [pytest.approx(p, abs=1e-3) for p in wanted]
         assert found["confidence"] == found["probabilities"][best]["probability"]
         assert (found["unlike"]["score"] <= 1.5, found["warnings"]) == (True, [])
+        hu = np.asarray(Image.open(image)).astype(np.int16)
+        shown = {"RescaleIntercept": -160, "WindowCenter": -600, "WindowWidth": 1500}  # lungs; it learned from soft tissue
+        scanned = ok(site.viewer.post(path, content=dicoms.one(hu, **shown)))
+        assert scanned["confidence"] == pytest.approx(found["confidence"], abs=1e-3)
+        assert (scanned["class"], scanned["warnings"]) == (best, [])
     answer = site.viewer.post(path, content=png(np.full((24, 20), 255, np.uint8)))
     assert ok(answer)["warnings"] == [answer.headers["x-relay-warning"]]
     assert answer.headers["x-relay-warning"].endswith("do not rely on the class")

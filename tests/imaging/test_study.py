@@ -40,9 +40,9 @@ def nifti(values, tmp_path, name="a.nii.gz", spacing=(0.5, 0.75, 2.0), direction
     return (tmp_path / name).read_bytes()
 
 
-def refused(content, *words, channels=3):
+def refused(content, *words, channels=3, window=None):
     with pytest.raises(ImageError) as caught:
-        read_study(content, channels)
+        read_study(content, channels, window)
     for word in words:
         assert word in str(caught.value)
     assert "MUSTERMANN" not in str(caught.value)
@@ -102,6 +102,21 @@ def test_a_dicom_slice_comes_by_its_window():
     np.testing.assert_allclose(turned, 1 - plain, atol=1e-6)
     assert (read_study(dicoms.one(GREY), 1).pixels[0, 0] == GREY).all()
     assert (read_study(dicoms.one(COLOUR, photometric="RGB"), 3).pixels[0] == COLOUR.transpose(2, 0, 1)).all()
+
+
+def test_hu_comes_by_the_window_of_the_training_however_the_file_wants_to_be_shown(tmp_path):
+    hu = np.array([[-1000, -160], [40, 240], [0, 3000]], np.int16)
+    wanted = [[0, 0], [0.5, 1], [0.4, 1]]
+    lung = {"WindowCenter": -600, "WindowWidth": 1500, "RescaleIntercept": -1024}
+    single = dicoms.one(hu + 1024, **lung)
+    turned = dicoms.one(hu + 1024, photometric="MONOCHROME1", **lung)
+    for content in (single, turned, nifti(hu, tmp_path)):
+        study = read_study(content, 1, (-160.0, 240.0))
+        np.testing.assert_allclose(study.batch(0, 1)[0, 0], wanted, atol=1e-6)
+    assert read_study(png(GREY), 1, (-160.0, 240.0)).batch(0, 1).max() == pytest.approx(GREY.max() / 255)
+    unscaled = dicoms.one(hu, RescaleSlope=None, RescaleIntercept=None)
+    assert refused(unscaled, "no RescaleSlope", channels=1, window=(-160.0, 240.0))
+    assert refused(dicoms.one(COLOUR, photometric="RGB"), "in colour", window=(-160.0, 240.0))
 
 
 @pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), dicoms.OBLIQUE])

@@ -199,7 +199,7 @@ def _seen(hosted: Hosted, content: bytes, output: schemas.Output | None) -> tupl
         )
         raise Refusal("invalid_request", message)
     told: dict[str, Any] = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider}
-    study = read_study(content, facts.channels)
+    study = read_study(content, facts.channels, facts.window)
     if whole:
         told |= classify(study, hosted.run, facts.classes, facts.looks)
         return json.dumps(told).encode(), "application/json", told["warnings"]
