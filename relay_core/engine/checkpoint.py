@@ -66,7 +66,7 @@ def content_digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
 
 
 def write(folder: Path, step: int, meta: dict[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """Write `step-<step>.safetensors` atomically and remove all but the last `KEEP`.
+    """Write `step-<step>.safetensors` atomically, then `tidy`.
 
     Raises:
         CheckpointError: the disk is full or not writable; what was there before is still there.
@@ -80,11 +80,14 @@ def write(folder: Path, step: int, meta: dict[str, Any], tensors: Mapping[str, T
         replace_with(path, lambda temporary: save_file(plain, temporary, header))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
-    for old in sorted(_files(folder), key=_step)[:-KEEP]:
-        old.unlink()
-    for stale in folder.glob(".writing-*"):
-        stale.unlink()
+    tidy(folder)
     return Checkpoint(path, digest, meta, plain)
+
+
+def tidy(folder: Path) -> None:
+    """Remove all but the last `KEEP` checkpoints, and what a killed process left half-written."""
+    for left in (*sorted(_files(folder), key=_step)[:-KEEP], *folder.glob(".writing-*")):
+        left.unlink()
 
 
 def _files(folder: Path) -> list[Path]:

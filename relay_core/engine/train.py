@@ -73,6 +73,8 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
     steps, solver_steps = settings.train.steps(shown), settings.train.solver_steps(shown)
     first = int(found.meta["step"]) if found else 0
     if found is not None and first >= steps and found.meta.get("ended", True):
+        if distributed.rank() == 0:
+            checkpoint.tidy(site.folder)  # a kill between the last checkpoint and the end
         return found
     strategy, stream = _begin(site, base, found)
     if found is not None and strategy.ends and found.meta.get("ended"):

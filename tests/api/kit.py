@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import secrets
-import socket
 import struct
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from services.site.db import Database
 from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation, Job, Model, new_id
 from services.site.settings import Settings, load_settings
 from tests.conftest import MODEL
+from tests.ports import free_port
 
 NUMBERS = itertools.count(1)
 MATRIX = {"rows": ["Domain1"], "columns": ["Domain1", "Domain2"], "values": [[0.9, None]]}
@@ -288,7 +288,7 @@ def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 @contextmanager
 def running(folder: Path, database_url: str | None, **more: str) -> Iterator[Site]:
     """A site with `python -m services.api` serving it."""
-    port = _free_port()
+    port = free_port()
     variables = {
         "RELAY_HOME": str(folder), "RELAY_PORT": str(port), "RELAY_SECRET_KEY": secrets.token_hex(32),
         "RELAY_DATABASE_PASSWORD": secrets.token_hex(16), "RELAY_MIN_FREE_MIB": "1", **more,
@@ -312,12 +312,6 @@ def running(folder: Path, database_url: str | None, **more: str) -> Iterator[Sit
         process.terminate()
         assert process.wait(20) in (0, -15)
         log.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

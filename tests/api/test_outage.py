@@ -1,5 +1,6 @@
 """The database goes away and comes back, while the API runs."""
 
+import contextlib
 import os
 import select
 import socket
@@ -11,6 +12,7 @@ import time
 from sqlalchemy import make_url
 
 from tests.api.kit import ok, refused, running
+from tests.ports import free_port
 
 
 class Wire:
@@ -39,7 +41,7 @@ class Wire:
             threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
 
     def _carry(self, near, far):
-        with near, far:
+        with contextlib.suppress(ConnectionError), near, far:
             while self.whole:
                 for ready in select.select([near, far], [], [], 0.05)[0]:
                     data = ready.recv(65536)
@@ -77,8 +79,7 @@ def test_an_outage_is_told_and_survived(postgres_url, tmp_path):
 
 
 def test_a_start_without_a_database_says_what_is_missing():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     variables = {
         "RELAY_EMBEDDED": "1", "RELAY_SECRET_KEY": "k" * 32, "RELAY_DATABASE_PASSWORD": "geheimgeheimgeheim",
         "RELAY_DATABASE_URL": f"postgresql+psycopg://relay@127.0.0.1:{port}/relay",

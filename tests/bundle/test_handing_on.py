@@ -392,9 +392,9 @@ except OSError as error:
 def test_a_full_disk_leaves_nothing(world, tmp_path, recipient, where):
     """It is full within the file of weights, within the tar around it, or within the ciphertext, which is the largest."""
     keys, checkpoint_ = world.north, world.checkpoint(1)
-    target = tmp_path / "out/one.relay"
-    target.parent.mkdir()
-    for _ in range(5):  # signatures differ in length: now and then the second export is a block of tar smaller, and fits
+    for number in range(5):  # headers and signatures differ in length: now and then the second export is smaller, and fits
+        target = tmp_path / f"out{number}" / "one.relay"
+        target.parent.mkdir()
         facts = writer.export(checkpoint_, world.run, keys, tmp_path / "full" / "one.relay", recipient=recipient or None)
         limit = {"weights": 500_000, "tar": facts.size - 12_000, "ciphertext": facts.size - 100}[where]
         target.write_text("the one before")

@@ -1,5 +1,6 @@
 """A model goes from hospital to hospital by the command line alone."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -200,15 +201,24 @@ def test_stopped_in_the_middle_nothing_decrypted_stays(toy, trained, sites, here
     options = ["--run", trained, "--site", 2, "--keys", sites["south"], "--out", out]
     plain = ["env", "--default-signal=INT"]  # tests that run in a shell's background ignore it
     command = [*plain, sys.executable, "-m", "relay_core", "import", toy.folder / "one.relay", *options]
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:  # fmt: skip
-        for _ in range(600):  # opening the key takes a second within the private folder: time to be stopped
-            if list(out.glob(".private-*")):
+    passphrase = toy.folder / "passphrase"  # nobody writes it: the import waits for it, with its private folder open
+    os.mkfifo(passphrase)
+    with subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RELAY_KEY_PASSPHRASE_FILE": str(passphrase)},
+    ) as process:  # fmt: skip
+        for _ in range(600):
+            with contextlib.suppress(OSError):  # ENXIO: nobody reads yet
+                writer = os.open(passphrase, os.O_WRONLY | os.O_NONBLOCK)
                 break
             time.sleep(0.05)
-        assert list(out.glob(".private-*")), process.communicate()
+        else:
+            process.kill()
+            pytest.fail(f"it never asked for the passphrase: {process.communicate()}")
+        assert list(out.glob(".private-*"))
         process.send_signal(number)
         process.communicate()
+        os.close(writer)
     assert process.returncode != 0
     assert list(out.iterdir()) == []
 

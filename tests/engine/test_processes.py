@@ -2,20 +2,18 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from tests.ports import free_port
+
 
 def train(toy, run, out, processes):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc-per-node={processes}",
-                                          "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
+                                          "--master-addr=127.0.0.1", f"--master-port={free_port()}"]  # fmt: skip
     command = [sys.executable, *launcher, "-m", "relay_core", "train", str(run), "--data-root", str(toy.data), "--device",
                "cpu", "--out", str(toy.folder / out)]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)

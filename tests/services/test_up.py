@@ -20,7 +20,7 @@ import pytest
 
 from services import client
 from tests.conftest import Toy
-from tests.services.chaos import free_port
+from tests.ports import free_port
 from tests.services.processes import until
 
 RELAY = [sys.executable, "-m", "relay_core"]
@@ -193,13 +193,14 @@ def _client(monkeypatch: pytest.MonkeyPatch, streams: list[httpx.Response]) -> c
 
 
 def test_a_watcher_goes_on_while_it_is_answered_and_gives_up_when_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PATIENCE", 0.1)
+    monkeypatch.setattr(client, "PATIENCE", 5.0)
     lost: list[str] = []
     quiet = [httpx.Response(200, text=": nothing yet\n\n") for _ in range(20)]
     end = httpx.Response(200, text='data: {"seq": 1, "event": "succeeded"}\n\n')
     with _client(monkeypatch, [*quiet, httpx.Response(502), end]) as made:
         assert [data["event"] for data in made.follow("job", lost.append)] == ["succeeded"]
         lost.clear()
+        monkeypatch.setattr(client, "PATIENCE", 0.1)
         with pytest.raises(client.ServiceUnreachable, match="the job goes on"):
             list(made.follow("job", lost.append))
     assert len(lost) == 1
