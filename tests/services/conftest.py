@@ -94,7 +94,7 @@ def small_site(tmp_path: Path, phantom_data: Path) -> Iterator[SiteKit]:
 
 def _site(url: str | None, folder: Path, data: Path) -> Iterator[SiteKit]:
     settings = load_settings(
-        embedded=True, home=folder / "site", data_root=data, database_url=url, device="cpu", beat=0.5, lease=6.0,
+        embedded=True, home=folder / "site", data_root=data, database_url=url, device="cpu", beat=0.5, lease=12.0,
         ring_after=1.0, stop_grace=10.0,
     )  # fmt: skip
     with open_site(settings) as site:

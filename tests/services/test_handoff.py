@@ -113,7 +113,7 @@ class Hospital:
 def hospital(name: str, folder: Path, toy: Toy) -> Iterator[Hospital]:
     """A site in a folder of its own."""
     settings = load_settings(
-        embedded=True, home=folder / name, data_root=toy.data, device="cpu", beat=0.5, lease=6.0, min_free_mib=1
+        embedded=True, home=folder / name, data_root=toy.data, device="cpu", beat=0.5, lease=12.0, min_free_mib=1
     )
     with open_site(settings) as site:
         keys = KeyFolder(settings.keys_folder)

@@ -214,7 +214,7 @@ def trainer_pid(site: SiteKit, job_id: str) -> int:
 
 
 def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(small_site: SiteKit, station: Station, toy: Toy) -> None:
-    long = {"num_mimgs": 400e-6, "batch_size": 8, "log_every_n_steps": 1, "checkpoint_seconds": 0}
+    long = {"num_mimgs": 800e-6, "batch_size": 8, "log_every_n_steps": 1, "checkpoint_seconds": 0}
     run = small_site.add_run(toy.write(sites=1, train=long), sites=1)
     calm = small_site.submit_train(run)
     station.work_once()
@@ -230,7 +230,7 @@ def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(small_site: 
     assert small_site.job(job_id).state == "succeeded"
     started = [event["step"] for event in events_of(small_site, job_id) if event["event"] == "started"]
     assert started[0] == 0
-    assert started[1] >= 5
+    assert started[1] >= 4, "a step is told before its checkpoint is written"
     with small_site.database.read() as session:
         digests = {row.job_id: row.content_digest for row in session.scalars(select(Checkpoint))}
     assert digests[job_id] == digests[calm]
