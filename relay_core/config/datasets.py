@@ -72,7 +72,7 @@ class CommonDatasetKwargs(Settings):
         return self.class_names or ["background", *(f"class {i}" for i in range(1, self.num_classes))]
 
     @property
-    def window(self) -> tuple[float, float] | None:
+    def value_window(self) -> tuple[float, float] | None:
         """Measured values, as HU, that become black and white; None: the images hold shades, not measurements."""
         return None
 
@@ -203,7 +203,7 @@ class MediastinumKwargs(SlicedKwargs):
         return [*air, "tissue", "tumour", *bone]
 
     @property
-    def window(self) -> tuple[float, float]:
+    def value_window(self) -> tuple[float, float]:
         """HU."""
         return self.hu_window
 

@@ -123,7 +123,7 @@ def _facts(checkpoint: Checkpoint, settings: SiteSettings, tests: Mapping[str, S
         classes=tuple(settings.data.names()), channels=settings.data.img_channels, resolution=settings.resolution,
         input_range=(0.0, 1.0), spacing_mm=known[0] if known else None, precision=precision, run=str(meta["run"]),
         checkpoint=checkpoint.digest, sites=tuple(sites), looks=meta.get("looks", {}), task=settings.data.task,
-        window=settings.data.window,
+        window=settings.data.value_window,
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_every_answer_is_a_documented_one(tmp_path, exported):
                 f"{site.url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {site.tokens['admin']}",
                 "--max-examples", EXAMPLES, "--seed", SEED, "--generation-database", "none", "--no-color",
             ],
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=1800,
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         log = (tmp_path / "api.log").read_text()
     found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)

@@ -171,6 +171,17 @@ def test_killed_at_any_moment_and_resumed_is_bit_equal(toy):
         assert not list((toy.folder / "killed" / site).glob(".writing-*"))
 
 
+def test_what_a_kill_at_the_very_end_left_is_tidied_up(toy):
+    run = toy.run(sites=1, train={"checkpoint_seconds": 0})
+    play(toy, run)()
+    folder = toy.folder / "out/task_1"
+    wanted = sorted(path.name for path in folder.iterdir())
+    (folder / ".writing-picture").write_bytes(b"half")
+    (folder / "step-00000004.safetensors").write_bytes((folder / "step-00000005.safetensors").read_bytes())
+    play(toy, run, resume=True)()
+    assert sorted(path.name for path in folder.iterdir()) == wanted
+
+
 def test_a_damaged_checkpoint_is_skipped_and_all_damaged_is_an_error(toy):
     run = toy.run(sites=1, train={"checkpoint_seconds": 0})
     play(toy, run)()
