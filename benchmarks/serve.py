@@ -27,8 +27,8 @@ from benchmarks.site import Site, running
 from relay_core.config import load_run
 from relay_core.config.solvers import SolverSettings
 from relay_core.export import onnx as exporting
-from relay_core.export.served import Served
-from relay_core.export.session import KEY, Facts, Session
+from relay_core.inference.onnx_model import KEY, Facts, Session
+from relay_core.inference.served import Served
 from relay_core.models.factory import make_solver
 from services.site import jobs, registry
 from services.site.artifacts import ArtifactStore

@@ -29,14 +29,14 @@ from relay_core.engine.evaluate import (
 )
 from relay_core.engine.play import generated_rows
 from relay_core.errors import CheckpointError, DataError, ExportError, Problem, RelayError, RunFileError
-from relay_core.export.outputs import OUTPUTS, SCORE
-from relay_core.export.served import Served
-from relay_core.export.session import Precision, Session
 from relay_core.files import write_atomically
-from relay_core.imaging.measure import class_header, class_row
-from relay_core.imaging.prediction import Run, classify
 from relay_core.imaging.readers import Spacing
 from relay_core.imaging.study import Study
+from relay_core.inference.measurements import class_header, class_row
+from relay_core.inference.onnx_model import Precision, Session
+from relay_core.inference.outputs import OUTPUTS, SCORE
+from relay_core.inference.prediction import Run, classify
+from relay_core.inference.served import Served
 from relay_core.metrics.matrix import metrics_of, table_row
 
 Made = TypeVar("Made")

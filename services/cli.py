@@ -14,7 +14,7 @@ import typer
 from relay_core.errors import RelayError
 
 if TYPE_CHECKING:
-    from services.client import Client
+    from services.client.http import Client
     from services.site.db.engine import Database
     from services.site.settings import Settings
 
@@ -54,7 +54,7 @@ def up(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Serve a whole site from this machine: database, API and worker, nothing else to install."""
-    from services.up import run_up
+    from services.local.up import run_up
 
     home.mkdir(parents=True, exist_ok=True)
     run_up(home, host=host, port=port, device=device)
@@ -67,7 +67,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of phantoms and trainings.")] = 0,
 ) -> None:
     """Play a relay over phantom hospitals, each a service of its own, with a courier between them."""
-    from services.demo import run_demo
+    from services.local.demo import run_demo
 
     out.mkdir(parents=True, exist_ok=True)
     run_demo(out, sites, seed, device)
@@ -75,7 +75,7 @@ def demo(
 
 @contextmanager
 def _client(url: str, token: str | None) -> Iterator[Client]:
-    from services.client import Client
+    from services.client.http import Client
 
     if not token:
         raise RelayError("a token is needed: set RELAY_TOKEN, or make one with: relay token create NAME")
@@ -85,8 +85,8 @@ def _client(url: str, token: str | None) -> Iterator[Client]:
 
 def status(url: UrlOption = URL, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """Whether the site is ready, and what it is doing."""
-    from services.client import Client
-    from services.terminal import show_status
+    from services.client.http import Client
+    from services.client.tables import show_status
 
     with Client(url, token) as client:
         ready = client.ready()
@@ -112,7 +112,7 @@ def jobs(
     """List the newest jobs; see the commands below for one of them."""
     from itertools import islice
 
-    from services.terminal import jobs_table
+    from services.client.tables import jobs_table
 
     context.obj = (url, token)
     if context.invoked_subcommand is not None:
@@ -148,7 +148,7 @@ def retry(context: typer.Context, job_id: str) -> None:
 @jobs_app.command()
 def watch(context: typer.Context, job_id: str) -> None:
     """Follow a job to its end."""
-    from services.terminal import watch_job
+    from services.client.tables import watch_job
 
     with _client(*context.obj) as client:
         watch_job(client, job_id)
@@ -165,8 +165,8 @@ def submit(
 ) -> None:
     """Train a run on a site's service: upload it, register its images by name, queue the job, follow it."""
     from relay_core.config import load_run
-    from services.submit import submit_run
-    from services.terminal import watch_job
+    from services.client.runs import submit_run
+    from services.client.tables import watch_job
 
     loaded = load_run(run, set_ or [])
     with _client(url, token) as client:
@@ -185,7 +185,7 @@ def exports(
     token: TokenOption = None,
 ) -> None:
     """Have the signed bundle of a checkpoint built, and fetch it; a broken download goes on where it broke."""
-    from services.handoff import export_checkpoint, exports_table
+    from services.client.bundles import export_checkpoint, exports_table
 
     with _client(url, token) as client:
         if checkpoint is None:
@@ -204,7 +204,7 @@ def imports(
     token: TokenOption = None,
 ) -> None:
     """Bring a bundle and see what is in it; then accept or reject it."""
-    from services.handoff import bring, imports_table, show_import
+    from services.client.bundles import bring, imports_table, show_import
 
     if len([given for given in (file, accept, reject) if given is not None]) > 1:
         raise RelayError("give one of FILE, --accept and --reject")
@@ -224,7 +224,7 @@ def models(
     context: typer.Context, url: UrlOption = URL, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:  # fmt: skip
     """List the versions of all models; * is in production."""
-    from services.serving import models_table
+    from services.client.models import models_table
 
     context.obj = (url, token)
     if context.invoked_subcommand is not None:
@@ -244,7 +244,7 @@ def export_model(
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:
     """Make a checkpoint's solver the next version of a model, proved on the test sets of this site."""
-    from services.serving import export_model as export
+    from services.client.models import export_model as export
 
     with _client(*context.obj) as client:
         made = export(client, checkpoint, name, precision)
@@ -257,19 +257,19 @@ def promote(
     reason: Annotated[str | None, typer.Option(help="Needed where it is worse on any test set.")] = None,
 ) -> None:  # fmt: skip
     """Put a version into production: it answers where none is named."""
-    from services import serving
+    from services.client import models
 
     with _client(*context.obj) as client:
-        serving.promote(client, name, version, reason)
+        models.promote(client, name, version, reason)
 
 
 @models_app.command()
 def rollback(context: typer.Context, name: str, reason: Annotated[str, typer.Option(help="Why.")]) -> None:
     """Back to the version that was in production before."""
-    from services import serving
+    from services.client import models
 
     with _client(*context.obj) as client:
-        serving.roll_back(client, name, reason)
+        models.roll_back(client, name, reason)
 
 
 @contextmanager
@@ -327,8 +327,8 @@ def token_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the tokens; the texts themselves are kept nowhere."""
     from sqlalchemy import select
 
+    from services.client.tables import tokens_table
     from services.site.db.models import Token
-    from services.terminal import tokens_table
 
     with _site(home) as (_, database), database.read() as session:
         rows = [

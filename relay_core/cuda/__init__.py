@@ -1,27 +1,27 @@
-"""The operations that the relay's networks are made of, each one file: definition, docstring, forms.
+"""The networks' operations, and the compiled libraries that serve them: CUDA kernels on a GPU, vectorised loops on a CPU.
 
-Each is defined by a composition of differentiable PyTorch functions, its `reference`. Where a compiled library serves
-the device (CUDA kernels on a GPU, vectorised loops on a CPU; `make ops`), the same is one operator `relay::...` with its
-own first and second derivative. Which of them runs: `relay_core.native`; nothing else depends on it.
+`native` knows the libraries as files and loads no torch; everything else here needs torch, and loads on first use.
 """
 
-from relay_core.cuda.bias_act import ACTIVATIONS, bias_act
-from relay_core.cuda.epilogue import epilogue
-from relay_core.cuda.loader import which
-from relay_core.cuda.modulated_conv2d import conv2d_resample, modulated_conv2d, styled_conv2d
-from relay_core.cuda.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ACTIVATIONS",
-    "bias_act",
-    "conv2d_resample",
-    "downsample2d",
-    "epilogue",
-    "filter2d",
-    "modulated_conv2d",
-    "setup_filter",
-    "styled_conv2d",
-    "upfirdn2d",
-    "upsample2d",
-    "which",
-]
+import lazy_loader
+
+if TYPE_CHECKING:
+    from relay_core.cuda import loader, native
+    from relay_core.cuda.loader import which
+    from relay_core.cuda.ops.bias_act import ACTIVATIONS, bias_act
+    from relay_core.cuda.ops.epilogue import epilogue
+    from relay_core.cuda.ops.modulated_conv2d import conv2d_resample, modulated_conv2d, styled_conv2d
+    from relay_core.cuda.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+else:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__,
+        ["loader", "native"],
+        {
+            "ops": [
+                "ACTIVATIONS", "bias_act", "conv2d_resample", "downsample2d", "epilogue", "filter2d", "modulated_conv2d",
+                "setup_filter", "styled_conv2d", "upfirdn2d", "upsample2d", "which",
+            ],
+        },
+    )  # fmt: skip

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from relay_core import native
+from relay_core.cuda import native
 
 SOURCES = Path(__file__).parent / "csrc"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

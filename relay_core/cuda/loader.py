@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from relay_core import native
+from relay_core.cuda import native
 from relay_core.errors import DeviceError
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -38,6 +38,25 @@ def pays(x: Tensor) -> bool:
     if torch.compiler.is_exporting() or x.dtype not in DTYPES or x.numel() < WORTH:
         return False
     return which(x.device.type, x.device.index) != "torch"
+
+
+Outcome = tuple[str, torch.dtype, list[Tensor]]
+"""An operation's name, the type that it computed in, its results."""
+_self_check: list[tuple[Callable[[torch.device], Iterator[Outcome]], Callable[..., str | None]]] = []
+"""How a library is tried out; the operations hand it in, so that this file need not know them."""
+
+
+def try_out_with(
+    outcomes: Callable[[torch.device], Iterator[Outcome]],
+    disagreement: Callable[[Iterator[Outcome], list[list[Tensor]]], str | None],
+) -> None:
+    """Say how a library is tried out before it is used.
+
+    Args:
+        outcomes: runs every operation on a device, with whatever serves it.
+        disagreement: names the first operation whose outcome is not the wanted one, or returns None.
+    """
+    _self_check[:] = [(outcomes, disagreement)]
 
 
 _trial: list[ctypes.CDLL | str] = []
@@ -71,14 +90,13 @@ def _chosen(device_type: str, index: int | None) -> ctypes.CDLL | str:
 
 def _fault(found: ctypes.CDLL, device: torch.device) -> str | None:
     """Why a library is not believed on a device: it fails there, or gives other values than the definitions."""
-    from relay_core.cuda import selfcheck
-
+    outcomes, disagreement = _self_check[0]
     with _disable_current_modes():
         try:
             _trial.append("the definition")
-            wanted = [values for _, _, values in selfcheck.outcomes(device)]
+            wanted = [values for _, _, values in outcomes(device)]
             _trial[-1] = found
-            return selfcheck.disagreement(selfcheck.outcomes(device), wanted)
+            return disagreement(outcomes(device), wanted)
         except RuntimeError as error:
             return f"{error}"
         finally:

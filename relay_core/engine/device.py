@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from relay_core import native
+from relay_core.cuda import native
 from relay_core.errors import DeviceError
 
 

@@ -28,9 +28,9 @@ from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import BATCH, load_solver
 from relay_core.errors import ExportError
-from relay_core.export.outputs import ANSWER, OUTPUTS, SCORE
-from relay_core.export.served import Served
-from relay_core.export.session import INPUT, KEY, Facts, Precision, Session
+from relay_core.inference.onnx_model import INPUT, KEY, Facts, Precision, Session
+from relay_core.inference.outputs import ANSWER, OUTPUTS, SCORE
+from relay_core.inference.served import Served
 from relay_core.metrics import METRICS, ClassificationScores, SegmentationScores
 
 OPSET = 20

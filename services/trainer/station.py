@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
-from relay_core import native
+from relay_core.cuda import native
 from relay_core.errors import RelayError
 from services.site import jobs, leases, workers
 from services.site.db.engine import Database

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from relay_core.export.session import Session
+from relay_core.inference.onnx_model import Session
 from tests.api.kit import ok, refused, running
 
 BAD_IMAGE = {"name": "image", "shape": [1, 3, 2, 2], "datatype": "FP32", "data": [0.5] * 12}

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from relay_core.export.session import Session
+from relay_core.inference.onnx_model import Session
 from services.site.artifacts import sweep
 from tests.api.kit import ok, refused, running
 from tests.imaging import dicoms

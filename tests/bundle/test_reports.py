@@ -6,8 +6,8 @@ import json
 import pytest
 
 from relay_core.bundle import canonical, report, signing
+from relay_core.bundle.collected import matrices_of
 from relay_core.bundle.values import is_name
-from relay_core.collect import matrices_of
 from relay_core.errors import BundleError
 from tests.bundle.kit import loose
 from tests.bundle.mutations import JUNK

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from relay_core import cli
+from relay_core.cli import app
 from tests.data.conftest import fundus, polyps
 
 __all__ = ["fundus", "here", "polyps"]
@@ -20,12 +20,12 @@ class Done(NamedTuple):
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """The command in this process: quicker than a fresh one. What plugins add to it is gone after the test."""
     for kept in ("registered_commands", "registered_groups"):
-        monkeypatch.setattr(cli.app, kept, list(getattr(cli.app, kept)))
+        monkeypatch.setattr(app.app, kept, list(getattr(app.app, kept)))
 
     def run(*args: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["relay", *map(str, args)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         code = ended.value.code
         return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from relay_core import batch
 from relay_core.config.datasets import FundusKwargs, MediastinumKwargs
 from relay_core.engine.checkpoint import find
 from relay_core.errors import DataError, ExportError, RelayError, Stopped
-from relay_core.export.session import Session
-from relay_core.imaging.prediction import predict
 from relay_core.imaging.study import read_study
+from relay_core.inference import datasets
+from relay_core.inference.onnx_model import Session
+from relay_core.inference.prediction import predict
 from relay_core.report import export_checkpoint, predict_files, proof_text
 from tests.cli.test_cli import refused, relay
 
@@ -34,7 +34,7 @@ def site(exported, tmp_path):
 def run(exported, site, out, task="task_2", stop=lambda: False):
     told = []
     checkpoint = find(exported.toy.folder / "out" / task, print)
-    found = batch.predict_dataset(
+    found = datasets.predict_dataset(
         checkpoint, "fundus", FundusKwargs(), site, out, CPU, lambda done, total: told.append((done, total)), stop
     )
     return found, told
@@ -46,7 +46,7 @@ def table(out):
 
 def test_masks_and_measurements_are_those_of_the_served_model(exported, site, tmp_path):
     found, told = run(exported, site, tmp_path / "out")
-    assert (found, told[-1]) == (batch.Predicted(12, 0, ()), (12, 12))
+    assert (found, told[-1]) == (datasets.Predicted(12, 0, ()), (12, 12))
     session = Session(exported.content, "cpu")
     with zipfile.ZipFile(tmp_path / "out/masks.zip") as archive:
         assert len(archive.namelist()) == 12
@@ -132,10 +132,10 @@ def test_a_classifier_writes_a_line_an_image_and_no_masks(classifier, tmp_path):
     asked = iter(range(100))
     given = (checkpoint, "mediastinum-tumor", SLICES, folder, out, CPU, lambda done, total: None)
     with pytest.raises(Stopped, match="after 5 of 20"):
-        batch.predict_dataset(*given, lambda: next(asked) >= 5)
+        datasets.predict_dataset(*given, lambda: next(asked) >= 5)
     with (out / "done.jsonl").open() as journal:
         assert len(journal.readlines()) == 5
-    found = batch.predict_dataset(*given, lambda: False)
+    found = datasets.predict_dataset(*given, lambda: False)
     assert (found.images, found.problems) == (20, ())
     assert sorted(path.name for path in out.iterdir()) == ["done.jsonl", "measurements.csv"]
     rows = table(out)

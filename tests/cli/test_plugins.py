@@ -70,7 +70,7 @@ def test_help_loads_nothing_heavy():
     code = """
 import sys
 sys.argv = ["relay", "--help"]
-from relay_core.cli import main
+from relay_core.cli.app import main
 try:
     main()
 except SystemExit as end:

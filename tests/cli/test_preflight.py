@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from relay_core import survey
+from relay_core.cli.output import CountLines
 from relay_core.imaging.drawing import palette
-from relay_core.terminal import CountLines
 from tests.cli.test_cli import pixels, refused, relay
 from tests.data.conftest import save
 

@@ -8,9 +8,9 @@ import torch
 from relay_core.engine import Play
 from relay_core.engine.checkpoint import find
 from relay_core.errors import RunFileError, Stopped
-from relay_core.generated import score_generators, scores_text
-from relay_core.metrics.study import Outcome, own_site
-from relay_core.study import Study, overrides_of
+from relay_core.experiments.comparison import Study, overrides_of
+from relay_core.experiments.generators import score_generators, scores_text
+from relay_core.experiments.report import Outcome, own_site
 
 CPU = torch.device("cpu")
 NAMES = ("relay", "sequential", "joint", "local", "si strategy.kwargs.c=9", "sequential-plain")

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from relay_core.catalogue import catalogue
+from relay_core.cli.catalogue import catalogue
 from relay_core.config import load_run
 from relay_core.config.datasets import DATASETS
 from relay_core.config.strategies import STRATEGIES
 from relay_core.engine import Play
 from relay_core.engine.checkpoint import newest
 from relay_core.errors import DataError, RunFileError
-from relay_core.study import overrides_of
+from relay_core.experiments.comparison import overrides_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from typer import Typer
 from typer.testing import CliRunner
 
+from relay_core.cli.convert import register
 from relay_core.conversion import isolated, pickled
-from relay_core.conversion.cli import register
 from relay_core.conversion.isolated import convert_pretrained, unpickled
 from relay_core.errors import CheckpointError
 from relay_core.models.solvers import ResNetEncoder
@@ -143,5 +143,5 @@ def test_nothing_else_in_the_repository_reads_a_pickle():
 
 
 def test_the_command_is_known_before_torch_is_loaded():
-    code = "import sys, relay_core.conversion.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, relay_core.cli.convert; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

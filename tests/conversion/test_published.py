@@ -7,8 +7,8 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
+from relay_core.cli.convert import register
 from relay_core.config import load_run
-from relay_core.conversion.cli import register
 from relay_core.data import load_site
 from relay_core.engine import Site, checkpoint, load_solver, train_site
 from relay_core.engine.layout import hand_over_layout

@@ -4,8 +4,7 @@ import subprocess
 
 import pytest
 
-from relay_core import native
-from relay_core.cuda import build, loader
+from relay_core.cuda import build, loader, native
 
 
 def _compile(make, tool, folder):

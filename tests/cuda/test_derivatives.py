@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay_core.cuda import ACTIVATIONS
-from relay_core.cuda.bias_act import PIECEWISE
+from relay_core.cuda.ops.bias_act import PIECEWISE
 
 pytestmark = pytest.mark.usefixtures("form")
 drawn = settings(

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from relay_core.cuda import bias_act, epilogue, modulated_conv2d, setup_filter, styled_conv2d, upfirdn2d
-from relay_core.cuda.bias_act import reference as plain_bias_act
-from relay_core.cuda.epilogue import reference as plain_epilogue
-from relay_core.cuda.upfirdn2d import expand_padding
-from relay_core.cuda.upfirdn2d import reference as plain_upfirdn2d
+from relay_core.cuda import setup_filter, styled_conv2d
+from relay_core.cuda.ops import bias_act, epilogue, modulated_conv2d, upfirdn2d
+from relay_core.cuda.ops.bias_act import reference as plain_bias_act
+from relay_core.cuda.ops.epilogue import reference as plain_epilogue
+from relay_core.cuda.ops.upfirdn2d import expand_padding
+from relay_core.cuda.ops.upfirdn2d import reference as plain_upfirdn2d
 from relay_core.models.stylegan2.ada_transforms import SYM6
 
 OPS = torch.ops.relay

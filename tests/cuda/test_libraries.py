@@ -9,10 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay_core import native
-from relay_core.cuda import bias_act, loader, setup_filter, which
-from relay_core.cuda.upfirdn2d import _out_size
-from relay_core.cuda.upfirdn2d import reference as plain_upfirdn2d
+from relay_core.cuda import loader, native, setup_filter, which
+from relay_core.cuda.ops import bias_act
+from relay_core.cuda.ops.upfirdn2d import _out_size
+from relay_core.cuda.ops.upfirdn2d import reference as plain_upfirdn2d
 from relay_core.errors import DeviceError
 from relay_core.models.stylegan2.ada_transforms import SYM6
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from relay_core.bundle import manifest
 from relay_core.errors import ImageError
-from relay_core.export.served import Served
 from relay_core.imaging import masks, outlier
 from relay_core.imaging.drawing import palette
-from relay_core.imaging.measure import HEADER, cup_to_disc, measure, rows
-from relay_core.imaging.prediction import predict
 from relay_core.imaging.study import read_study
+from relay_core.inference.measurements import HEADER, cup_to_disc, measure, rows
+from relay_core.inference.prediction import predict
+from relay_core.inference.served import Served
 from tests.imaging import dicoms
 from tests.imaging.test_study import COLOUR, GREY, SHARED, VOLUME, nifti, png, real
 

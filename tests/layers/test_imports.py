@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["relay_core", "relay_core.errors", "relay_core.events", "relay_core.native", "relay_core.config",
-               "relay_core.cli", "relay_core.metrics.matrix", "relay_core.metrics.compare"],
+    "module", ["relay_core", "relay_core.errors", "relay_core.events", "relay_core.cuda.native", "relay_core.config",
+               "relay_core.cli.app", "relay_core.metrics.matrix", "relay_core.metrics.compare"],
 )  # fmt: skip
 def test_loads_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from relay_core.cli.prepare import prepare_app
 from relay_core.errors import DataError, RelayError
-from relay_core.prepare import prepare_app
 from tests.preparation.phantoms import chest, hospital, pixels, table
 
 

@@ -239,7 +239,7 @@ def test_where_nothing_is_kept_it_says_so(ct, tmp_path):
 
 
 def test_it_loads_no_torch():
-    code = "import sys, relay_core.prepare; print('SimpleITK' in sys.modules or 'numpy' in sys.modules)\n"
+    code = "import sys, relay_core.cli.prepare; print('SimpleITK' in sys.modules or 'numpy' in sys.modules)\n"
     code += "import relay_core.preparation.run; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "False"]

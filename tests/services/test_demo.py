@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relay_core.bundle.keys import KeyFolder
 from relay_core.config import load_run
-from services.demo import play
+from services.local.demo import play
 from tests.conftest import Toy
 from tests.services.test_up import RELAY
 

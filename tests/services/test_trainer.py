@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from relay_core.export.session import Session
+from relay_core.inference.onnx_model import Session
 from services.site import jobs, leases, plan, registry
 from services.site.artifacts import attached
 from services.site.db.engine import DatabaseError

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services import client
+from services.client import http
 from tests.conftest import Toy
 from tests.ports import free_port
 from tests.services.processes import until
@@ -178,37 +178,37 @@ def test_a_watcher_outlives_the_api(up: Up, toy: Toy, tmp_path: Path) -> None:
     assert "cancelled" in said.read_text()
 
 
-def _client(monkeypatch: pytest.MonkeyPatch, streams: list[httpx.Response]) -> client.Client:
+def _client(monkeypatch: pytest.MonkeyPatch, streams: list[httpx.Response]) -> http.Client:
     """A client whose service answers these streams one after another, and then that its database is away."""
-    monkeypatch.setattr(client, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(http, "PAUSES", (0.01, 0.02))
 
     def answer(request: httpx.Request) -> httpx.Response:
         if not request.url.path.endswith("/events"):
             return httpx.Response(200, json={"state": "running"})
         return streams.pop(0) if streams else httpx.Response(503, json={"code": "database_unavailable"})
 
-    made = client.Client("http://site", "token")
+    made = http.Client("http://site", "token")
     monkeypatch.setattr(made, "_http", httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer)))
     return made
 
 
 def test_a_watcher_goes_on_while_it_is_answered_and_gives_up_when_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PATIENCE", 5.0)
+    monkeypatch.setattr(http, "PATIENCE", 5.0)
     lost: list[str] = []
     quiet = [httpx.Response(200, text=": nothing yet\n\n") for _ in range(20)]
     end = httpx.Response(200, text='data: {"seq": 1, "event": "succeeded"}\n\n')
     with _client(monkeypatch, [*quiet, httpx.Response(502), end]) as made:
         assert [data["event"] for data in made.follow("job", lost.append)] == ["succeeded"]
         lost.clear()
-        monkeypatch.setattr(client, "PATIENCE", 0.1)
-        with pytest.raises(client.ServiceUnreachable, match="the job goes on"):
+        monkeypatch.setattr(http, "PATIENCE", 0.1)
+        with pytest.raises(http.ServiceUnreachable, match="the job goes on"):
             list(made.follow("job", lost.append))
     assert len(lost) == 1
 
 
-def _files(monkeypatch: pytest.MonkeyPatch, content: bytes, breaks: list[int]) -> client.Client:
+def _files(monkeypatch: pytest.MonkeyPatch, content: bytes, breaks: list[int]) -> http.Client:
     """A client whose service has one file, and breaks off its answers after so many bytes."""
-    monkeypatch.setattr(client, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(http, "PAUSES", (0.01, 0.02))
     tag, digest = '"tag"', base64.b64encode(hashlib.sha256(content).digest()).decode()
     asked: list[str | None] = []
 
@@ -232,7 +232,7 @@ def _files(monkeypatch: pytest.MonkeyPatch, content: bytes, breaks: list[int]) -
         headers["Content-Length"] = str(len(content) - begin)
         return httpx.Response(206 if begin else 200, headers=headers, stream=Broken(content[begin:]))
 
-    made = client.Client("http://site", "token")
+    made = http.Client("http://site", "token")
     monkeypatch.setattr(made, "_http", httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer)))
     made.asked = asked  # type: ignore[attr-defined]
     return made
@@ -247,11 +247,11 @@ def test_a_download_goes_on_where_it_broke(monkeypatch: pytest.MonkeyPatch, tmp_
     assert list(tmp_path.iterdir()) == [target]
     part = tmp_path / "b.relay.part"
     part.write_bytes(b"another file's")
-    with _files(monkeypatch, content, []) as made, pytest.raises(client.DownloadDamaged):
+    with _files(monkeypatch, content, []) as made, pytest.raises(http.DownloadDamaged):
         made.download("/file", tmp_path / "b.relay")
     assert not part.exists()
-    monkeypatch.setattr(client, "PATIENCE", 0.05)
-    with _files(monkeypatch, content, [10] + [0] * 100) as made, pytest.raises(client.ServiceUnreachable, match="goes on"):
+    monkeypatch.setattr(http, "PATIENCE", 0.05)
+    with _files(monkeypatch, content, [10] + [0] * 100) as made, pytest.raises(http.ServiceUnreachable, match="goes on"):
         made.download("/file", tmp_path / "b.relay")
     assert part.read_bytes() == content[:10]
 

@@ -24,7 +24,7 @@ from services.site.errors import Refusal
 from services.site.settings import Settings
 
 if TYPE_CHECKING:
-    from relay_core.export.session import Session
+    from relay_core.inference.onnx_model import Session
 
 Array = npt.NDArray[Any]
 Results = dict[str, Array]

@@ -176,9 +176,9 @@ def _cost(hosted: Hosted) -> int:
 def runtime() -> Any:
     """The module that runs models. Raises Refusal `model_unavailable` where ONNX Runtime is not installed."""
     try:
-        from relay_core.export import session
+        from relay_core.inference import onnx_model
     except ModuleNotFoundError:
         raise Refusal(
             "model_unavailable", "ONNX Runtime is not installed here: pip install 'relay-learning[cpu]', or [gpu]"
         ) from None
-    return session
+    return onnx_model

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relay_core.config.solvers import Task
-from relay_core.export.outputs import OUTPUTS, shapes
+from relay_core.inference.outputs import OUTPUTS, shapes
 from services.site.errors import Refusal
 
 LENGTH = "Inference-Header-Content-Length"
@@ -25,7 +25,7 @@ TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u
 OUTPUT_TYPES = {
     "logits": "FP32", "probabilities": "FP32", "confidence": "FP32", "mask": "UINT8", "class": "UINT8", "looks": "FP32",
 }  # fmt: skip
-"""Of all models; which a model has, is in `relay_core.export.outputs`."""
+"""Of all models; which a model has, is in `relay_core.inference.outputs`."""
 MAX_SIDE = 1 << 14
 """Pixels of a side: resizing takes memory by it."""
 MAX_JSON = 1 << 24

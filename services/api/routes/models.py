@@ -189,8 +189,8 @@ def _predict(site: Parts, name: str, version: int | None, content: bytes, output
 
 def _seen(hosted: Hosted, content: bytes, output: schemas.Output | None) -> tuple[bytes, str, list[str]]:
     """The answer, its media type, and what to warn of."""
-    from relay_core.imaging.prediction import classify, predict
     from relay_core.imaging.study import read_study
+    from relay_core.inference.prediction import classify, predict
 
     facts, whole = hosted.session.facts, hosted.session.facts.task == "classification"
     if whole and output is not None:

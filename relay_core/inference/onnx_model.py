@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from relay_core.config.solvers import Task
 from relay_core.errors import DeviceError, ExportError
-from relay_core.export.outputs import OUTPUTS
+from relay_core.inference.outputs import OUTPUTS
 
 KEY = "relay"
 """Metadata of the model that holds `Facts` as JSON."""

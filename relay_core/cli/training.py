@@ -41,7 +41,7 @@ def stop_on_signal(said: str = "stopping: writing a checkpoint") -> Iterator[Sto
 @contextmanager
 def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool, brief: bool = False) -> Iterator[Emit]:
     """Where a training's events go: the terminal or standard output, `events.jsonl`, TensorBoard."""
-    from relay_core.terminal import EventLog, JsonLines, TensorBoard, Terminal, tee
+    from relay_core.cli.output import EventLog, JsonLines, TensorBoard, Terminal, tee
 
     with ExitStack() as stack:
         sinks: list[Emit] = [EventLog(out / "events.jsonl")]
@@ -80,9 +80,9 @@ def play_study(
     as_json: bool = False,
 ) -> None:  # fmt: skip
     """Run a study with one line a run, and say where its report is. Raises as `Study`."""
+    from relay_core.cli.output import duration
     from relay_core.engine import choose_device
-    from relay_core.study import Study
-    from relay_core.terminal import duration
+    from relay_core.experiments.comparison import Study
 
     def tell(outcome: Any, done: int, total: int) -> None:
         average = outcome.main.average()

@@ -97,9 +97,9 @@ def _window(text: str | None) -> tuple[float, float] | None:
 def _run(
     images: Path, labels: Path | None, out: Path, task: Mediastinum | Slices, prefix: str, workers: int, as_json: bool
 ) -> None:
+    from relay_core.cli.output import counting
+    from relay_core.cli.training import stop_on_signal
     from relay_core.preparation.run import REPORT, prepare
-    from relay_core.session import stop_on_signal
-    from relay_core.terminal import counting
 
     with stop_on_signal("stopping: what is done stays") as stop, counting("preparing", as_json) as tell:
         made = prepare(images, labels, out, task, prefix=prefix, workers=workers, tell=tell, stop=stop)

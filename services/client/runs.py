@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from relay_core.config import RunFile, SiteSettings
-from services.client import Client, ServiceRefused
+from services.client.http import Client, ServiceRefused
 
 
 def submit_run(client: Client, run: RunFile, site: int | None, data: str, key: str | None = None) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relay_core.cuda.epilogue import epilogue
-from relay_core.cuda.upfirdn2d import Factor, expand_padding, upfirdn2d
+from relay_core.cuda.ops.epilogue import epilogue
+from relay_core.cuda.ops.upfirdn2d import Factor, expand_padding, upfirdn2d
 
 
 def conv2d_resample(

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from relay_core.errors import ExportError
 from relay_core.imaging import outlier
-from relay_core.imaging.measure import measure
 from relay_core.imaging.study import Study
+from relay_core.inference.measurements import measure
 
 Run = Callable[[npt.NDArray[Any], Sequence[str]], Sequence[npt.NDArray[Any]]]
 """A model: images (N, C, H, W) float32 in 0..1 and the names of outputs -> these; see `export.session`."""

@@ -17,9 +17,9 @@ import httpx
 from relay_core.bundle.keys import KeyFolder
 from relay_core.config import RunFile
 from relay_core.errors import RelayError
-from services.client import Client
-from services.submit import upload_run
-from services.terminal import watch_job
+from services.client.http import Client
+from services.client.runs import upload_run
+from services.client.tables import watch_job
 from services.trainer.leash import leashed
 
 PATIENCE = 90.0

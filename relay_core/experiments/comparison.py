@@ -19,8 +19,8 @@ from relay_core.config.explain import suggestion
 from relay_core.config.strategies import STRATEGIES
 from relay_core.errors import RunFileError
 from relay_core.events import Emit, Event, Stop
+from relay_core.experiments.report import Outcome, write_report
 from relay_core.files import write_atomically
-from relay_core.metrics.study import Outcome, write_report
 
 if TYPE_CHECKING:
     import torch

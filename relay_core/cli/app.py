@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import relay_core
-from relay_core import handoff
-from relay_core.conversion import cli as conversion
+from relay_core.cli import bundles, convert
+from relay_core.cli.prepare import prepare_app
+from relay_core.cli.training import play
 from relay_core.errors import DataError, RelayError, Stopped
-from relay_core.prepare import prepare_app
-from relay_core.session import play
 
 if TYPE_CHECKING:
     from relay_core.engine import Checkpoint
@@ -142,7 +141,7 @@ def study(
     as_json: JsonOption = False,
 ) -> None:
     """Compare strategies on equal terms: same run file, budget and augmentation, several seeds. Called again, it goes on."""
-    from relay_core.session import play_study
+    from relay_core.cli.training import play_study
 
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     play_study(run, names, seeds, out, data_root, device=device, overrides=set_ or [], as_json=as_json)
@@ -174,10 +173,10 @@ def preflight(
     as_json: JsonOption = False,
 ) -> None:
     """Check every file of a site's data set, and say what it holds."""
+    from relay_core.cli.output import CountLines
     from relay_core.config.datasets import dataset_options
     from relay_core.data import survey
     from relay_core.survey import FEW_IMAGES, survey_json, survey_text, write_previews
-    from relay_core.terminal import CountLines
 
     kwargs = dataset_options(layout, options)
     found = survey(layout, kwargs, folder, CountLines(sys.stdout, FEW_IMAGES)) if as_json else survey(layout, kwargs, folder)
@@ -271,11 +270,11 @@ def predict_dataset(
     as_json: JsonOption = False,
 ) -> None:
     """Predict every image of a site's data set, with a table of measurements; called again, it goes on."""
-    from relay_core.batch import predict_dataset as predict_all
+    from relay_core.cli.output import counting
+    from relay_core.cli.training import stop_on_signal
     from relay_core.config.datasets import dataset_options
     from relay_core.engine import choose_device
-    from relay_core.session import stop_on_signal
-    from relay_core.terminal import counting
+    from relay_core.inference.datasets import predict_dataset as predict_all
 
     with stop_on_signal("stopping: what is done stays") as stop, counting("predicting", as_json) as tell:
         found = predict_all(
@@ -319,7 +318,7 @@ def generated(
     """Score the generators: Frechet and kernel distance (FID, KID) to the training images of the sites that are here."""
     from relay_core.config import load_run
     from relay_core.engine import choose_device
-    from relay_core.generated import score_generators, scores_text
+    from relay_core.experiments.generators import score_generators, scores_text
 
     found = score_generators(_checkpoint(checkpoint), load_run(run), data_root, features, count, choose_device(device))
     print(json.dumps(found) if as_json else scores_text(found))
@@ -346,11 +345,11 @@ def recipes() -> None:
 @app.command()
 def catalogue() -> None:
     """Everything that a run file may name, with its settings, installed plug-ins too; Markdown."""
-    from relay_core.catalogue import catalogue as render
+    from relay_core.cli.catalogue import catalogue as render
 
     print(render(), end="")
 
 
-handoff.register(app)
-conversion.register(app)
+bundles.register(app)
+convert.register(app)
 app.add_typer(prepare_app, name="prepare")

@@ -20,10 +20,10 @@ from relay_core.engine.checkpoint import Checkpoint
 from relay_core.errors import DataError, Problem, Stopped
 from relay_core.files import replace_with
 from relay_core.imaging import masks, outlier
-from relay_core.imaging.measure import HEADER, class_header, class_row, rows
-from relay_core.imaging.prediction import Run, classify, predict
 from relay_core.imaging.readers import stem_of, write_mask
 from relay_core.imaging.study import Study
+from relay_core.inference.measurements import HEADER, class_header, class_row, rows
+from relay_core.inference.prediction import Run, classify, predict
 from relay_core.report import torch_run, write_table
 
 DONE = "done.jsonl"

@@ -18,15 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from relay_core.bundle.collected import matrices_of
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.report import read as read_report
 from relay_core.bundle.trust import Roster, spoken
-from relay_core.collect import matrices_of
 from relay_core.config import RunFile, load_run
 from relay_core.errors import RelayError
 from relay_core.files import write_atomically
 from relay_core.metrics import ScoreMatrix, compare_markdown
-from services.hospital import Hospital
+from services.local.hospital import Hospital
 
 TRAIN_IMAGES, TEST_IMAGES, SIZE = 60, 30, 64
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from relay_core.cuda.bias_act import bias_act
-from relay_core.cuda.epilogue import epilogue
-from relay_core.cuda.upfirdn2d import setup_filter, upfirdn2d
+from relay_core.cuda.ops.bias_act import bias_act
+from relay_core.cuda.ops.epilogue import epilogue
+from relay_core.cuda.ops.upfirdn2d import setup_filter, upfirdn2d
 
 _SYM6 = [0.0154, 0.0035, -0.1180, -0.0483, 0.4911, 0.7876, 0.3379, -0.0726, -0.0211, 0.0447, 0.0018, -0.0078]
 _SHAPE = (2, 16, 36, 32)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relay_core.keyring import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
+from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
 
 if TYPE_CHECKING:
     from relay_core.bundle.container import Progress
@@ -282,8 +282,8 @@ def matrix_(
     as_json: JsonOption = False,
 ) -> None:
     """The site x test-set matrix, from the reports of all sites; every signature is checked."""
+    from relay_core.bundle.collected import matrices_of
     from relay_core.bundle.report import read
-    from relay_core.collect import matrices_of
     from relay_core.config import load_run
 
     found = matrices_of([read(path, key_folder(keys)) for path in reports], load_run(run), out)

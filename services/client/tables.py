@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from relay_core import events
-from relay_core.terminal import Terminal
-from services.client import Client
+from relay_core.cli.output import Terminal
+from services.client.http import Client
 
 
 def show_status(ready: dict[str, Any], active: Sequence[dict[str, Any]]) -> None:

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from relay_core.errors import RelayError
-from relay_core.export.outputs import SCORE
-from services.client import Client
-from services.terminal import watch_job
+from relay_core.inference.outputs import SCORE
+from services.client.http import Client
+from services.client.tables import watch_job
 
 
 def models_table(rows: Sequence[dict[str, Any]]) -> None:

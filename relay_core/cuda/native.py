@@ -17,7 +17,7 @@ from pathlib import Path
 
 from relay_core.errors import DeviceError
 
-FOLDER = Path(__file__).parent / "cuda" / "lib"
+FOLDER = Path(__file__).parent / "lib"
 """Where `make ops` puts the libraries; wheels and images carry it along."""
 VERSION = 1
 """Of the C interface (`RELAY_OPS_VERSION` in csrc/relay_ops.h); a library of another is not used."""

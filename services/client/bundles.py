@@ -13,9 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 
 from relay_core.metrics.matrix import headline
-from services.client import Client
-from services.client import Progress as Show
-from services.terminal import watch_job
+from services.client.http import Client
+from services.client.http import Progress as Show
+from services.client.tables import watch_job
 
 
 def export_checkpoint(client: Client, checkpoint_id: str, to: str | None, half: bool, out: Path | None) -> Path:

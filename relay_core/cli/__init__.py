@@ -1,0 +1,1 @@
+"""The command `relay`: what it offers, reads and prints."""

@@ -1,0 +1,31 @@
+"""The operations that the relay's networks are made of, each one file: definition, docstring, forms.
+
+Each is defined by a composition of differentiable PyTorch functions, its `reference`. Where a compiled library serves
+the device, the same is one operator `relay::...` with its own first and second derivative. The loader believes a library
+only where these operations give with it what their definitions give: `selfcheck` is what it asks.
+"""
+
+from relay_core.cuda import loader
+from relay_core.cuda.ops import selfcheck
+from relay_core.cuda.ops.bias_act import ACTIVATIONS, bias_act
+from relay_core.cuda.ops.epilogue import epilogue
+from relay_core.cuda.ops.modulated_conv2d import conv2d_resample, modulated_conv2d, styled_conv2d
+from relay_core.cuda.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+
+which = loader.which
+loader.try_out_with(selfcheck.outcomes, selfcheck.disagreement)
+
+__all__ = [
+    "ACTIVATIONS",
+    "bias_act",
+    "conv2d_resample",
+    "downsample2d",
+    "epilogue",
+    "filter2d",
+    "modulated_conv2d",
+    "setup_filter",
+    "styled_conv2d",
+    "upfirdn2d",
+    "upsample2d",
+    "which",
+]

@@ -1,0 +1,1 @@
+"""Strategies compared on equal terms, and generators scored against real images."""

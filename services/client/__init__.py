@@ -1,0 +1,1 @@
+"""What speaks to a running site over its REST API."""

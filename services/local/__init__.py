@@ -1,0 +1,1 @@
+"""A whole site, and several, on one machine."""
