@@ -27,7 +27,7 @@ from relay_core.engine.evaluate import (
     write_matrices,
     write_picture,
 )
-from relay_core.engine.play import generated_rows
+from relay_core.engine.relay_run import generated_rows
 from relay_core.errors import CheckpointError, DataError, ExportError, Problem, RelayError, RunFileError
 from relay_core.files import write_atomically
 from relay_core.imaging.readers import Spacing

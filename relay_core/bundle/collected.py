@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from relay_core.bundle.report import Report
+from relay_core.bundle.signed_report import Report
 from relay_core.config import RunFile
 from relay_core.errors import BundleError
 from relay_core.metrics import ScoreMatrix, write_matrix

@@ -266,7 +266,7 @@ def sign_(
     """Sign an evaluation, metrics only, for the coordinator."""
     from dataclasses import asdict
 
-    from relay_core.bundle.report import sign
+    from relay_core.bundle.signed_report import sign
     from relay_core.config import load_run
 
     made = sign(scores, newest_file(checkpoint), load_run(run), key_folder(keys), out)
@@ -283,7 +283,7 @@ def matrix_(
 ) -> None:
     """The site x test-set matrix, from the reports of all sites; every signature is checked."""
     from relay_core.bundle.collected import matrices_of
-    from relay_core.bundle.report import read
+    from relay_core.bundle.signed_report import read
     from relay_core.config import load_run
 
     found = matrices_of([read(path, key_folder(keys)) for path in reports], load_run(run), out)

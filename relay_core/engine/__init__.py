@@ -3,7 +3,7 @@
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.device import choose_device, processes
 from relay_core.engine.evaluate import evaluate, load_solver
-from relay_core.engine.play import Play, generated_rows
+from relay_core.engine.relay_run import Play, generated_rows
 from relay_core.engine.train import Site, train_site
 
 __all__ = [

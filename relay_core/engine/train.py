@@ -18,7 +18,7 @@ from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.stream import Stream
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
-from relay_core.imaging import outlier
+from relay_core.imaging import out_of_distribution
 from relay_core.strategies import Images, Position, Strategy, make_strategy
 
 
@@ -162,10 +162,10 @@ def _trained_before(base: Checkpoint) -> list[str]:
 def _looks(site: Site, base: Checkpoint | None) -> dict[str, Any]:
     """What the training images of the sites so far look like, by site; see `imaging.outlier`."""
     low, high = site.settings.data.out_range
-    step = max(1, len(site.images) // outlier.MOST)
+    step = max(1, len(site.images) // out_of_distribution.MOST)
     chosen = range(0, len(site.images), step)
     batches = (chosen[i : i + 64] for i in range(0, len(chosen), 64))
-    own = outlier.looks((site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches)
+    own = out_of_distribution.looks((site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches)
     return {**(base.meta.get("looks", {}) if base else {}), site.name: own}
 
 

@@ -19,7 +19,7 @@ from relay_core.data.preflight import image_reader, listed
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.errors import DataError, Problem, Stopped
 from relay_core.files import replace_with
-from relay_core.imaging import masks, outlier
+from relay_core.imaging import masks, out_of_distribution
 from relay_core.imaging.readers import stem_of, write_mask
 from relay_core.imaging.study import Study
 from relay_core.inference.measurements import HEADER, class_header, class_row, rows
@@ -96,7 +96,7 @@ def predict_dataset(
     write_table(out / TABLE, class_header(names) if whole else HEADER, [row for entry in found for row in entry["rows"]])
     if not whole:
         _write_zip(out / MASKS, out / STAGED, found)
-    unlike = sum((entry["unlike"] or 0.0) > outlier.WARN for entry in found)
+    unlike = sum((entry["unlike"] or 0.0) > out_of_distribution.WARN for entry in found)
     return Predicted(len(found), unlike, tuple(problems))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relay_core.errors import ExportError
-from relay_core.imaging import outlier
+from relay_core.imaging import out_of_distribution
 from relay_core.imaging.study import Study
 from relay_core.inference.measurements import measure
 
@@ -39,7 +39,7 @@ class Prediction:
         return known["score"] if known else None
 
 
-def predict(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, outlier.Looks]) -> Prediction:
+def predict(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, out_of_distribution.Looks]) -> Prediction:
     """Run a model over a study, slice by slice.
 
     Args:
@@ -63,7 +63,7 @@ def predict(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, ou
     return Prediction(ids, {**measure(study, ids, sure, names), **_unlike(numbers, looks, "mask")})
 
 
-def classify(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, outlier.Looks]) -> dict[str, Any]:
+def classify(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, out_of_distribution.Looks]) -> dict[str, Any]:
     """Run a classifier over a study; the slices of a volume are one case: the mean of their probabilities counts.
 
     Args:
@@ -105,16 +105,16 @@ def _require_finite(values: npt.NDArray[Any]) -> None:
         raise ExportError("the model's probabilities are not finite numbers: take another precision")
 
 
-def _unlike(numbers: list[npt.NDArray[Any]], looks: Mapping[str, outlier.Looks], answer: str) -> dict[str, Any]:
-    scored = outlier.score(np.concatenate(numbers), looks)
-    known = {"score": scored[0], "most_like": scored[1], "warn_above": outlier.WARN} if scored else None
+def _unlike(numbers: list[npt.NDArray[Any]], looks: Mapping[str, out_of_distribution.Looks], answer: str) -> dict[str, Any]:
+    scored = out_of_distribution.score(np.concatenate(numbers), looks)
+    known = {"score": scored[0], "most_like": scored[1], "warn_above": out_of_distribution.WARN} if scored else None
     return {"unlike": known, "warnings": _warnings(scored, answer)}
 
 
 def _warnings(scored: tuple[float, str] | None, answer: str) -> list[str]:
     if scored is None:
         return ["the model does not say what its training images looked like: nobody checked whether this one is like them"]
-    if scored[0] > outlier.WARN:
+    if scored[0] > out_of_distribution.WARN:
         return [
             f"the image looks unlike those of the training sites (score {scored[0]:.2f}, usual up to 1; most like "
             f"{scored[1]}): do not rely on the {answer}"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from relay_core.errors import DataError, Problem
 from relay_core.files import sync, write_atomically
-from relay_core.preparation.report import picture
+from relay_core.preparation.preparation_report import picture
 from relay_core.preparation.slicing import LAYOUTS, Cut, Mediastinum, Slices
 from relay_core.preparation.studies import Source
 from relay_core.preparation.volumes import files_of, read_volume

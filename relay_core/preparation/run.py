@@ -21,8 +21,8 @@ import SimpleITK as sitk
 
 from relay_core.errors import DataError, Problem, RelayError, Stopped
 from relay_core.files import write_atomically
+from relay_core.preparation.preparation_report import PICTURES, report_text
 from relay_core.preparation.records import HEADER, RECORDS, Job, Record, forget, read_record, recorded
-from relay_core.preparation.report import PICTURES, report_text
 from relay_core.preparation.slicing import Mediastinum, Slices
 from relay_core.preparation.studies import TABLE, Source, list_studies, studies_beside
 

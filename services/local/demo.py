@@ -20,7 +20,7 @@ from typing import Any
 
 from relay_core.bundle.collected import matrices_of
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.report import read as read_report
+from relay_core.bundle.signed_report import read as read_report
 from relay_core.bundle.trust import Roster, spoken
 from relay_core.config import RunFile, load_run
 from relay_core.errors import RelayError

@@ -20,7 +20,7 @@ from relay_core.errors import RelayError
 from services.client.http import Client
 from services.client.runs import upload_run
 from services.client.tables import watch_job
-from services.trainer.leash import leashed
+from services.trainer.process_guard import leashed
 
 PATIENCE = 90.0
 """Seconds that a site has to come up."""

@@ -26,7 +26,7 @@ from services.site import audit, auth
 from services.site.db import Database
 from services.site.db.models import Token
 from services.site.settings import Settings, load_settings
-from services.trainer.leash import leashed
+from services.trainer.process_guard import leashed
 
 PATIENCE = 60.0
 """Seconds that the API has to answer after its start."""

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
-from services.site import audit, handoff
+from services.site import audit, bundle_exchange
 from services.site.artifacts import CHUNK, ArtifactStore
 from services.site.db.engine import Database
 from services.site.dispatch import Doorbell
@@ -89,7 +89,7 @@ class Inbox:
             with _opened(self.folder / name) as file:
                 digest, size = store.put(_whole(file, mark), self.settings.max_bundle_mib << 20)
             with self.database.write() as session:
-                row, new = handoff.receive(
+                row, new = bundle_exchange.receive(
                     session, digest, size, purpose="train", actor=ACTOR, key=f"{digest}:{mark[1]}",
                     queue_limit=self.settings.queue_limit,
                 )  # fmt: skip

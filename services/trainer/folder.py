@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 
 from relay_core.config import RunFile
-from services.site.headers import CheckpointFile, read_header
+from services.site.checkpoint_header import CheckpointFile, read_header
 from services.site.leases import Claim, LeaseLost
-from services.trainer.child import NOTE, end_leftover
+from services.trainer.training_process import NOTE, end_leftover
 
 _NOT_CARRIED = frozenset({NOTE, "events.jsonl"})
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
 from services.site.settings import load_settings
-from services.trainer.station import Station
+from services.trainer.worker_loop import Station
 
 PERIOD = 1.0
 log = logging.getLogger(__name__)

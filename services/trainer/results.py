@@ -9,19 +9,19 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, audit, handoff, registry
+from services.site import artifacts, audit, bundle_exchange, registry
 from services.site.artifacts import ArtifactStore
+from services.site.checkpoint_header import CheckpointFile
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, Run
 from services.site.errors import Refusal
-from services.site.headers import CheckpointFile
-from services.site.plan import need
-from services.trainer.child import NOTE
+from services.site.job_plans import need
 from services.trainer.folder import newest_checkpoints
+from services.trainer.training_process import NOTE
 from services.trainer.work import PREDICTIONS, STAGED, Work
 
 MEDIA_TYPES = {
     ".png": "image/png", ".json": "application/json", ".csv": "text/csv", ".md": "text/markdown; charset=utf-8",
-    ".relay": handoff.MEDIA_TYPE, ".onnx": registry.MEDIA_TYPE, ".zip": "application/zip",
+    ".relay": bundle_exchange.MEDIA_TYPE, ".onnx": registry.MEDIA_TYPE, ".zip": "application/zip",
 }  # fmt: skip
 """Suffixes of files that are published; run files name folders of this machine and are not."""
 CHECKPOINT = "application/vnd.safetensors"
@@ -123,13 +123,13 @@ def _publish_preflight(session: Session, job: Job, stored: _Stored, last: dict[s
 
 
 def _publish_export(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
-    return {"bundle": handoff.built(session, job, last["bundle"], _named(stored)).id}
+    return {"bundle": bundle_exchange.built(session, job, last["bundle"], _named(stored)).id}
 
 
 def _publish_import(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
     ((_, digest, size),) = stored.checkpoints
-    files = {**_named(stored), handoff.CHECKPOINT: (digest, size, CHECKPOINT)}
-    return {"bundle": handoff.quarantine(session, job, last["bundle"], files).id}
+    files = {**_named(stored), bundle_exchange.CHECKPOINT: (digest, size, CHECKPOINT)}
+    return {"bundle": bundle_exchange.quarantine(session, job, last["bundle"], files).id}
 
 
 def _publish_model(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:

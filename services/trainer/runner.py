@@ -25,9 +25,9 @@ from services.site.errors import CATALOGUE
 from services.site.leases import Claim, LeaseLost
 from services.site.settings import Settings
 from services.trainer import results, work
-from services.trainer.child import Child
 from services.trainer.folder import attempt_folder
-from services.trainer.says import Says
+from services.trainer.process_output import Says
+from services.trainer.training_process import Child
 
 FLUSH = 1.0
 """Seconds between two writes of what a process says."""

@@ -13,7 +13,7 @@ from services.site.dispatch import TASK
 if TYPE_CHECKING:
     from celery import Celery
 
-    from services.trainer.station import Station
+    from services.trainer.worker_loop import Station
 
 log = logging.getLogger(__name__)
 station: Station | None = None

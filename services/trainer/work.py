@@ -14,13 +14,13 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, folders, handoff, registry
+from services.site import artifacts, bundle_exchange, folders, registry
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.db.models import Bundle, Checkpoint, Dataset, Job, Run
 from services.site.errors import Refusal
+from services.site.job_plans import need
 from services.site.leases import Claim
-from services.site.plan import need
 from services.site.runs import run_file
 from services.site.settings import Settings
 from services.trainer.folder import write_run_files
@@ -105,7 +105,7 @@ def _core(claim: Claim, *arguments: str) -> list[str]:
     if not many:
         return [sys.executable, *core]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(claim.devices)}"]
-    return [*launcher, "--no-python", sys.executable, "-m", "services.trainer.leash", "0", sys.executable, *core]
+    return [*launcher, "--no-python", sys.executable, "-m", "services.trainer.process_guard", "0", sys.executable, *core]
 
 
 def _image_folders(session: Session, settings: Settings, params: Mapping[str, Any]) -> dict[int, Path]:
@@ -189,7 +189,7 @@ def _preflight(session: Session, settings: Settings, claim: Claim, work: Work) -
 
 
 def _export(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
-    params, file = work.job.params, str(work.folder / handoff.FILE)
+    params, file = work.job.params, str(work.folder / bundle_exchange.FILE)
     checkpoint = _input_checkpoint(session, work)
     work.command = _core(claim, "export", str(checkpoint), *_run_and_keys(session, settings, work), "--out", file)
     _option(work, "--scores", artifacts.attached(session, work.inputs[INPUT]).get("scores.json"), "scores.json")
@@ -219,7 +219,7 @@ def _import(session: Session, settings: Settings, claim: Claim, work: Work) -> N
         path = work.folder / INPUT / f"{run.id}.yaml"
         path.write_text(run.content, encoding="utf-8")
         runs.append({"file": str(path), "site": run.site})
-    known = {"runs": runs, "imported": handoff.imported(session, str(row.purpose))}
+    known = {"runs": runs, "imported": bundle_exchange.imported(session, str(row.purpose))}
     path = work.folder / INPUT / "known.json"
     path.write_text(json.dumps(known), encoding="utf-8")
     scoring = ["--evaluate"] if row.purpose == "evaluate" else []

@@ -17,8 +17,8 @@ from services.site import workers
 from services.site.dispatch import QUEUE, celery_app
 from services.site.settings import Settings, SettingsError, load_settings
 from services.trainer import tasks
-from services.trainer.leash import die_with_parent
-from services.trainer.station import Station
+from services.trainer.process_guard import die_with_parent
+from services.trainer.worker_loop import Station
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -20,7 +20,7 @@ import httpx
 import yaml
 from sqlalchemy import select
 
-from services.site import artifacts, audit, auth, handoff, jobs, leases, registry, workers
+from services.site import artifacts, audit, auth, bundle_exchange, jobs, leases, registry, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database
 from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation, Job, Model, new_id
@@ -190,9 +190,9 @@ class Site:
         headers = {"Idempotency-Key": secrets.token_hex(8)}
         job = ok(self.operator.post("/api/v1/exports", json={"checkpoint_id": checkpoint.id}, headers=headers), 202)
         claim = self.claim(job["id"])
-        files = {handoff.FILE: (*self.store.put([content]), handoff.MEDIA_TYPE)}
+        files = {bundle_exchange.FILE: (*self.store.put([content]), bundle_exchange.MEDIA_TYPE)}
         with self.database.write() as session:
-            row = handoff.built(session, session.get_one(Job, job["id"]), facts(checkpoint.run_id), files)
+            row = bundle_exchange.built(session, session.get_one(Job, job["id"]), facts(checkpoint.run_id), files)
             leases.finish(session, claim, "succeeded", result={"bundle": row.id})
         return row
 
@@ -232,11 +232,11 @@ class Site:
         header = json.dumps({"__metadata__": told}).encode()
         weights = [struct.pack("<Q", len(header)), header, secrets.token_bytes(8)]
         files = {
-            handoff.CHECKPOINT: (*self.store.put(weights), "application/vnd.safetensors"),
+            bundle_exchange.CHECKPOINT: (*self.store.put(weights), "application/vnd.safetensors"),
             "MODEL_CARD.md": (*self.store.put([b"# A model"]), "text/markdown; charset=utf-8"),
         }
         with self.database.write() as session:
-            handoff.quarantine(session, session.get_one(Job, brought["job_id"]), facts(run_id, **more), files)
+            bundle_exchange.quarantine(session, session.get_one(Job, brought["job_id"]), facts(run_id, **more), files)
             leases.finish(session, claim, "succeeded")
         return ok(self.viewer.get(f"/api/v1/imports/{brought['id']}"))
 

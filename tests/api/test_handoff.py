@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from relay_core.bundle.keys import KeyFolder
-from services.site import handoff
+from services.site import bundle_exchange
 from services.site.db.models import Job
 from services.site.errors import Refusal
-from services.trainer.station import Station
+from services.trainer.worker_loop import Station
 from tests.api.kit import Site, facts, ok, refused, running
 from tests.conftest import Toy
 
@@ -204,15 +204,15 @@ def test_one_model_is_let_in_once(site, monkeypatch):
     brought = ok(site.bring(), 202)
     claim = site.claim(brought["job_id"])
     with pytest.raises(Refusal, match=first["id"]) as caught, site.database.write() as session:
-        handoff.quarantine(session, session.get_one(Job, claim.job_id), facts(run["id"], digest=digest), {})
+        bundle_exchange.quarantine(session, session.get_one(Job, claim.job_id), facts(run["id"], digest=digest), {})
     assert caught.value.code == "bundle_used"
     with monkeypatch.context() as blind:  # as if the first had been committed after the look
-        blind.setattr(handoff, "PRESENT", ())
+        blind.setattr(bundle_exchange, "PRESENT", ())
         with pytest.raises(Refusal, match="a moment ago"), site.database.write() as session:
-            handoff.quarantine(session, session.get_one(Job, claim.job_id), facts(run["id"], digest=digest), {})
+            bundle_exchange.quarantine(session, session.get_one(Job, claim.job_id), facts(run["id"], digest=digest), {})
     post(site, f"/api/v1/imports/{first['id']}/reject", {"reason": "make room"})
     with site.database.write() as session:
-        handoff.quarantine(session, session.get_one(Job, claim.job_id), facts(run["id"], digest=digest), {})
+        bundle_exchange.quarantine(session, session.get_one(Job, claim.job_id), facts(run["id"], digest=digest), {})
 
 
 def test_what_is_no_bundle_is_not_taken_in(tmp_path):

@@ -4,7 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from services.site import audit, jobs, plan
+from services.site import audit, job_plans, jobs
 from tests.api.kit import NUMBERS, ok, refused, run_text
 
 
@@ -60,7 +60,7 @@ def test_what_a_job_is_just_being_queued_for_is_not_deleted(site):
     path = f"/api/v1/datasets/{made['id']}"
     deleting = threading.Thread(target=lambda: found.append(site.operator.delete(path)))
     with site.database.write() as session:
-        asked = plan.preflight(session, made["id"])
+        asked = job_plans.preflight(session, made["id"])
         deleting.start()
         time.sleep(0.5)
         job, _ = jobs.submit(session, kind="preflight", params=asked.params, actor="test", key=None, body={})

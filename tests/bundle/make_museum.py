@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import relay_core
-from relay_core.bundle import report
+from relay_core.bundle import signed_report
 from tests.bundle.kit import World
 
 PYRAMID = {"channel_base": 64, "channel_max": 4}
@@ -42,7 +42,7 @@ def main() -> None:
         world.export(1, shelf / "sealed.relay", half=True, recipient="south")
         world.export(2, shelf / "second.relay", half=True)
         checkpoint = world.checkpoint(1)
-        report.sign(checkpoint.parent / "scores.json", checkpoint, world.run, world.north, room / "report.json")
+        signed_report.sign(checkpoint.parent / "scores.json", checkpoint, world.run, world.north, room / "report.json")
         for path in shelf.glob("*.relay"):
             shutil.copy(path, room)
         for keys in (world.south, world.west):  # what a recipient needs; nobody signs in a museum

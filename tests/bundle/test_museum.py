@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from relay_core.bundle import report
+from relay_core.bundle import signed_report
 from relay_core.bundle.importer import receive
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.provenance import Known
@@ -36,7 +36,7 @@ def test_it_is_verified_and_imported(path, tmp_path):
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
 def test_its_report_is_read(room):
-    found = report.read(room / "report.json", KeyFolder(room / "south"))
+    found = signed_report.read(room / "report.json", KeyFolder(room / "south"))
     assert found.by == "north"
     assert found.run == load_run(room / "run.yaml").digest
 

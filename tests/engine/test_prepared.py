@@ -8,7 +8,7 @@ import torch
 from relay_core.engine import Play
 from relay_core.engine.checkpoint import newest
 from relay_core.engine.evaluate import load_solver
-from relay_core.engine.play import generated_rows
+from relay_core.engine.relay_run import generated_rows
 from relay_core.metrics import METRICS
 from relay_core.preparation.run import prepare
 from relay_core.preparation.selection import Selection

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.site import jobs, plan, runs
+from services.site import job_plans, jobs, runs
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.db.migrate import upgrade
@@ -65,7 +65,7 @@ class SiteKit:
     def submit_train(self, run: Run, **options: object) -> str:
         """Queue a training."""
         with self.database.write() as session:
-            made = plan.train(session, run.id, **options)  # type: ignore[arg-type]
+            made = job_plans.train(session, run.id, **options)  # type: ignore[arg-type]
             job, _ = jobs.submit(
                 session, kind="train", params=made.params, actor="test", key=None, body={}, gpus=made.gpus,
                 run_id=made.run_id, checkpoint_id=made.checkpoint_id,
@@ -75,7 +75,7 @@ class SiteKit:
     def job(self, job_id: str) -> Job:
         """Its row now."""
         with self.database.read() as session:
-            return plan.need(session, Job, job_id)
+            return job_plans.need(session, Job, job_id)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

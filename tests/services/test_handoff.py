@@ -12,15 +12,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from relay_core.bundle.keys import KeyFolder
-from services.site import audit, handoff, inbox, jobs, plan
+from services.site import audit, bundle_exchange, inbox, job_plans, jobs
 from services.site.artifacts import attached, sweep
 from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation
 from services.site.dispatch import Silent
 from services.site.errors import Refusal
 from services.site.inbox import Inbox
 from services.site.settings import load_settings
-from services.trainer.station import Station
 from services.trainer.work import environment
+from services.trainer.worker_loop import Station
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit, open_site
 
@@ -48,7 +48,7 @@ class Hospital:
         assert (job.state, job.error) == ("succeeded", None)
         return job.result
 
-    def submit(self, kind: str, made: plan.Plan) -> str:
+    def submit(self, kind: str, made: job_plans.Plan) -> str:
         with self.site.database.write() as session:
             return jobs.submit(
                 session, kind=kind, params=made.params, actor="test", key=None, body={}, gpus=made.gpus, run_id=made.run_id,
@@ -58,12 +58,12 @@ class Hospital:
     def train(self, number: int) -> str:
         """Train a site; its checkpoint."""
         with self.site.database.read() as session:
-            made = plan.train(session, self.run, site=number)
+            made = job_plans.train(session, self.run, site=number)
         return self.done(self.submit("train", made))["checkpoints"][0]
 
     def export(self, checkpoint_id: str, **options: object) -> Bundle:
         with self.site.database.read() as session:
-            made = plan.export(session, checkpoint_id, **options)
+            made = job_plans.export(session, checkpoint_id, **options)
         return self.row(self.done(self.submit("export", made))["bundle"])
 
     def file(self, row: Bundle) -> Path:
@@ -73,7 +73,7 @@ class Hospital:
         """Take a file in, and verify it."""
         digest, size = self.site.store.put_file(file)
         with self.site.database.write() as session:
-            row, _ = handoff.receive(
+            row, _ = bundle_exchange.receive(
                 session, digest, size, purpose=purpose, actor="test", key=key or os.urandom(4).hex(), queue_limit=100
             )
         while self.station.work_once():
@@ -86,7 +86,7 @@ class Hospital:
 
     def accept(self, row: Bundle) -> Bundle:
         with self.site.database.write() as session:
-            return handoff.accept(session, self.site.store, row.id, "head of clinic")
+            return bundle_exchange.accept(session, self.site.store, row.id, "head of clinic")
 
     def refused(self, row: Bundle) -> str:
         """The code that an import was refused with."""
@@ -157,7 +157,7 @@ def test_a_model_goes_from_north_to_south_and_on(north: Hospital, south: Hospita
     assert north.actions(built.id) == ["export.build"]
 
     with south.site.database.read() as session, pytest.raises(Refusal, match="left no checkpoint"):
-        plan.train(session, south.run, site=2)
+        job_plans.train(session, south.run, site=2)
     row = south.bring(north.file(built))
     assert (row.shown, row.run_id, row.content_digest) == ("quarantined", south.run, built.content_digest)
     with south.site.database.read() as session:  # what waits is used by nothing
@@ -173,10 +173,10 @@ def test_a_model_goes_from_north_to_south_and_on(north: Hospital, south: Hospita
     assert decision.detail["digest"] == built.content_digest
     assert south.actions(row.id) == ["import.receive", "import.quarantine", "import.accept"]
     with south.site.database.write() as session, pytest.raises(Refusal, match="is accepted"):
-        handoff.reject(session, row.id, "me", "too late")
+        bundle_exchange.reject(session, row.id, "me", "too late")
 
     with south.site.database.read() as session, pytest.raises(Refusal, match="was brought here") as caught:
-        plan.export(session, base.id)
+        job_plans.export(session, base.id)
     assert caught.value.code == "conflict"
     second = south.train(2)
     onward = south.export(second, recipient="north", half=True)
@@ -216,13 +216,13 @@ def test_what_cannot_be_believed_is_refused_and_let_go(north: Hospital, south: H
     south.accept(stranger)
     assert south.refused(south.bring(file)) == "bundle_used"
     with south.site.database.write() as session, pytest.raises(Refusal, match="only a quarantined"):
-        handoff.accept(session, south.site.store, again.id, "me")
+        bundle_exchange.accept(session, south.site.store, again.id, "me")
 
 
 def test_a_rejected_import_leaves_its_words_alone(north: Hospital, south: Hospital) -> None:
     row = south.bring(north.file(north.built))
     with south.site.database.write() as session:
-        handoff.reject(session, row.id, "head of clinic", "not today")
+        bundle_exchange.reject(session, row.id, "head of clinic", "not today")
     row = south.row(row.id)
     assert (row.shown, row.reason, row.decided_by) == ("rejected", "not today", "head of clinic")
     assert row.facts["signer"]["name"] == "north"
@@ -241,14 +241,14 @@ def test_a_model_that_came_to_be_scored_is_not_trained_on(north: Hospital, south
     file = north.file(north.built)
     row = south.accept(south.bring(file, purpose="evaluate"))
     with south.site.database.read() as session, pytest.raises(Refusal, match="left no checkpoint"):
-        plan.train(session, south.run, site=2)
+        job_plans.train(session, south.run, site=2)
     with south.site.database.read() as session, pytest.raises(Refusal, match="to be scored"):
-        plan.train(session, south.run, site=2, checkpoint_id=row.checkpoint_id)
+        job_plans.train(session, south.run, site=2, checkpoint_id=row.checkpoint_id)
     with south.site.database.read() as session:
-        made = plan.evaluate(session, row.checkpoint_id)
+        made = job_plans.evaluate(session, row.checkpoint_id)
     evaluation = south.done(south.submit("evaluate", made))["evaluation"]
     with south.site.database.read() as session:
-        made = plan.report(session, evaluation)
+        made = job_plans.report(session, evaluation)
     assert south.done(south.submit("report", made)) == {"report": evaluation}
     with south.site.database.read() as session:
         report = attached(session, evaluation)["report.json"]
@@ -258,7 +258,7 @@ def test_a_model_that_came_to_be_scored_is_not_trained_on(north: Hospital, south
     assert trained.shown == "quarantined", south.site.job(trained.job_id).error
     south.accept(trained)
     with south.site.database.read() as session:
-        made = plan.train(session, south.run, site=2)
+        made = job_plans.train(session, south.run, site=2)
     assert made.checkpoint_id == south.row(trained.id).checkpoint_id
 
 
@@ -267,7 +267,7 @@ def test_each_hop_is_exported_after_the_one_before(north: Hospital) -> None:
     with north.site.database.write() as session:  # as if the first had been trained anew, and not exported
         session.get_one(Checkpoint, second).parent_id = other = _copy(session, north.first)
     with north.site.database.read() as session, pytest.raises(Refusal, match="export that one first") as caught:
-        plan.export(session, second)
+        job_plans.export(session, second)
     assert caught.value.code == "bundle_incomplete"
     assert other in str(caught.value)
     with north.site.database.write() as session:
@@ -275,7 +275,7 @@ def test_each_hop_is_exported_after_the_one_before(north: Hospital) -> None:
     assert north.export(second).facts["hop"] == 2
     with north.site.database.read() as session:
         evaluation = session.scalars(select(Evaluation).order_by(Evaluation.id.desc())).first()
-        made = plan.report(session, evaluation.id)
+        made = job_plans.report(session, evaluation.id)
     north.done(north.submit("report", made))
 
 
@@ -291,7 +291,7 @@ def _copy(session: Session, checkpoint_id: str) -> str:
 def test_a_key_that_does_not_open_is_said(north: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_KEY_PASSPHRASE", "another passphrase")
     with north.site.database.read() as session:
-        made = plan.export(session, north.first)
+        made = job_plans.export(session, north.first)
     job_id = north.submit("export", made)
     north.station.work_once()
     assert north.site.job(job_id).error["code"] == "key_locked"

@@ -15,16 +15,16 @@ import pytest
 from sqlalchemy import select, update
 
 from relay_core.inference.onnx_model import Session
-from services.site import jobs, leases, plan, registry
+from services.site import job_plans, jobs, leases, registry
 from services.site.artifacts import attached
 from services.site.db.engine import DatabaseError
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, JobEvent, Metric
 from services.site.leases import Claim, LeaseLost
-from services.trainer import child as child_module
-from services.trainer.child import Child
+from services.trainer import training_process as child_module
 from services.trainer.folder import attempt_folder
-from services.trainer.says import Says
-from services.trainer.station import Station, tidy
+from services.trainer.process_output import Says
+from services.trainer.training_process import Child
+from services.trainer.worker_loop import Station, tidy
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit
 from tests.services.volumes import fill
@@ -94,7 +94,7 @@ def test_the_second_site_starts_from_the_first_ones_checkpoint(small_site: SiteK
     assert matrix["rows"] == ["Domain1", "Domain2"]
 
 
-def submit(site: SiteKit, kind: str, made: plan.Plan) -> str:
+def submit(site: SiteKit, kind: str, made: job_plans.Plan) -> str:
     with site.database.write() as session:
         return jobs.submit(
             session, kind=kind, params=made.params, actor="test", key=None, body={}, gpus=made.gpus, run_id=made.run_id,
@@ -108,7 +108,10 @@ def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: Station,
     with small_site.database.read() as session:
         first = session.scalars(select(Checkpoint).order_by(Checkpoint.task_id)).first()
         trained = session.scalars(select(Evaluation)).one().matrices["dice_per_sample"]
-        asked = {"evaluate": plan.evaluate(session, first.id), "samples": plan.samples(session, first.id, per_site=2)}
+        asked = {
+            "evaluate": job_plans.evaluate(session, first.id),
+            "samples": job_plans.samples(session, first.id, per_site=2),
+        }
     done = {kind: submit(small_site, kind, made) for kind, made in asked.items()}
     assert station.work_once()
     assert station.work_once()
@@ -129,8 +132,8 @@ def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(small_site: SiteKi
         last = session.scalars(select(Checkpoint).order_by(Checkpoint.task_id.desc())).first()
         dataset = session.scalars(select(Dataset).where(Dataset.name == "Domain1")).one()
         asked = {
-            "export_onnx": plan.export_onnx(session, last.id, name="fundus"),
-            "predict": plan.predict(session, last.id, dataset.id),
+            "export_onnx": job_plans.export_onnx(session, last.id, name="fundus"),
+            "predict": job_plans.predict(session, last.id, dataset.id),
         }
     done = {kind: submit(small_site, kind, made) for kind, made in asked.items()}
     assert station.work_once()
@@ -161,7 +164,7 @@ def test_a_preflight_reports_and_draws(small_site: SiteKit, station: Station, to
     small_site.add_run(toy_run)
     with small_site.database.read() as session:
         dataset = session.scalars(select(Dataset)).first()
-        made = plan.preflight(session, dataset.id, previews=3)
+        made = job_plans.preflight(session, dataset.id, previews=3)
     job_id = submit(small_site, "preflight", made)
     station.work_once()
     assert small_site.job(job_id).state == "succeeded", small_site.job(job_id).error
@@ -182,7 +185,7 @@ def test_a_preflight_of_bad_files_names_them(
     small_site.add_run(toy_run)
     with small_site.database.read() as session:
         dataset = session.scalars(select(Dataset).where(Dataset.name == "Domain1")).one()
-        made = plan.preflight(session, dataset.id)
+        made = job_plans.preflight(session, dataset.id)
     job_id = submit(small_site, "preflight", made)
     station.work_once()
     assert small_site.job(job_id).state == "succeeded", small_site.job(job_id).error

@@ -17,8 +17,8 @@ from services.api.streaming import Part, PartQuery, download, stored
 from services.site import artifacts, audit
 from services.site.db.models import Artifact, Checkpoint, Evaluation, Job
 from services.site.errors import Refusal
+from services.site.job_plans import need
 from services.site.jobs import ACTIVE
-from services.site.plan import need
 
 MEDIA_TYPE = "application/octet-stream"
 

@@ -17,8 +17,8 @@ from services.api.streaming import HEADERS, stored
 from services.site import artifacts, audit, folders
 from services.site.db.models import Dataset, Job
 from services.site.errors import Refusal
+from services.site.job_plans import need
 from services.site.jobs import ACTIVE
-from services.site.plan import need
 
 router = APIRouter(prefix="/api/v1/datasets", tags=["data sets"])
 

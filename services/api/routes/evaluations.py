@@ -14,7 +14,7 @@ from services.api.streaming import HEADERS, stored
 from services.site import artifacts
 from services.site.db.models import Evaluation
 from services.site.errors import Refusal
-from services.site.plan import need
+from services.site.job_plans import need
 
 router = APIRouter(prefix="/api/v1/evaluations", tags=["evaluations"])
 

@@ -11,10 +11,10 @@ from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
 from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Part, PartQuery, download, stored
-from services.site import artifacts, audit, handoff, jobs, plan
+from services.site import artifacts, audit, bundle_exchange, job_plans, jobs
 from services.site.db.models import Bundle
 from services.site.errors import Refusal
-from services.site.plan import Plan, need
+from services.site.job_plans import Plan, need
 
 router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
 
@@ -42,9 +42,9 @@ def submit_export(
             need_room(site)
             kind: jobs.Kind = "export" if isinstance(body, schemas.ExportRequest) else "report"
             made: Plan = (
-                plan.export(session, body.checkpoint_id, recipient=body.recipient, half=body.half)
+                job_plans.export(session, body.checkpoint_id, recipient=body.recipient, half=body.half)
                 if isinstance(body, schemas.ExportRequest)
-                else plan.report(session, body.evaluation_id)
+                else job_plans.report(session, body.evaluation_id)
             )
             job, new = jobs.submit(
                 session, kind=kind, params=made.params, actor=caller.actor, key=key, body=asked, gpus=made.gpus,
@@ -83,7 +83,7 @@ def get_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schem
 _DOWNLOAD: Any = {
     "response_class": Response,
     "responses": {
-        **download("The bundle.", handoff.MEDIA_TYPE),
+        **download("The bundle.", bundle_exchange.MEDIA_TYPE),
         **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
     },
 }
@@ -98,9 +98,9 @@ def download_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer, par
     """
     with site.database.write() as session:
         row = _export(need(session, Bundle, bundle_id))
-        artifact = artifacts.attached(session, row.id)[handoff.FILE]
+        artifact = artifacts.attached(session, row.id)[bundle_exchange.FILE]
         audit.record(session, caller.actor, "export.download", row.id, digest=row.digest, range=part.range)
-    return stored(site, artifact, handoff.MEDIA_TYPE, filename=f"{row.id}.relay", part=part)
+    return stored(site, artifact, bundle_exchange.MEDIA_TYPE, filename=f"{row.id}.relay", part=part)
 
 
 @router.head("/{bundle_id}/download", **_DOWNLOAD)
@@ -108,8 +108,8 @@ def head_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Resp
     """Size and digest of its file."""
     with site.database.read() as session:
         row = _export(need(session, Bundle, bundle_id))
-        artifact = artifacts.attached(session, row.id)[handoff.FILE]
-    return stored(site, artifact, handoff.MEDIA_TYPE, filename=f"{row.id}.relay", body=False, part=Part())
+        artifact = artifacts.attached(session, row.id)[bundle_exchange.FILE]
+    return stored(site, artifact, bundle_exchange.MEDIA_TYPE, filename=f"{row.id}.relay", body=False, part=Part())
 
 
 def _export(row: Bundle) -> Bundle:

@@ -17,13 +17,13 @@ from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.middleware import drain
 from services.api.pages import PageQuery
 from services.api.streaming import HEADERS, stored
-from services.site import artifacts, handoff
+from services.site import artifacts, bundle_exchange
 from services.site.db.models import Bundle, Job
 from services.site.errors import Refusal
-from services.site.plan import need
+from services.site.job_plans import need
 
 PATH = "/api/v1/imports"
-TYPES = (handoff.MEDIA_TYPE, "application/octet-stream")
+TYPES = (bundle_exchange.MEDIA_TYPE, "application/octet-stream")
 CARD = "MODEL_CARD.md"
 MARKDOWN = "text/markdown"
 
@@ -36,7 +36,7 @@ class _Upload:
 
     digest: str
     size: int
-    purpose: handoff.Purpose
+    purpose: bundle_exchange.Purpose
     key: str
 
 
@@ -45,7 +45,9 @@ async def _upload(
     caller: Operator,
     site: Site,
     key: IdempotencyKey,
-    purpose: Annotated[handoff.Purpose, Query(description="evaluate: only to score it, whoever's turn it is.")] = "train",
+    purpose: Annotated[
+        bundle_exchange.Purpose, Query(description="evaluate: only to score it, whoever's turn it is.")
+    ] = "train",
 ) -> _Upload:
     """Take the body straight to the artifact volume, chunk by chunk; nothing stays of one that is refused."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -92,7 +94,7 @@ def submit_import(
 ) -> schemas.Import:
     """Bring a bundle, given as the body itself. A job verifies it; then it waits in quarantine for an operator."""
     with site.database.write() as session:
-        row, new = handoff.receive(
+        row, new = bundle_exchange.receive(
             session, upload.digest, upload.size, purpose=upload.purpose, actor=caller.actor, key=upload.key,
             queue_limit=site.settings.queue_limit,
         )  # fmt: skip
@@ -110,7 +112,7 @@ def list_imports(
     site: Site,
     caller: Viewer,
     paging: PageQuery,
-    state: Annotated[handoff.Shown | schemas.Absent, Query()] = None,
+    state: Annotated[bundle_exchange.Shown | schemas.Absent, Query()] = None,
     run_id: Annotated[schemas.RunId | schemas.Absent, Query()] = None,
 ) -> schemas.Page[schemas.Import]:
     """Bundles that were brought here, newest first."""
@@ -151,7 +153,7 @@ def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Respons
 def accept_import(bundle_id: schemas.BundleId, site: Site, caller: Operator) -> schemas.Import:
     """Make it a checkpoint of this site, which the next training starts from; look at signer, history and metrics first."""
     with site.database.write() as session:
-        return _shown(session, [handoff.accept(session, site.store, bundle_id, caller.actor)])[0]
+        return _shown(session, [bundle_exchange.accept(session, site.store, bundle_id, caller.actor)])[0]
 
 
 @router.post("/{bundle_id}/reject", responses=changes("not_found", "conflict"))
@@ -160,7 +162,7 @@ def reject_import(
 ) -> schemas.Import:
     """Let it go: its bytes are swept away, the row with what it said stays."""
     with site.database.write() as session:
-        return _shown(session, [handoff.reject(session, bundle_id, caller.actor, body.reason)])[0]
+        return _shown(session, [bundle_exchange.reject(session, bundle_id, caller.actor, body.reason)])[0]
 
 
 def _import(session: Session, bundle_id: str) -> Bundle:

@@ -11,9 +11,9 @@ from services.api import pages, schemas
 from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
 from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.pages import PageQuery
-from services.site import jobs, plan
+from services.site import job_plans, jobs
 from services.site.db.models import Job
-from services.site.plan import Plan, need
+from services.site.job_plans import Plan, need
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
@@ -40,7 +40,7 @@ def submit_job(
         if job is None:
             need_room(site)
             made = _plan(session, body)
-            plan.check_gpus(session, made.gpus, site.settings.lately)
+            job_plans.check_gpus(session, made.gpus, site.settings.lately)
             job, new = jobs.submit(
                 session, kind=body.kind, params=made.params, actor=caller.actor, key=key, body=asked, gpus=made.gpus,
                 run_id=made.run_id, checkpoint_id=made.checkpoint_id, queue_limit=site.settings.queue_limit,
@@ -57,22 +57,22 @@ def submit_job(
 def _plan(session: Session, body: schemas.JobRequest) -> Plan:
     match body:
         case schemas.TrainRequest():
-            return plan.train(
+            return job_plans.train(
                 session, body.run_id, site=body.site, datasets=_by_site(body.datasets),
                 checkpoint_id=body.checkpoint_id, gpus=body.gpus,
             )  # fmt: skip
         case schemas.EvaluateRequest():
-            return plan.evaluate(session, body.checkpoint_id, datasets=_by_site(body.datasets))
+            return job_plans.evaluate(session, body.checkpoint_id, datasets=_by_site(body.datasets))
         case schemas.SamplesRequest():
-            return plan.samples(session, body.checkpoint_id, per_site=body.per_site)
+            return job_plans.samples(session, body.checkpoint_id, per_site=body.per_site)
         case schemas.PreflightRequest():
-            return plan.preflight(session, body.dataset_id, previews=body.previews)
+            return job_plans.preflight(session, body.dataset_id, previews=body.previews)
         case schemas.ExportOnnxRequest():
-            return plan.export_onnx(
+            return job_plans.export_onnx(
                 session, body.checkpoint_id, name=body.name, precision=body.precision, datasets=_by_site(body.datasets)
             )
         case schemas.PredictRequest():
-            return plan.predict(session, body.checkpoint_id, body.dataset_id)
+            return job_plans.predict(session, body.checkpoint_id, body.dataset_id)
         case _:
             assert_never(body)
 
@@ -131,7 +131,7 @@ def retry_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Jo
     with site.database.write() as session:
         row = jobs.retry(session, job_id, caller.actor)
         need_room(site)
-        plan.check_gpus(session, row.gpus, site.settings.lately)
+        job_plans.check_gpus(session, row.gpus, site.settings.lately)
         job = schemas.Job.model_validate(row)
     site.doorbell.ring(job.id)
     return job

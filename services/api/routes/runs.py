@@ -14,7 +14,7 @@ from services.api.schemas.datasets import Name
 from services.site import audit, runs
 from services.site.db.models import Run
 from services.site.errors import Refusal
-from services.site.plan import need
+from services.site.job_plans import need
 
 MAX_FILE = 1 << 20
 TYPES = ("application/yaml", "text/yaml", "application/x-yaml", "text/plain")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from relay_core.files import write_atomically
-from services.trainer.leash import leashed
+from services.trainer.process_guard import leashed
 
 MAX_LINE = 1 << 24
 """Characters of a line that are kept: the result of a run of many sites is one line."""

@@ -26,8 +26,8 @@ from services.api.streaming import HEADERS, stored
 from services.site import artifacts
 from services.site.db.models import Job, JobEvent, Metric
 from services.site.errors import Refusal
+from services.site.job_plans import need
 from services.site.jobs import TERMINAL
-from services.site.plan import need
 
 POLL = 0.5
 """Seconds between two looks for new events."""

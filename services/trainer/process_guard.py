@@ -1,4 +1,4 @@
-"""`python -m services.trainer.leash PARENT command...`: a command that the kernel kills when its parent dies.
+"""`python -m services.trainer.process_guard PARENT command...`: a command that the kernel kills when its parent dies.
 
 Set in the process itself, before it becomes the command: code between fork and exec is not safe in a parent that has
 threads. PARENT is the process id of who starts it, so that a parent that died before is noticed; 0 skips that.
@@ -26,7 +26,7 @@ def die_with_parent(parent: int = 0) -> None:
 
 def leashed(command: Sequence[str]) -> list[str]:
     """`command` as a child of this process that does not outlive it."""
-    return [sys.executable, "-m", "services.trainer.leash", str(os.getpid()), *command]
+    return [sys.executable, "-m", "services.trainer.process_guard", str(os.getpid()), *command]
 
 
 if __name__ == "__main__":
