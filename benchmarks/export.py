@@ -18,11 +18,11 @@ from relay_core.config import load_run
 from relay_core.config.solvers import SolverSettings
 from relay_core.engine.checkpoint import find
 from relay_core.engine.evaluate import settings_of
+from relay_core.engine.scoring import site_data
 from relay_core.export import onnx as exporting
 from relay_core.inference.onnx_model import KEY, Facts, Session
 from relay_core.inference.served import Served
 from relay_core.models.factory import make_solver
-from relay_core.report import site_data
 
 NORMS = ("batch", "instance", "group", "none")
 ACTIVATIONS = ("relu", "lrelu", "elu", "silu")

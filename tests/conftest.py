@@ -99,7 +99,7 @@ class Exported:
 def exported(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     from relay_core.engine import Play
     from relay_core.engine.checkpoint import find
-    from relay_core.report import export_checkpoint
+    from relay_core.export.checkpoint import export_checkpoint
 
     toy = Toy(phantom_data, tmp_path_factory.mktemp("exported"))
     run = toy.run()
@@ -129,7 +129,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A trained toy that says whether a slice shows a tumour, and its solver as ONNX."""
     from relay_core.engine import Play
     from relay_core.engine.checkpoint import find
-    from relay_core.report import export_checkpoint
+    from relay_core.export.checkpoint import export_checkpoint
 
     folder = tmp_path_factory.mktemp("classifier")
     for site in (1, 2):

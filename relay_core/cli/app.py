@@ -174,9 +174,10 @@ def preflight(
 ) -> None:
     """Check every file of a site's data set, and say what it holds."""
     from relay_core.cli.output import CountLines
+    from relay_core.cli.survey import FEW_IMAGES, survey_json, survey_text
     from relay_core.config.datasets import dataset_options
     from relay_core.data import survey
-    from relay_core.survey import FEW_IMAGES, survey_json, survey_text, write_previews
+    from relay_core.data.previews import write_previews
 
     kwargs = dataset_options(layout, options)
     found = survey(layout, kwargs, folder, CountLines(sys.stdout, FEW_IMAGES)) if as_json else survey(layout, kwargs, folder)
@@ -204,9 +205,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint's solver on every test set of a run that is on this machine."""
+    from relay_core.cli.describe import scores_table
     from relay_core.config import load_run
     from relay_core.engine import choose_device
-    from relay_core.report import evaluate_checkpoint, scores_table
+    from relay_core.engine.scoring import evaluate_checkpoint
 
     chosen = choose_device(device)
     scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen, out)
@@ -232,7 +234,7 @@ def predict(
 ) -> None:
     """Write the solver's masks, at each image's own size; of a classifier `classes.csv`."""
     from relay_core.engine import choose_device
-    from relay_core.report import CLASSES, predict_files
+    from relay_core.inference.files import CLASSES, predict_files
 
     written = predict_files(_checkpoint(checkpoint), images, out, format_, subject_pattern, choose_device(device))
     text = f"wrote {written[0]}" if written[0].name == CLASSES else f"wrote {len(written)} masks to {out}"
@@ -249,8 +251,9 @@ def export_onnx(
     as_json: JsonOption = False,
 ) -> None:
     """Write the solver as an ONNX model that was proved to give what the solver gives."""
+    from relay_core.cli.describe import proof_text
     from relay_core.config import load_run
-    from relay_core.report import export_checkpoint, proof_text
+    from relay_core.export.checkpoint import export_checkpoint
 
     proof, facts = export_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, out, precision)
     worst = max(case["max_abs_difference"] for case in proof["parity"])
@@ -296,8 +299,8 @@ def samples(
     as_json: JsonOption = False,
 ) -> None:
     """Draw generated images and labels for every site that a relay checkpoint remembers."""
+    from relay_core.cli.describe import draw_samples
     from relay_core.engine import choose_device
-    from relay_core.report import draw_samples
 
     draw_samples(_checkpoint(checkpoint), out, per_site, choose_device(device))
     print(json.dumps({"path": str(out)}) if as_json else f"wrote {out}")
@@ -327,7 +330,7 @@ def generated(
 @app.command()
 def inspect(checkpoint: CheckpointArgument, as_json: JsonOption = False) -> None:
     """Verify a checkpoint and say what is in it."""
-    from relay_core.report import describe, description_text
+    from relay_core.cli.describe import describe, description_text
 
     facts = describe(_checkpoint(checkpoint))
     print(json.dumps(facts) if as_json else description_text(facts))

@@ -22,7 +22,8 @@ import SimpleITK as sitk
 from pydicom.encaps import generate_frames
 
 from relay_core.errors import ImageError
-from relay_core.imaging import placement, study
+from relay_core.imaging import placement
+from relay_core.imaging.limits import check_size
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -63,7 +64,7 @@ def _decode(headers: list[pydicom.Dataset], files: Sequence[bytes]) -> Decoded:
     headers, files = [headers[i] for i in order], [files[i] for i in order]
     first = headers[0]
     frames = len(headers) if len(headers) > 1 else int(first.get("NumberOfFrames") or 1)
-    study.check_size(frames, int(first.Rows), int(first.Columns))
+    check_size(frames, int(first.Rows), int(first.Columns))
     _require_one_scale(first, frames)
     values = _pixels(files, (frames, int(first.Rows), int(first.Columns)))
     grey = values.ndim == 3
@@ -98,7 +99,7 @@ def _header(content: bytes) -> pydicom.Dataset:
             )
     except Exception:  # pydicom raises what it likes on damaged files, and quotes values in it
         raise ImageError(_UNDECODABLE) from None
-    study.check_size(frames, rows, columns)
+    check_size(frames, rows, columns)
     if "MOSAIC" in image_type:
         raise ImageError(
             "the file is a Siemens mosaic: its slices lie side by side in one picture. Convert it to NIfTI or to a "

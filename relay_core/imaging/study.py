@@ -21,21 +21,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from relay_core.errors import DataError, ImageError
+from relay_core.imaging.limits import MAX_BYTES, MAX_FILES, MAX_PIXELS, MAX_VOXELS, check_size
 from relay_core.imaging.readers import NiftiHeader, nifti_header, read_image
 
 if TYPE_CHECKING:
     import pydicom
 
-MAX_SIDE = 1 << 14
-"""Pixels of a side: resizing takes memory by it."""
-MAX_PIXELS = 1 << 25
-"""Pixels of one slice."""
-MAX_VOXELS = 1 << 27
-"""Pixels of all slices together."""
-MAX_BYTES = 1 << 29
-"""Of all pixels as they are decoded."""
-MAX_FILES = 4096
-"""Files of a DICOM series."""
 _PICTURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif"}
 
 
@@ -261,15 +252,3 @@ def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """A slice from its smallest value, 0, to its largest, 1; a constant one is 0."""
     low, high = float(values.min()), float(values.max())
     return ((values - low) / (high - low) if high > low else np.zeros_like(values)).astype(np.float32)
-
-
-def check_size(slices: int, height: int, width: int) -> None:
-    """Raise ImageError where there is more than can be worked on."""
-    if height * width > MAX_PIXELS:
-        raise ImageError(f"the image has {width} x {height} pixels; a slice may have {MAX_PIXELS}")
-    if max(height, width) > MAX_SIDE:
-        raise ImageError(f"the image has {width} x {height} pixels; a side may have {MAX_SIDE}")
-    if slices * height * width > MAX_VOXELS:
-        raise ImageError(f"the image has {slices} slices of {width} x {height}; all together may have {MAX_VOXELS} pixels")
-    if min(slices, height, width) < 1:
-        raise ImageError("the image is empty")

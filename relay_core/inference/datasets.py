@@ -22,9 +22,9 @@ from relay_core.files import replace_with
 from relay_core.imaging import masks, out_of_distribution
 from relay_core.imaging.readers import stem_of, write_mask
 from relay_core.imaging.study import Study
-from relay_core.inference.measurements import HEADER, class_header, class_row, rows
+from relay_core.inference.measurements import HEADER, class_header, class_row, rows, write_table
 from relay_core.inference.prediction import Run, classify, predict
-from relay_core.report import torch_run, write_table
+from relay_core.inference.torch_model import torch_run
 
 DONE = "done.jsonl"
 TABLE = "measurements.csv"

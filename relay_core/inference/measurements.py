@@ -5,12 +5,16 @@ Legend: S slices, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from relay_core.files import write_atomically
 from relay_core.imaging.study import Study
 
 
@@ -116,3 +120,12 @@ def class_row(file: str, found: dict[str, Any]) -> list[str]:
     unlike = found["unlike"]["score"] if found["unlike"] else ""
     sure = [entry["probability"] for entry in found["probabilities"]]
     return [str(v) for v in (file, found["class"], found["class_name"], found["confidence"], *sure, unlike)]
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(header)
+    table.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

@@ -11,14 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from relay_core.cli.describe import proof_text
 from relay_core.config.datasets import FundusKwargs, MediastinumKwargs
 from relay_core.engine.checkpoint import find
 from relay_core.errors import DataError, ExportError, RelayError, Stopped
+from relay_core.export.checkpoint import export_checkpoint
 from relay_core.imaging.study import read_study
 from relay_core.inference import datasets
+from relay_core.inference.files import predict_files
 from relay_core.inference.onnx_model import Session
 from relay_core.inference.prediction import predict
-from relay_core.report import export_checkpoint, predict_files, proof_text
 from tests.cli.test_cli import refused, relay
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from relay_core import survey
+from relay_core.cli import survey
 from relay_core.cli.output import CountLines
 from relay_core.imaging.drawing import palette
 from tests.cli.test_cli import pixels, refused, relay

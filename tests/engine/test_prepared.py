@@ -9,11 +9,11 @@ from relay_core.engine import Play
 from relay_core.engine.checkpoint import newest
 from relay_core.engine.evaluate import load_solver
 from relay_core.engine.relay_run import generated_rows
+from relay_core.engine.scoring import evaluate_checkpoint
 from relay_core.metrics import METRICS
 from relay_core.preparation.run import prepare
 from relay_core.preparation.selection import Selection
 from relay_core.preparation.slicing import Mediastinum, Slices
-from relay_core.report import evaluate_checkpoint
 from tests.preparation.phantoms import SPACING, hospital, table
 from tests.preparation.test_slices import REAL
 

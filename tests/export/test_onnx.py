@@ -12,12 +12,12 @@ from relay_core.config import load_run
 from relay_core.config.solvers import SolverSettings
 from relay_core.engine.checkpoint import find
 from relay_core.engine.evaluate import settings_of
+from relay_core.engine.scoring import site_data
 from relay_core.errors import DeviceError, ExportError
 from relay_core.export import onnx as exporting
 from relay_core.inference.onnx_model import KEY, Facts, Session, providers
 from relay_core.inference.served import Served, resize
 from relay_core.models.factory import make_solver
-from relay_core.report import site_data
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from relay_core.errors import ImageError
 from relay_core.imaging.dicom import _coded_size
-from relay_core.imaging.study import MAX_PIXELS, read_study
+from relay_core.imaging.limits import MAX_PIXELS
+from relay_core.imaging.study import read_study
 from tests.imaging import dicoms
 from tests.reference import FOLDER
 

@@ -15,7 +15,9 @@ def test_loads_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["relay_core.engine", "relay_core.data", "relay_core.strategies", "relay_core.report"])
+@pytest.mark.parametrize(
+    "module", ["relay_core.engine", "relay_core.data", "relay_core.strategies", "relay_core.inference.files"]
+)
 def test_the_core_imports_without_image_readers_and_services(module):
     code = f"""
 import sys

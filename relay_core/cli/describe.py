@@ -1,0 +1,103 @@
+"""A checkpoint, its scores and its proof as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relay_core.cuda import which
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.evaluate import (
+    settings_of,
+    write_picture,
+)
+from relay_core.engine.relay_run import generated_rows
+from relay_core.errors import CheckpointError
+from relay_core.inference.outputs import SCORE
+from relay_core.metrics.matrix import metrics_of, table_row
+
+
+def scores_table(scores: dict[str, Any]) -> str:
+    """A Markdown table: test sites x metrics, the first with its 95 % interval (t) where it has one."""
+    metrics = metrics_of(next(iter(scores.values())))
+    lines = [table_row(["test site", "images", *metrics]), table_row(["---"] * (2 + len(metrics)))]
+    for site, row in scores.items():
+        cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in metrics]
+        for i, name in enumerate(metrics):
+            interval = row["ci95"].get(name, {}).get("t")
+            if interval is not None and name != "hd95":
+                cells[i] += f" ({interval[0]:.3f} to {interval[1]:.3f})"
+            if name == "hd95":
+                cells[i] += f" {row['hd95_unit']}"
+        lines.append(table_row([site, str(row["num_images"]), *cells]))
+    return "\n".join(lines)
+
+
+def proof_text(tests: dict[str, dict[str, Any]]) -> str:
+    """What a proof says of each test set, in a line: the score beside torch's."""
+    name = next(name for name in SCORE.values() if all(name.lower() in row for row in tests.values()))
+    key = name.lower()
+    scores = (f"{site} {row[key]:.3f} ({row[f'{key}_torch']:.3f} in torch)" for site, row in tests.items())
+    return f"{name} {', '.join(scores)}"
+
+
+def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch.device) -> None:
+    """Write a grid of generated images and labels, a row for each site.
+
+    Raises:
+        CheckpointError: a checkpoint without generators.
+    """
+    settings = settings_of(checkpoint)
+    rows = generated_rows(settings, checkpoint, device, per_site)
+    if not rows:
+        raise CheckpointError(f"{checkpoint.path}: trained by {checkpoint.meta['strategy']}, which has no generators")
+    write_picture(rows, out, settings.data.num_classes)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """JSON-able facts of a checkpoint, and with which ops its networks would run here."""
+    meta, state = checkpoint.meta, checkpoint.meta["state"]
+    networks = {}
+    for name in checkpoint.networks:
+        tensors = checkpoint.network(name).values()
+        networks[name] = {
+            "numbers": sum(t.numel() for t in tensors),
+            "bytes": sum(t.numel() * t.element_size() for t in tensors),
+        }
+    return {
+        "path": str(checkpoint.path),
+        "digest": checkpoint.digest,
+        "run": meta["run"],
+        "site": meta["site"],
+        "task_id": meta["task_id"],
+        "strategy": meta["strategy"],
+        "step": meta["step"],
+        "images": meta["images"],
+        "stage": state.get("stage"),
+        "sites_before": state.get("previous", {}),
+        "augmentation_p": {k: state[k]["ada"]["p"] for k in ("label", "img") if k in state},
+        "networks": networks,
+        "bytes": checkpoint.path.stat().st_size,
+        "settings": meta["settings"],
+        "ops": which("cuda" if torch.cuda.is_available() else "cpu"),
+    }
+
+
+def description_text(facts: dict[str, Any]) -> str:
+    """`describe` for a person."""
+    lines = [
+        f"{facts['path']} ({facts['bytes'] / 2**20:.1f} MiB), digest verified",
+        f"digest    {facts['digest']}",
+        f"run       {facts['run']}",
+        f"site      {facts['site']} (task {facts['task_id']}), {facts['images']} images, step {facts['step']}",
+        f"strategy  {facts['strategy']}" + (f", stage {facts['stage']}" if facts["stage"] else ""),
+    ]
+    before = ", ".join(
+        f"{name} (slot {slot['id']}, {slot['frequency']} images)" for name, slot in facts["sites_before"].items()
+    )
+    lines.append(f"before    {before or 'no site'}")
+    lines += [f"network   {name:14} {n['numbers']:>12,} numbers" for name, n in facts["networks"].items()]
+    lines.append(f"ops here  {facts['ops']}")
+    return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""A checkpoint written as an ONNX model, with its proof beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from relay_core.config import RunFile
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.evaluate import (
+    settings_of,
+)
+from relay_core.engine.scoring import site_data
+from relay_core.errors import DataError, ExportError
+from relay_core.files import write_atomically
+from relay_core.inference.onnx_model import Precision, Session
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint, run: RunFile, data_root: Path | None, out: Path, precision: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a checkpoint's solver as ONNX, with its proof beside it; return the proof, and what the model says of itself.
+
+    Raises:
+        ExportError: an unknown precision, or the model does not give what the solver gives; nothing is written then.
+        DataError: none of the run's test sets is on this machine.
+    """
+    from relay_core.export.onnx import export
+
+    if precision not in get_args(Precision):
+        raise ExportError(f"--precision {precision}: one of {', '.join(get_args(Precision))}")
+    trained = settings_of(checkpoint)
+    tests = site_data(checkpoint, trained, run, data_root, "test")
+    if not tests:
+        raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")
+    training = site_data(checkpoint, trained, run, data_root, "train") if precision == "int8" else {}
+    calibration = training.get(str(checkpoint.meta["site"])) or next(iter(training.values()), None)
+    content, proof = export(checkpoint, tests, cast(Precision, precision), calibration)
+    write_atomically(out, content)
+    write_atomically(out.with_name(f"{out.name}.json"), json.dumps(asdict(proof), indent=1).encode())
+    return asdict(proof), asdict(Session(content, "cpu").facts)

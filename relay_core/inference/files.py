@@ -1,0 +1,145 @@
+"""Masks, or classes, of image files and folders of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from relay_core.data import write_mask, write_volume
+from relay_core.data.preflight import image_reader
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.errors import DataError, Problem, RelayError
+from relay_core.imaging.readers import Spacing
+from relay_core.imaging.study import Study
+from relay_core.inference.measurements import class_header, class_row, write_table
+from relay_core.inference.prediction import Run, classify
+from relay_core.inference.torch_model import torch_run
+
+Made = TypeVar("Made")
+
+
+CLASSES = "classes.csv"
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
+
+
+def predict_files(
+    checkpoint: Checkpoint,
+    inputs: Sequence[Path],
+    out: Path,
+    kind: str,
+    subject_pattern: str | None,
+    device: torch.device,
+) -> list[Path]:
+    """Write a mask of class ids for each image, or with `nifti` one volume for each subject; of a classifier `classes.csv`.
+
+    Raises:
+        RelayError: an unknown `kind`, one that a classifier does not have, or a pattern that is no regular expression.
+        DataError: files that cannot be read (all are named), or slices of a subject that differ in size.
+    """
+    if kind not in ("png", "nifti"):
+        raise RelayError(f"--format {kind}: use png or nifti")
+    try:
+        pattern = re.compile(subject_pattern) if subject_pattern else None
+    except re.error as error:
+        raise RelayError(f"--subject-pattern {subject_pattern}: not a regular expression: {error}") from None
+    run, settings = torch_run(checkpoint, device)
+    files = _image_files(inputs)
+    read = image_reader(settings.dataset.name, settings.data)  # as in training
+    if settings.data.task == "classification":
+        if kind != "png" or pattern:
+            raise RelayError(f"{checkpoint.path} is a classifier: it has no masks, so no --format and no --subject-pattern")
+        return [_classify(files, read, run, settings.data.names(), checkpoint.meta.get("looks", {}), out / CLASSES)]
+    masks = _each(files, lambda path: _predict(run, *read(path)))
+    if kind == "png":
+        _keep_inputs(files, out)
+        out.mkdir(parents=True, exist_ok=True)
+        return [_write_png(out / f"{_stem(path)}.png", mask) for path, (mask, _) in masks.items()]
+    subjects: dict[str, list[Path]] = {}
+    for path in files:
+        found = pattern.search(_stem(path)) if pattern else None
+        name = (found.group(1) if found.groups() else found.group(0)) if found else _stem(path)
+        subjects.setdefault(name, []).append(path)
+    for name, slices in subjects.items():
+        shapes = {masks[path][0].shape for path in slices}
+        if len(shapes) > 1:
+            sizes = ", ".join(f"{h}x{w}" for h, w in sorted(shapes))
+            raise DataError(f"subject {name}: its {len(slices)} slices differ in size ({sizes}); predict them apart")
+    out.mkdir(parents=True, exist_ok=True)
+    return [_write_nifti(out / f"{name}.nii.gz", slices, masks) for name, slices in subjects.items()]
+
+
+def _keep_inputs(files: Sequence[Path], out: Path) -> None:
+    """A mask must not replace the image that it was made from."""
+    for path in files:
+        target = out / f"{_stem(path)}.png"
+        if target.exists() and target.samefile(path):
+            raise RelayError(f"--out {out}: the masks would replace the images; choose another folder")
+
+
+def _write_nifti(target: Path, slices: list[Path], masks: dict[Path, Any]) -> Path:
+    mask, spacing = masks[slices[0]]
+    if len(slices) == 1:
+        write_mask(target, mask.numpy(), spacing, like=slices[0])
+    else:
+        write_volume(target, torch.stack([masks[path][0] for path in slices]).numpy(), spacing)
+    return target
+
+
+def _image_files(inputs: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in inputs:
+        inside = sorted(p for p in path.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES)) if path.is_dir() else [path]
+        if not inside or not inside[0].exists():
+            raise DataError(f"{path}: no image there")
+        files += inside
+    stems: dict[str, Path] = {}
+    for path in files:
+        if _stem(path) in stems:
+            raise DataError(f"{path} and {stems[_stem(path)]} would both write {_stem(path)}; predict them apart")
+        stems[_stem(path)] = path
+    return files
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0] if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def _each(files: Sequence[Path], make: Callable[[Path], Made]) -> dict[Path, Made]:
+    """What is made of each file. Raises DataError that names all which cannot be read."""
+    made, problems = {}, []
+    for path in files:
+        try:
+            made[path] = make(path)
+        except DataError as error:
+            problems += list(error.problems) or [Problem(path.name, str(error))]
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} images cannot be read; nothing was written", problems)
+    return made
+
+
+def _predict(run: Run, pixels: Any, spacing: Spacing | None) -> tuple[torch.Tensor, Spacing | None]:
+    """Class ids (H, W) uint8 at the file's own size, and its pixel spacing."""
+    (mask,) = run(_picture(pixels).batch(0, 1), ("mask",))
+    return torch.from_numpy(mask[0]), spacing
+
+
+def _picture(pixels: Any) -> Study:
+    return Study("picture", pixels[None], None, False)
+
+
+def _classify(files: Sequence[Path], read: Any, run: Run, names: list[str], looks: Any, target: Path) -> Path:
+    """Write a line for each image."""
+    found = _each(files, lambda path: classify(_picture(read(path)[0]), run, names, looks))
+    write_table(target, class_header(names), [class_row(path.name, one) for path, one in found.items()])
+    return target
+
+
+def _write_png(path: Path, mask: torch.Tensor) -> Path:
+    write_mask(path, mask.numpy())
+    return path

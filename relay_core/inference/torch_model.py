@@ -1,0 +1,34 @@
+"""The solver of a checkpoint, called as an exported model is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from relay_core.config import SiteSettings
+from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.evaluate import (
+    load_solver,
+)
+from relay_core.inference.outputs import OUTPUTS
+from relay_core.inference.prediction import Run
+from relay_core.inference.served import Served
+
+
+def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, SiteSettings]:
+    """A checkpoint's solver as `imaging.prediction` calls a model, and the settings that it was trained with.
+
+    Raises:
+        CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
+    """
+    solver, settings = load_solver(checkpoint, device)
+    network = Served.of(solver, settings).to(device)
+    names = OUTPUTS[network.task]
+
+    @torch.no_grad()
+    def run(images: Any, outputs: Any) -> list[Any]:
+        made = dict(zip(names, network(torch.tensor(images, device=device)), strict=True))
+        return [made[name].cpu().numpy() for name in outputs]
+
+    return run, settings
