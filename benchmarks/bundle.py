@@ -192,14 +192,14 @@ def _write_layout(work: Path) -> None:
 
 def _receive(work: Path, path: Path, out: Path) -> None:
     """An import whose layout somebody else has computed."""
-    from relay_core.bundle.importer import receive
+    from relay_core.bundle.importer import import_bundle
     from relay_core.bundle.keys import KeyFolder
-    from relay_core.bundle.provenance import Known
+    from relay_core.bundle.provenance import KnownRelays
     from relay_core.config import load_run
 
     layout = {name: (dtype, tuple(shape)) for name, (dtype, shape) in json.loads((work / "layout.json").read_text()).items()}
     run = load_run(work / "run.yaml")
-    receive(path, Known({run.digest: (run, 2)}, []), KeyFolder(work / "b"), out, lambda settings: layout)
+    import_bundle(path, KnownRelays({run.digest: (run, 2)}, []), KeyFolder(work / "b"), out, lambda settings: layout)
     assert "torch" not in sys.modules
 
 

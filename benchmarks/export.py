@@ -20,8 +20,8 @@ from relay_core.engine.checkpoint import find
 from relay_core.engine.evaluate import settings_of
 from relay_core.engine.scoring import site_data
 from relay_core.export import onnx as exporting
-from relay_core.inference.onnx_model import KEY, Facts, Session
-from relay_core.inference.served import Served
+from relay_core.inference.onnx_model import KEY, ModelFacts, OnnxModel
+from relay_core.inference.served import ServedSolver
 from relay_core.models.factory import make_solver
 
 NORMS = ("batch", "instance", "group", "none")
@@ -31,7 +31,7 @@ ACTIVATIONS = ("relu", "lrelu", "elu", "silu")
 def zoo() -> None:
     """Largest difference of a logit to torch's, over four shapes and batches, untrained weights, 64 pixels."""
     settings = load_run("fundus").sites()[0]
-    facts = Facts(("a", "b", "c"), 3, 64, (0.0, 1.0), None, "fp32", "0" * 64, "0" * 64, ("A",), {})
+    facts = ModelFacts(("a", "b", "c"), 3, 64, (0.0, 1.0), None, "fp32", "0" * 64, "0" * 64, ("A",), {})
     kinds = [("plain", norm, activation) for norm in NORMS for activation in ACTIVATIONS]
     kinds += [("resnet18", norm, "lrelu") for norm in NORMS] + [("resnet50", norm, "lrelu") for norm in ("batch", "group")]
     print("| encoder | norm | activation | upsampling | MB | largest difference |\n|---|---|---|---|--:|--:|")
@@ -41,7 +41,7 @@ def zoo() -> None:
         solver = SolverSettings.of(
             "U-Net", backbone=backbone, norm=norm, activation=activation, bilinear=bilinear, base_channels=16
         )
-        network = Served(make_solver(solver).eval(), 64, (-1.0, 1.0)).eval()
+        network = ServedSolver(make_solver(solver).eval(), 64, (-1.0, 1.0)).eval()
         model = exporting._to_onnx(network, settings)
         entry = model.metadata_props.add()
         entry.key, entry.value = KEY, facts.to_json()
@@ -62,7 +62,7 @@ def precision(trained: Path, run: str, data: Path, repeat: int) -> None:
         kind: exporting.export(checkpoint, tests, kind, training[str(checkpoint.meta["site"])])
         for kind in ("fp32", "fp16", "int8")
     }
-    sessions = {kind: Session(content, "cpu", threads=1) for kind, (content, _) in made.items()}
+    sessions = {kind: OnnxModel(content, "cpu", threads=1) for kind, (content, _) in made.items()}
     side = settings.resolution
     image = np.random.default_rng(0).random((1, settings.data.img_channels, side, side), dtype=np.float32)
     times: dict[str, list[float]] = {kind: [] for kind in made}

@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     gpu = device.type == "cuda"
-    print(f"{loader.which(device.type, device.index)} library, {dtype}")
+    print(f"{loader.backend(device.type, device.index)} library, {dtype}")
     heads = ["op", "tensor", "library ms", "torch ms", "torch / library"]
     heads += ["torch.compile ms", "GB/s", "share of the copy rate"] if gpu else []
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")

@@ -27,8 +27,8 @@ from benchmarks.site import Site, running
 from relay_core.config import load_run
 from relay_core.config.solvers import SolverSettings
 from relay_core.export import onnx as exporting
-from relay_core.inference.onnx_model import KEY, Facts, Session
-from relay_core.inference.served import Served
+from relay_core.inference.onnx_model import KEY, ModelFacts, OnnxModel
+from relay_core.inference.served import ServedSolver
 from relay_core.models.factory import make_solver
 from services.site import jobs, registry
 from services.site.artifacts import ArtifactStore
@@ -41,9 +41,9 @@ def model() -> bytes:
     """A solver of the fundus recipe, untrained, as ONNX."""
     settings = load_run("fundus").sites()[0]
     torch.manual_seed(0)
-    network = Served(make_solver(SolverSettings.of("U-Net", backbone="resnet18")).eval(), 64, (-1.0, 1.0))
+    network = ServedSolver(make_solver(SolverSettings.of("U-Net", backbone="resnet18")).eval(), 64, (-1.0, 1.0))
     made = exporting._to_onnx(network.eval(), settings)
-    facts = Facts(("background", "disc", "cup"), 3, 64, (0.0, 1.0), None, "fp32", "0" * 64, "0" * 64, ("A",), {})
+    facts = ModelFacts(("background", "disc", "cup"), 3, 64, (0.0, 1.0), None, "fp32", "0" * 64, "0" * 64, ("A",), {})
     entry = made.metadata_props.add()
     entry.key, entry.value = KEY, facts.to_json()
     return bytes(made.SerializeToString())
@@ -56,7 +56,7 @@ def image() -> np.ndarray:
 
 def bare(path: Path, clients: int, seconds: float) -> dict[str, float]:
     """Threads that call the runtime directly."""
-    session, values = Session(path.read_bytes(), "cpu"), image()
+    session, values = OnnxModel(path.read_bytes(), "cpu"), image()
     session.warm_up()
     times: list[float] = []
     end = time.perf_counter() + seconds

@@ -67,7 +67,7 @@ def compare(recipe: str, device: torch.device, repeat: int) -> None:
             for form, seconds in times.items():
                 os.environ["RELAY_OPS"] = form
                 loader.forget()
-                loader.which(device.type)  # tries the library out, before the clock runs
+                loader.backend(device.type)  # tries the library out, before the clock runs
                 taken = _seconds(lambda: strategy.step(images[:real], labels[:real], position), device)  # noqa: B023
                 if turn >= 2:
                     seconds.append(taken)

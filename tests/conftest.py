@@ -97,13 +97,13 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported(phantom_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    from relay_core.engine import Play
+    from relay_core.engine import RelayRun
     from relay_core.engine.checkpoint import find
     from relay_core.export.checkpoint import export_checkpoint
 
     toy = Toy(phantom_data, tmp_path_factory.mktemp("exported"))
     run = toy.run()
-    Play(run, toy.folder / "out", toy.data, torch.device("cpu"))()
+    RelayRun(run, toy.folder / "out", toy.data, torch.device("cpu"))()
     path = toy.folder / "model.onnx"
     proof, facts = export_checkpoint(find(toy.folder / "out/task_2", print), run, toy.data, path, "fp32")
     return Exported(toy, path.read_bytes(), proof, json.loads(json.dumps(facts)))
@@ -127,7 +127,7 @@ def _slices(folder: Path, site: int) -> None:
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A trained toy that says whether a slice shows a tumour, and its solver as ONNX."""
-    from relay_core.engine import Play
+    from relay_core.engine import RelayRun
     from relay_core.engine.checkpoint import find
     from relay_core.export.checkpoint import export_checkpoint
 
@@ -143,7 +143,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         model={"kwargs": {"task": "classification", "img_channels": 1, "label_num_classes": 2, "solver_kwargs": solver}},
         train={"num_mimgs": 200e-6, "loss": {"name": "cross_entropy"}},
     )
-    Play(run, folder / "out", toy.data, torch.device("cpu"))()
+    RelayRun(run, folder / "out", toy.data, torch.device("cpu"))()
     path = folder / "model.onnx"
     proof, facts = export_checkpoint(find(folder / "out/task_2", print), run, toy.data, path, "fp32")
     return Exported(toy, path.read_bytes(), proof, json.loads(json.dumps(facts)))

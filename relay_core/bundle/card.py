@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relay_core.bundle.history import Record
-from relay_core.bundle.trust import spoken
+from relay_core.bundle.trust import spoken_fingerprint
 from relay_core.config import RunFile
 
 _SHOWN = ("dice_per_sample", "dice", "accuracy", "hd95")
@@ -30,7 +30,7 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "",
         f"Trained at {len(records)} site{'s' if len(records) > 1 else ''} in turn on {images} labelled images; none of them "
         "is in this file. Signed by "
-        f"{_plain(made['signer']['name'])}, key `{spoken(made['signer']['fingerprint'])}`.",
+        f"{_plain(made['signer']['name'])}, key `{spoken_fingerprint(made['signer']['fingerprint'])}`.",
         "",
         "| hop | site | labelled images | steps | signed | relay |",
         "|--:|---|--:|--:|---|---|",

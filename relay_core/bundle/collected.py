@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from relay_core.bundle.signed_report import Report
+from relay_core.bundle.signed_report import SignedReport
 from relay_core.config import RunFile
 from relay_core.errors import BundleError
 from relay_core.metrics import ScoreMatrix, write_matrix
@@ -13,7 +13,7 @@ from relay_core.metrics import ScoreMatrix, write_matrix
 METRICS = ("dice_per_sample", "dice", "accuracy", "hd95")
 
 
-def matrices_of(reports: Sequence[Report], run: RunFile, out: Path | None = None) -> dict[str, ScoreMatrix]:
+def collected_matrices(reports: Sequence[SignedReport], run: RunFile, out: Path | None = None) -> dict[str, ScoreMatrix]:
     """Each metric's matrix; a cell that nobody reported is missing, of two reports the later one counts.
 
     Args:

@@ -15,7 +15,7 @@ from relay_core.errors import BundleError
 
 
 @dataclass(frozen=True)
-class Facts:
+class BundleFacts:
     """A bundle in brief; plain data, for JSON."""
 
     digest: str
@@ -42,7 +42,7 @@ class Facts:
     file_sha256: str
 
     @classmethod
-    def of(cls, made: dict[str, Any], records: Sequence[Record], digest: str, roster: Roster, file: Path) -> Facts:
+    def of(cls, made: dict[str, Any], records: Sequence[Record], digest: str, roster: Roster, file: Path) -> BundleFacts:
         """From a manifest, a history and the file."""
         bundles = [record["parent"] for record in records[1:]] + [digest]
         hops = [

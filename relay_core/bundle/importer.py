@@ -8,7 +8,7 @@ from typing import Any
 
 from relay_core.bundle import provenance, weights
 from relay_core.bundle.container import Progress, no_progress
-from relay_core.bundle.facts import Facts
+from relay_core.bundle.facts import BundleFacts
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.reader import opened
 from relay_core.bundle.writer import Provenance, write_beside
@@ -18,10 +18,10 @@ from relay_core.errors import CheckpointError
 Layout = Callable[[SiteSettings], weights.Table]
 
 
-def receive(
-    path: Path, known: provenance.Known, keys: KeyFolder, out: Path, layout: Layout, *, evaluate: bool = False,
+def import_bundle(
+    path: Path, known: provenance.KnownRelays, keys: KeyFolder, out: Path, layout: Layout, *, evaluate: bool = False,
     progress: Progress = no_progress,
-) -> tuple[Facts, Path]:  # fmt: skip
+) -> tuple[BundleFacts, Path]:  # fmt: skip
     """Check a bundle through and through; write its checkpoint below `out`, and what it says to `out/bundle`.
 
     Args:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relay_core.bundle.facts import Facts
+from relay_core.bundle.facts import BundleFacts
 from relay_core.config import RunFile, load_run
 from relay_core.errors import BundleError
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRelays:
     """What a site knows of its relays."""
 
     runs: dict[str, tuple[RunFile, int | None]]
@@ -23,14 +23,14 @@ class Known:
     """{digest, run, hop, created_at} of each bundle that was accepted."""
 
     @classmethod
-    def read(cls, path: Path) -> Known:
+    def read(cls, path: Path) -> KnownRelays:
         """From `{"runs": [{"file", "site"}], "imported": [...]}`; files are relative to it."""
         found = json.loads(path.read_text())
         runs = [(load_run(path.parent / entry["file"]), entry["site"]) for entry in found["runs"]]
         return cls({run.digest: (run, site) for run, site in runs}, list(found["imported"]))
 
 
-def check(facts: Facts, known: Known, *, evaluate: bool = False) -> RunFile:
+def check(facts: BundleFacts, known: KnownRelays, *, evaluate: bool = False) -> RunFile:
     """The run file, as this site has it, of a bundle that is due.
 
     Args:
@@ -56,7 +56,7 @@ def check(facts: Facts, known: Known, *, evaluate: bool = False) -> RunFile:
     return run
 
 
-def _check_turn(facts: Facts, run: RunFile, site: int) -> None:
+def _check_turn(facts: BundleFacts, run: RunFile, site: int) -> None:
     place = run.task_ids.index(site) if site in run.task_ids else len(run.task_ids)
     due = run.task_ids[place - 1] if place else None
     if facts.task_id != due:
@@ -64,7 +64,7 @@ def _check_turn(facts: Facts, run: RunFile, site: int) -> None:
         raise BundleError("hop_out_of_order", f"it is {facts.site}'s (hop {facts.hop}); {wanted}")
 
 
-def _check_age(facts: Facts, earlier: Sequence[dict[str, Any]]) -> None:
+def _check_age(facts: BundleFacts, earlier: Sequence[dict[str, Any]]) -> None:
     for old in earlier:
         if old["hop"] > facts.hop or (old["hop"] == facts.hop and old["created_at"] >= facts.created_at):
             raise BundleError(

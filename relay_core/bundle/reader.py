@@ -15,7 +15,7 @@ from pathlib import Path
 
 from relay_core.bundle import canonical, container, encryption, history, manifest, signing, weights
 from relay_core.bundle.container import Progress, no_progress
-from relay_core.bundle.facts import Facts
+from relay_core.bundle.facts import BundleFacts
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.private import private_folder
 from relay_core.bundle.trust import Roster
@@ -34,7 +34,7 @@ class Opened:
     table: weights.Table
     stored: Path
     """The weights, in the private folder: gone when the block ends."""
-    facts: Facts
+    facts: BundleFacts
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def _checked(plain: Path, path: Path, keys: KeyFolder, private: Path, trust: boo
     if records[-1]["weights"] != digests[container.WEIGHTS]:
         raise BundleError("history_broken", "the last hop of the history belongs to other weights")
     weights.check(stored, table)
-    facts = Facts.of(made, records, signing.root_digest(digests), roster, path)
+    facts = BundleFacts.of(made, records, signing.root_digest(digests), roster, path)
     return Opened(made, records, run, members, table, stored, facts)
 
 

@@ -23,7 +23,7 @@ _FIELDS = frozenset({"format", "relay", "run", "task_id", "site", "checkpoint", 
 
 
 @dataclass(frozen=True)
-class Report:
+class SignedReport:
     """Scores of one checkpoint at one site."""
 
     run: str
@@ -39,7 +39,7 @@ class Report:
     """Who signed."""
 
 
-def sign(scores: Path, checkpoint: Path, run: RunFile, keys: KeyFolder, target: Path) -> Report:
+def sign_report(scores: Path, checkpoint: Path, run: RunFile, keys: KeyFolder, target: Path) -> SignedReport:
     """Write a signed report of a `scores.json`.
 
     Raises:
@@ -66,7 +66,7 @@ def sign(scores: Path, checkpoint: Path, run: RunFile, keys: KeyFolder, target: 
     return _report(made)
 
 
-def read(path: Path, keys: KeyFolder) -> Report:
+def read_report(path: Path, keys: KeyFolder) -> SignedReport:
     """A report whose signer is trusted here.
 
     Raises:
@@ -107,7 +107,7 @@ def _payload(envelope: Any, what: str) -> dict[str, Any]:
     raise BundleError("bundle_damaged", f"{what} is not a report of relay")
 
 
-def _report(made: dict[str, Any]) -> Report:
-    return Report(
+def _report(made: dict[str, Any]) -> SignedReport:
+    return SignedReport(
         made["run"], made["task_id"], made["site"], made["bundle"], made["scores"], made["created_at"], made["by"]["name"]
     )

@@ -25,7 +25,7 @@ def fingerprint(public_key: str) -> str:
     return canonical.sha256(public_key.encode())
 
 
-def spoken(value: str) -> str:
+def spoken_fingerprint(value: str) -> str:
     """The first 128 bits of a fingerprint in groups to read aloud."""
     return " ".join(value[i : i + 4] for i in range(0, 32, 4))
 
@@ -145,11 +145,13 @@ class Roster:
         entries = self._all_of(key)
         if any(entry.revoked_at is not None for entry in entries):
             name = entries[0].card.name
-            raise BundleError("signer_revoked", f"{who} was signed with {name}'s key {spoken(key)}, which was revoked")
+            raise BundleError(
+                "signer_revoked", f"{who} was signed with {name}'s key {spoken_fingerprint(key)}, which was revoked"
+            )
         if not any(run is None or entry.run in (None, run) for entry in entries):
             raise BundleError(
                 "signer_unknown",
-                f"{who} was signed with the key {spoken(key)}, which is not trusted here"
+                f"{who} was signed with the key {spoken_fingerprint(key)}, which is not trusted here"
                 f"{' for this run' if entries else ''}; "
                 "get that site's card, compare the fingerprint by telephone, then: relay keys trust CARD",
             )

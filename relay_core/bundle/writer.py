@@ -12,7 +12,7 @@ from typing import Any
 import relay_core
 from relay_core.bundle import canonical, card, container, encryption, history, manifest, signing, weights
 from relay_core.bundle.container import Progress, no_progress
-from relay_core.bundle.facts import Facts
+from relay_core.bundle.facts import BundleFacts
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.private import private_folder
 from relay_core.bundle.values import is_digest
@@ -41,10 +41,10 @@ class Provenance:
         return canonical.dump({"digest": self.digest, "history": self.history})
 
 
-def export(
+def export_bundle(
     checkpoint: Path, run: RunFile, keys: KeyFolder, target: Path, *, scores: Path | None = None,
     parent: Provenance | None = None, recipient: str | None = None, half: bool = False, progress: Progress = no_progress,
-) -> Facts:  # fmt: skip
+) -> BundleFacts:  # fmt: skip
     """Write a bundle, and beside it, below `bundle/`, what it says.
 
     Args:
@@ -113,7 +113,7 @@ def export(
         _write(target, members, carried, to.card.age if to else None, progress)
     digest = signing.root_digest(digests)
     write_beside(target.parent / "bundle", members, Provenance(digest, records))
-    return Facts.of(made, records, digest, keys.roster, target)
+    return BundleFacts.of(made, records, digest, keys.roster, target)
 
 
 def write_beside(folder: Path, members: Mapping[str, bytes], provenance: Provenance) -> None:

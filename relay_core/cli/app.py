@@ -14,7 +14,7 @@ import typer
 import relay_core
 from relay_core.cli import bundles, convert
 from relay_core.cli.prepare import prepare_app
-from relay_core.cli.training import play
+from relay_core.cli.training import run_relay
 from relay_core.errors import DataError, RelayError, Stopped
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def train(
 ) -> None:
     """Train a run: all its sites in order on one machine, or one site of a real relay."""
     overrides = [*(set_ or []), *([f"random_seed={seed}"] if seed is not None else [])]
-    matrices = play(
+    matrices = run_relay(
         run,
         overrides,
         out,
@@ -141,10 +141,10 @@ def study(
     as_json: JsonOption = False,
 ) -> None:
     """Compare strategies on equal terms: same run file, budget and augmentation, several seeds. Called again, it goes on."""
-    from relay_core.cli.training import play_study
+    from relay_core.cli.training import run_comparison
 
     names = [name.strip() for name in strategies.split(",") if name.strip()]
-    play_study(run, names, seeds, out, data_root, device=device, overrides=set_ or [], as_json=as_json)
+    run_comparison(run, names, seeds, out, data_root, device=device, overrides=set_ or [], as_json=as_json)
 
 
 @app.command()

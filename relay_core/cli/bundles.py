@@ -17,7 +17,7 @@ from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder,
 
 if TYPE_CHECKING:
     from relay_core.bundle.container import Progress
-    from relay_core.bundle.facts import Facts
+    from relay_core.bundle.facts import BundleFacts
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", exists=True, dir_okay=False, help="A .relay file.")]
 RunOption = Annotated[str, typer.Option("--run", help="Run file or recipe of the relay.")]
@@ -83,13 +83,13 @@ def export_(
     as_json: JsonOption = False,
 ) -> None:
     """Make a signed bundle of a finished training, for the next site."""
-    from relay_core.bundle.writer import Provenance, export
+    from relay_core.bundle.writer import Provenance, export_bundle
     from relay_core.config import load_run
 
     found = newest_file(checkpoint)
     beside = found.parent / "scores.json"
     with _cleanly():
-        facts = export(
+        facts = export_bundle(
             found, load_run(run), key_folder(keys), out, scores=scores or (beside if beside.is_file() else None),
             parent=Provenance.read(parent) if parent else None, recipient=to, half=half, progress=_progress(as_json),
         )  # fmt: skip
@@ -123,8 +123,8 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle through and through, and put its checkpoint where `relay train --site` starts from it."""
-    from relay_core.bundle.importer import receive
-    from relay_core.bundle.provenance import Known
+    from relay_core.bundle.importer import import_bundle
+    from relay_core.bundle.provenance import KnownRelays
     from relay_core.config import load_run
     from relay_core.engine.layout import hand_over_layout
     from relay_core.files import write_atomically
@@ -135,12 +135,12 @@ def import_(
     with _cleanly(), alone(out):
         record = out / "imports.json"
         if known is not None:
-            knowledge = Known.read(known)
+            knowledge = KnownRelays.read(known)
         else:
             loaded = load_run(str(run))
             earlier = json.loads(record.read_text()) if record.is_file() and not evaluate else []
-            knowledge = Known({loaded.digest: (loaded, site)}, earlier)
-        facts, target = receive(
+            knowledge = KnownRelays({loaded.digest: (loaded, site)}, earlier)
+        facts, target = import_bundle(
             bundle, knowledge, key_folder(keys), out, hand_over_layout, evaluate=evaluate, progress=_progress(as_json)
         )
         if known is None and not evaluate:  # to look at a model does not use it up
@@ -149,20 +149,20 @@ def import_(
     _say(facts, as_json, f"accepted; the next site starts from {target}")
 
 
-def _say(facts: Facts, as_json: bool, done: str) -> None:
+def _say(facts: BundleFacts, as_json: bool, done: str) -> None:
     if as_json:
         print(json.dumps({"bundle": facts.to_json()}), flush=True)
         return
     print(f"{done}\n{_text(facts)}")
 
 
-def _text(facts: Facts) -> str:
-    from relay_core.bundle.trust import spoken
+def _text(facts: BundleFacts) -> str:
+    from relay_core.bundle.trust import spoken_fingerprint
 
     lines = [
         f"bundle     {facts.digest}",
         f"run        {facts.run}, hop {facts.hop}, by {facts.site}; relay {facts.version}",
-        f"signer     {facts.signer['name']}, {spoken(facts.signer['fingerprint'])}"
+        f"signer     {facts.signer['name']}, {spoken_fingerprint(facts.signer['fingerprint'])}"
         f" ({'trusted here' if facts.signer['trusted'] else 'NOT trusted here'})",
         f"made       {_moment(facts.created_at)}; {'for one site, encrypted' if facts.recipient else 'for any site'}"
         f"{'; half precision' if facts.half else ''}",
@@ -170,8 +170,8 @@ def _text(facts: Facts) -> str:
     return "\n".join([*lines, *_hops(facts)])
 
 
-def _hops(facts: Facts) -> list[str]:
-    from relay_core.bundle.trust import spoken
+def _hops(facts: BundleFacts) -> list[str]:
+    from relay_core.bundle.trust import spoken_fingerprint
     from relay_core.metrics.matrix import headline
 
     lines = []
@@ -181,7 +181,7 @@ def _hops(facts: Facts) -> list[str]:
         trusted = "" if hop["trusted"] else ", NOT trusted here"
         lines.append(
             f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {_moment(hop['created_at'])}, signed by "
-            f"{hop['signer']} ({spoken(hop['fingerprint'])}{trusted}); {scores or 'no scores'}; "
+            f"{hop['signer']} ({spoken_fingerprint(hop['fingerprint'])}{trusted}); {scores or 'no scores'}; "
             f"bundle {hop['bundle'][:16]}"
         )
     return lines
@@ -266,10 +266,10 @@ def sign_(
     """Sign an evaluation, metrics only, for the coordinator."""
     from dataclasses import asdict
 
-    from relay_core.bundle.signed_report import sign
+    from relay_core.bundle.signed_report import sign_report
     from relay_core.config import load_run
 
-    made = sign(scores, newest_file(checkpoint), load_run(run), key_folder(keys), out)
+    made = sign_report(scores, newest_file(checkpoint), load_run(run), key_folder(keys), out)
     print(json.dumps({"report": asdict(made)}) if as_json else f"wrote {out}")
 
 
@@ -282,11 +282,11 @@ def matrix_(
     as_json: JsonOption = False,
 ) -> None:
     """The site x test-set matrix, from the reports of all sites; every signature is checked."""
-    from relay_core.bundle.collected import matrices_of
-    from relay_core.bundle.signed_report import read
+    from relay_core.bundle.collected import collected_matrices
+    from relay_core.bundle.signed_report import read_report
     from relay_core.config import load_run
 
-    found = matrices_of([read(path, key_folder(keys)) for path in reports], load_run(run), out)
+    found = collected_matrices([read_report(path, key_folder(keys)) for path in reports], load_run(run), out)
     if as_json:
         print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in found.items()}))
     else:

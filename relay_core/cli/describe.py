@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from relay_core.cuda import which
+from relay_core.cuda import backend
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import (
     settings_of,
@@ -81,7 +81,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "networks": networks,
         "bytes": checkpoint.path.stat().st_size,
         "settings": meta["settings"],
-        "ops": which("cuda" if torch.cuda.is_available() else "cpu"),
+        "ops": backend("cuda" if torch.cuda.is_available() else "cpu"),
     }
 
 

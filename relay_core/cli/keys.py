@@ -41,7 +41,7 @@ def create(
     ] = False,
 ) -> None:
     """Make this site's keys; card.json is for the other sites."""
-    from relay_core.bundle.trust import spoken
+    from relay_core.bundle.trust import spoken_fingerprint
     from relay_core.bundle.values import is_name
 
     folder = key_folder(keys)
@@ -54,7 +54,7 @@ def create(
         raise BundleError("key_locked", "a passphrase has at least 12 characters")
     card = folder.create(name, passphrase)
     print(f"made {keys}/signing.pem and age.key (encrypted), and {keys}/card.json, which the other sites need")
-    print(f"fingerprint, to read aloud: {spoken(card.fingerprint)}")
+    print(f"fingerprint, to read aloud: {spoken_fingerprint(card.fingerprint)}")
 
 
 def _read_card(path: Path) -> Any:
@@ -69,10 +69,10 @@ def fingerprint_(
     keys: KeysOption = KEYS,
 ) -> None:
     """A key's fingerprint in groups to read aloud."""
-    from relay_core.bundle.trust import spoken
+    from relay_core.bundle.trust import spoken_fingerprint
 
     found = _read_card(card) if card else key_folder(keys).card
-    print(f"{found.name}: {spoken(found.fingerprint)}\n{found.fingerprint}")
+    print(f"{found.name}: {spoken_fingerprint(found.fingerprint)}\n{found.fingerprint}")
 
 
 @keys_app.command()
@@ -82,12 +82,12 @@ def trust(
     run: Annotated[str | None, typer.Option(help="For this run alone (its digest); default: for every one.")] = None,
 ) -> None:
     """Trust a site, after comparing its fingerprint by telephone."""
-    from relay_core.bundle.trust import spoken
+    from relay_core.bundle.trust import spoken_fingerprint
 
     found, folder = _read_card(card), key_folder(keys)
     with changed_roster(folder) as roster:
         roster.trust(found, run)
-    print(f"trusted: {found.name}, {spoken(found.fingerprint)}")
+    print(f"trusted: {found.name}, {spoken_fingerprint(found.fingerprint)}")
 
 
 @keys_app.command()
@@ -116,7 +116,7 @@ def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
     """Whom this site trusts."""
     from dataclasses import asdict
 
-    from relay_core.bundle.trust import spoken
+    from relay_core.bundle.trust import spoken_fingerprint
 
     entries = key_folder(keys).roster.entries
     if as_json:
@@ -124,7 +124,7 @@ def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
         return
     for entry in entries:
         state = "revoked" if entry.revoked_at else "trusted" + (f" for run {entry.run[:12]}" if entry.run else "")
-        print(f"{spoken(entry.card.fingerprint)}  {state}  {entry.card.name}")
+        print(f"{spoken_fingerprint(entry.card.fingerprint)}  {state}  {entry.card.name}")
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool, brief: bool 
         yield tee(*sinks)
 
 
-def play(
+def run_relay(
     run: str, overrides: list[str], out: Path, data_root: Path | None, *, device: str, title: str = "",
     site: int | None = None, resume: bool = False, as_json: bool = False, tensorboard: bool = False,
 ) -> dict[str, ScoreMatrix]:  # fmt: skip
@@ -61,7 +61,7 @@ def play(
         RelayError: one of its kinds, see `relay_core.errors`.
     """
     from relay_core.config import load_run
-    from relay_core.engine import Play, choose_device, processes
+    from relay_core.engine import RelayRun, choose_device, processes
 
     loaded = load_run(run, overrides)
     if site is not None and site not in loaded.all_ids:
@@ -70,19 +70,19 @@ def play(
     quiet = int(os.environ.get("RANK", "0")) > 0
     with processes(chosen), stop_on_signal() as stop:
         if quiet:
-            return Play(loaded, out, data_root, chosen, site, resume, stop=stop)()
+            return RelayRun(loaded, out, data_root, chosen, site, resume, stop=stop)()
         with _sinks(out, title, as_json, tensorboard) as emit:
-            return Play(loaded, out, data_root, chosen, site, resume, emit, stop)()
+            return RelayRun(loaded, out, data_root, chosen, site, resume, emit, stop)()
 
 
-def play_study(
+def run_comparison(
     run: str, strategies: list[str], seeds: int, out: Path, data_root: Path | None, *, device: str, overrides: list[str],
     as_json: bool = False,
 ) -> None:  # fmt: skip
     """Run a study with one line a run, and say where its report is. Raises as `Study`."""
     from relay_core.cli.output import duration
     from relay_core.engine import choose_device
-    from relay_core.experiments.comparison import Study
+    from relay_core.experiments.comparison import Comparison
 
     def tell(outcome: Any, done: int, total: int) -> None:
         average = outcome.main.average()
@@ -94,7 +94,7 @@ def play_study(
               f"{duration(outcome.seconds)}", flush=True)  # fmt: skip
 
     with stop_on_signal() as stop, _sinks(out, "", as_json, False, brief=True) as emit:
-        Study(run, strategies, seeds, out, data_root, choose_device(device), overrides, emit, tell, stop)()
+        Comparison(run, strategies, seeds, out, data_root, choose_device(device), overrides, emit, tell, stop)()
     if as_json:
         print(json.dumps({"report": [str(out / f"study.{suffix}") for suffix in ("md", "json", "png")]}))
     else:

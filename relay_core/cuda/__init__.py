@@ -9,7 +9,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from relay_core.cuda import loader, native
-    from relay_core.cuda.loader import which
+    from relay_core.cuda.loader import backend
     from relay_core.cuda.ops.bias_act import ACTIVATIONS, bias_act
     from relay_core.cuda.ops.epilogue import epilogue
     from relay_core.cuda.ops.modulated_conv2d import conv2d_resample, modulated_conv2d, styled_conv2d
@@ -21,7 +21,7 @@ else:
         {
             "ops": [
                 "ACTIVATIONS", "bias_act", "conv2d_resample", "downsample2d", "epilogue", "filter2d", "modulated_conv2d",
-                "setup_filter", "styled_conv2d", "upfirdn2d", "upsample2d", "which",
+                "setup_filter", "styled_conv2d", "upfirdn2d", "upsample2d", "backend",
             ],
         },
     )  # fmt: skip

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @torch.compiler.assume_constant_result  # so that a compiled function does not break at a file look-up
-def which(device_type: str, index: int | None = None) -> str:
+def backend(device_type: str, index: int | None = None) -> str:
     """What runs the ops there: `cuda`, `host` or `torch`.
 
     Raises:
@@ -30,14 +30,14 @@ def which(device_type: str, index: int | None = None) -> str:
     return "torch" if isinstance(library(device_type, index), str) else ("cuda" if device_type == "cuda" else "host")
 
 
-def pays(x: Tensor) -> bool:
+def worth_calling(x: Tensor) -> bool:
     """Whether a library should compute for x; never while exporting, when the ops are to become torch's own.
 
     Tensors of less than 2^14 elements are left to torch, whose calls cost less than those of an op in Python.
     """
     if torch.compiler.is_exporting() or x.dtype not in DTYPES or x.numel() < WORTH:
         return False
-    return which(x.device.type, x.device.index) != "torch"
+    return backend(x.device.type, x.device.index) != "torch"
 
 
 Outcome = tuple[str, torch.dtype, list[Tensor]]

@@ -3,13 +3,13 @@
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.device import choose_device, processes
 from relay_core.engine.evaluate import evaluate, load_solver
-from relay_core.engine.relay_run import Play, generated_rows
-from relay_core.engine.train import Site, train_site
+from relay_core.engine.relay_run import RelayRun, generated_rows
+from relay_core.engine.train import SiteTraining, train_site
 
 __all__ = [
     "Checkpoint",
-    "Play",
-    "Site",
+    "RelayRun",
+    "SiteTraining",
     "choose_device",
     "evaluate",
     "generated_rows",

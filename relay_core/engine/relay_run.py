@@ -19,7 +19,7 @@ from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import evaluate, load_solver, prediction_rows, write_matrices, write_picture
 from relay_core.engine.stream import Images, Joined
-from relay_core.engine.train import Site, train_site
+from relay_core.engine.train import SiteTraining, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
@@ -31,7 +31,7 @@ SAMPLES = 8
 
 
 @dataclass
-class Play:
+class RelayRun:
     """One run on one machine: all its sites, or the one that this machine belongs to.
 
     Args:
@@ -166,7 +166,7 @@ class Play:
     def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:
         """Train one site, score its solver on every test set, draw pictures; return the scores by test site."""
         folder = self.out / settings.folder_name
-        site = Site(settings, images, folder, self.device, self.run.digest, self.emit, self.stop, self._observe)
+        site = SiteTraining(settings, images, folder, self.device, self.run.digest, self.emit, self.stop, self._observe)
         resume = self.resume or bool(settings.checkpoint.resume)
         last = train_site(site, base, resume)
         row: dict[str, Any] = {}
@@ -175,7 +175,7 @@ class Play:
         distributed.barrier()
         return row
 
-    def _observe(self, site: Site, strategy: Strategy, step: int) -> None:
+    def _observe(self, site: SiteTraining, strategy: Strategy, step: int) -> None:
         """Between start and end: scores on the site's own test set and grids of samples, as often as its settings say."""
         train, name = site.settings.train, site.name
         epochs, shown = train.check_val_every_n_epoch, len(site.images) * site.settings.data.num_replica

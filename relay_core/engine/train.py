@@ -23,7 +23,7 @@ from relay_core.strategies import Images, Position, Strategy, make_strategy
 
 
 @dataclass
-class Site:
+class SiteTraining:
     """What a site's training is made of."""
 
     settings: SiteSettings
@@ -33,7 +33,7 @@ class Site:
     run_digest: str
     emit: Emit = events.ignore
     stop: Stop = events.never
-    observe: Callable[[Site, Strategy, int], None] = lambda site, strategy, step: None
+    observe: Callable[[SiteTraining, Strategy, int], None] = lambda site, strategy, step: None
     """Called after every step of the first process; must leave the random state alone."""
 
     @property
@@ -51,7 +51,7 @@ class Site:
         self.say(events.Warned(self.name, message))
 
 
-def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
+def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Checkpoint:
     """Train a site to the end of its budget, from `base` or anew; return its last checkpoint.
 
     Args:
@@ -111,7 +111,7 @@ def train_site(site: Site, base: Checkpoint | None, resume: bool) -> Checkpoint:
     return last
 
 
-def _check_own(site: Site, found: Checkpoint, resume: bool) -> None:
+def _check_own(site: SiteTraining, found: Checkpoint, resume: bool) -> None:
     """Whether the checkpoint in a site's folder is one of this training, to go on from."""
     if not resume:
         raise CheckpointError(
@@ -124,7 +124,7 @@ def _check_own(site: Site, found: Checkpoint, resume: bool) -> None:
         site.warn("the run file has changed since this training began; what is trained already is kept")
 
 
-def _begin(site: Site, base: Checkpoint | None, found: Checkpoint | None) -> tuple[Strategy, Stream]:
+def _begin(site: SiteTraining, base: Checkpoint | None, found: Checkpoint | None) -> tuple[Strategy, Stream]:
     """The strategy and its images, where the last checkpoint left them or at the start of the site."""
     settings = site.settings if base is None and found is None else site.settings.without_pretraining()
     torch.manual_seed(settings.random_seed)
@@ -146,7 +146,7 @@ def _begin(site: Site, base: Checkpoint | None, found: Checkpoint | None) -> tup
     return strategy, stream
 
 
-def _class_counts(site: Site) -> list[int] | None:
+def _class_counts(site: SiteTraining) -> list[int] | None:
     """How many training images are of each class; None for segmentation."""
     data = site.settings.data
     if data.task != "classification":
@@ -159,17 +159,19 @@ def _trained_before(base: Checkpoint) -> list[str]:
     return list(base.meta.get("sites") or [base.meta["site"]])
 
 
-def _looks(site: Site, base: Checkpoint | None) -> dict[str, Any]:
+def _looks(site: SiteTraining, base: Checkpoint | None) -> dict[str, Any]:
     """What the training images of the sites so far look like, by site; see `imaging.outlier`."""
     low, high = site.settings.data.out_range
     step = max(1, len(site.images) // out_of_distribution.MOST)
     chosen = range(0, len(site.images), step)
     batches = (chosen[i : i + 64] for i in range(0, len(chosen), 64))
-    own = out_of_distribution.looks((site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches)
+    own = out_of_distribution.feature_statistics(
+        (site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches
+    )
     return {**(base.meta.get("looks", {}) if base else {}), site.name: own}
 
 
-def _take_over(site: Site, strategy: Strategy, base: Checkpoint) -> None:
+def _take_over(site: SiteTraining, strategy: Strategy, base: Checkpoint) -> None:
     """Start from what the site before handed over."""
     done, budget = int(base.meta["step"]), int(base.meta["steps"])
     if done < budget:
@@ -188,7 +190,7 @@ def _take_over(site: Site, strategy: Strategy, base: Checkpoint) -> None:
         strategy.networks[name].load_state_dict(base.network(name.removesuffix("_ema")))
 
 
-def _stop_wanted(site: Site) -> bool:
+def _stop_wanted(site: SiteTraining) -> bool:
     """Whether any process was asked to stop: all leave at the same step."""
     wanted = site.stop()
     if distributed.world() == 1:
@@ -200,7 +202,7 @@ def _stop_wanted(site: Site) -> bool:
 class _Saver:
     """Writes checkpoints and sample grids of the first process."""
 
-    site: Site
+    site: SiteTraining
     strategy: Strategy
     stream: Stream
     steps: int
@@ -241,7 +243,7 @@ class _Saver:
 class _Progress:
     """Means of the losses, images a second, time left."""
 
-    def __init__(self, site: Site, first: int, steps: int) -> None:
+    def __init__(self, site: SiteTraining, first: int, steps: int) -> None:
         self.site, self.steps = site, steps
         self.sums: dict[str, tuple[Tensor, int]] = {}
         self.begin = self.since = time.monotonic()

@@ -54,7 +54,7 @@ def overrides_of(text: str) -> list[str]:
 
 
 @dataclass
-class Study:
+class Comparison:
     """A study to be run, or gone on with.
 
     Args:
@@ -118,14 +118,14 @@ class Study:
         write_atomically(path, text.encode())
 
     def _outcome(self, name: str, seed: int, run: RunFile) -> Outcome:
-        from relay_core.engine import Play
+        from relay_core.engine import RelayRun
 
         folder = self.out / _FOLDER.sub("-", name) / f"seed-{seed}"
         kept = folder / "result.json"
         if kept.is_file():
             return Outcome.from_json(json.loads(kept.read_text()))
         clock = _Clock(folder / "seconds.json", self.emit)
-        matrices = Play(run, folder, self.data_root, self.device, None, True, clock, self.stop)()
+        matrices = RelayRun(run, folder, self.data_root, self.device, None, True, clock, self.stop)()
         outcome = Outcome(name, seed, matrices, clock.seconds)
         write_atomically(kept, json.dumps(outcome.to_json(), indent=1).encode())
         return outcome

@@ -15,7 +15,7 @@ from relay_core.engine.evaluate import (
 from relay_core.engine.scoring import site_data
 from relay_core.errors import DataError, ExportError
 from relay_core.files import write_atomically
-from relay_core.inference.onnx_model import Precision, Session
+from relay_core.inference.onnx_model import OnnxModel, Precision
 
 
 def export_checkpoint(
@@ -40,4 +40,4 @@ def export_checkpoint(
     content, proof = export(checkpoint, tests, cast(Precision, precision), calibration)
     write_atomically(out, content)
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps(asdict(proof), indent=1).encode())
-    return asdict(proof), asdict(Session(content, "cpu").facts)
+    return asdict(proof), asdict(OnnxModel(content, "cpu").facts)

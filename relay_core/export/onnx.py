@@ -28,9 +28,9 @@ from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import BATCH, load_solver
 from relay_core.errors import ExportError
-from relay_core.inference.onnx_model import INPUT, KEY, Facts, Precision, Session
+from relay_core.inference.onnx_model import INPUT, KEY, ModelFacts, OnnxModel, Precision
 from relay_core.inference.outputs import ANSWER, OUTPUTS, SCORE
-from relay_core.inference.served import Served
+from relay_core.inference.served import ServedSolver
 from relay_core.metrics import METRICS, ClassificationScores, SegmentationScores
 
 OPSET = 20
@@ -75,10 +75,10 @@ def export(
         raise ExportError("there are no test images to prove the exported model with; give --data-root")
     cpu = torch.device("cpu")
     solver, settings = load_solver(checkpoint, cpu)
-    reference = Served.of(solver, settings)
+    reference = ServedSolver.of(solver, settings)
     exported = reference
     if precision == "fp16":
-        exported = Served.of(load_solver(checkpoint, cpu)[0], settings, half=True)
+        exported = ServedSolver.of(load_solver(checkpoint, cpu)[0], settings, half=True)
     model = _to_onnx(exported, settings)
     if precision == "int8":
         if calibration is None:
@@ -94,7 +94,7 @@ def export(
     return content, prove(content, reference, settings, tests, precision)
 
 
-def _to_onnx(network: Served, settings: SiteSettings) -> onnx.ModelProto:
+def _to_onnx(network: ServedSolver, settings: SiteSettings) -> onnx.ModelProto:
     side = settings.resolution
     example = torch.rand(2, settings.data.img_channels, side + 6, side + 26)
     shapes = {"image": {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}}
@@ -115,11 +115,13 @@ def _to_onnx(network: Served, settings: SiteSettings) -> onnx.ModelProto:
     return model
 
 
-def _facts(checkpoint: Checkpoint, settings: SiteSettings, tests: Mapping[str, SiteData], precision: Precision) -> Facts:
+def _facts(
+    checkpoint: Checkpoint, settings: SiteSettings, tests: Mapping[str, SiteData], precision: Precision
+) -> ModelFacts:
     meta = checkpoint.meta
     sites = meta.get("sites") or [str(meta["site"])]
     known = [mm for data in tests.values() for mm in data.spacing if mm is not None]
-    return Facts(
+    return ModelFacts(
         classes=tuple(settings.data.names()), channels=settings.data.img_channels, resolution=settings.resolution,
         input_range=(0.0, 1.0), spacing_mm=known[0] if known else None, precision=precision, run=str(meta["run"]),
         checkpoint=checkpoint.digest, sites=tuple(sites), looks=meta.get("looks", {}), task=settings.data.task,
@@ -165,14 +167,14 @@ def _quantised(model: onnx.ModelProto, calibration: SiteData) -> onnx.ModelProto
 
 
 def prove(
-    content: bytes, reference: Served, settings: SiteSettings, tests: Mapping[str, SiteData], precision: Precision
+    content: bytes, reference: ServedSolver, settings: SiteSettings, tests: Mapping[str, SiteData], precision: Precision
 ) -> Proof:
     """Compare a model file with the network that it was made from, on the CPU.
 
     Raises:
         ExportError: they do not agree.
     """
-    session, proof = Session(content, "cpu"), Proof(precision, len(content))
+    session, proof = OnnxModel(content, "cpu"), Proof(precision, len(content))
     random = np.random.default_rng(0)
     side = settings.resolution
     shapes = ((1, side, side), (3, 2 * side, side + 7), (2, side // 2 + 1, side + 1), (4, 3 * side + 5, side))
@@ -195,13 +197,13 @@ def prove(
 
 
 @torch.no_grad()
-def _logits(network: Served, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _logits(network: ServedSolver, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     found: np.ndarray[Any, Any] = network(torch.from_numpy(images))[0].numpy()
     return found
 
 
 @torch.no_grad()
-def _on_images(session: Session, reference: Served, data: SiteData) -> dict[str, Any]:
+def _on_images(session: OnnxModel, reference: ServedSolver, data: SiteData) -> dict[str, Any]:
     """Classes and their score on a test set, side by side."""
     kind = SegmentationScores if data.task == "segmentation" else ClassificationScores
     theirs, ours = kind(data.num_classes), kind(data.num_classes)

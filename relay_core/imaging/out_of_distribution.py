@@ -30,16 +30,16 @@ Looks = dict[str, Any]
 """{images, mean, sd, limit} of a site."""
 
 
-def numbers(images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def image_features(images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """What images (N, C, H, W) in 0..1 look like: (N, 2 C + 1)."""
     values = np.asarray(images, np.float64)
     grain = np.abs(np.diff(values, axis=2)).mean(axis=(1, 2, 3)) + np.abs(np.diff(values, axis=3)).mean(axis=(1, 2, 3))
     return np.concatenate([values.mean(axis=(2, 3)), values.std(axis=(2, 3)), grain[:, None] / 2], axis=1)
 
 
-def looks(batches: Iterable[npt.NDArray[Any]]) -> Looks:
+def feature_statistics(batches: Iterable[npt.NDArray[Any]]) -> Looks:
     """What a site's training images, batches (N, C, H, W) in 0..1, look like together."""
-    found = np.concatenate([numbers(batch) for batch in batches])
+    found = np.concatenate([image_features(batch) for batch in batches])
     mean, sd = found.mean(axis=0), found.std(axis=0)
     limit = float(np.quantile(_distance(found, mean, sd), 0.99))
     return {
@@ -48,7 +48,7 @@ def looks(batches: Iterable[npt.NDArray[Any]]) -> Looks:
     }  # fmt: skip
 
 
-def score(found: npt.NDArray[Any], sites: Mapping[str, Looks]) -> tuple[float, str] | None:
+def ood_score(found: npt.NDArray[Any], sites: Mapping[str, Looks]) -> tuple[float, str] | None:
     """How unlike the training images, and the site that it is most like; None where nothing is known of any site.
 
     Args:

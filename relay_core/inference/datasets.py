@@ -23,7 +23,7 @@ from relay_core.imaging import masks, out_of_distribution
 from relay_core.imaging.readers import stem_of, write_mask
 from relay_core.imaging.study import Study
 from relay_core.inference.measurements import HEADER, class_header, class_row, rows, write_table
-from relay_core.inference.prediction import Run, classify, predict
+from relay_core.inference.prediction import ModelCall, classify, predict
 from relay_core.inference.torch_model import torch_run
 
 DONE = "done.jsonl"
@@ -108,7 +108,7 @@ class _Image:
     study: Study
 
 
-def _masked(image: _Image, run: Run, names: Sequence[str], checkpoint: Checkpoint, staged: Path) -> dict[str, Any]:
+def _masked(image: _Image, run: ModelCall, names: Sequence[str], checkpoint: Checkpoint, staged: Path) -> dict[str, Any]:
     """Write an image's mask; its line of the journal."""
     nifti = image.study.spacing is not None
     made = predict(image.study, run, names, checkpoint.meta.get("looks", {}))
@@ -118,7 +118,7 @@ def _masked(image: _Image, run: Run, names: Sequence[str], checkpoint: Checkpoin
             "rows": list(rows(image.name, made.found, made.unlike))}  # fmt: skip
 
 
-def _classed(image: _Image, run: Run, names: Sequence[str], checkpoint: Checkpoint, staged: Path) -> dict[str, Any]:
+def _classed(image: _Image, run: ModelCall, names: Sequence[str], checkpoint: Checkpoint, staged: Path) -> dict[str, Any]:
     """The line of the journal of an image whose class is wanted: there is no mask."""
     found = classify(image.study, run, names, checkpoint.meta.get("looks", {}))
     unlike = found["unlike"]["score"] if found["unlike"] else None

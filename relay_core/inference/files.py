@@ -16,7 +16,7 @@ from relay_core.errors import DataError, Problem, RelayError
 from relay_core.imaging.readers import Spacing
 from relay_core.imaging.study import Study
 from relay_core.inference.measurements import class_header, class_row, write_table
-from relay_core.inference.prediction import Run, classify
+from relay_core.inference.prediction import ModelCall, classify
 from relay_core.inference.torch_model import torch_run
 
 Made = TypeVar("Made")
@@ -123,7 +123,7 @@ def _each(files: Sequence[Path], make: Callable[[Path], Made]) -> dict[Path, Mad
     return made
 
 
-def _predict(run: Run, pixels: Any, spacing: Spacing | None) -> tuple[torch.Tensor, Spacing | None]:
+def _predict(run: ModelCall, pixels: Any, spacing: Spacing | None) -> tuple[torch.Tensor, Spacing | None]:
     """Class ids (H, W) uint8 at the file's own size, and its pixel spacing."""
     (mask,) = run(_picture(pixels).batch(0, 1), ("mask",))
     return torch.from_numpy(mask[0]), spacing
@@ -133,7 +133,7 @@ def _picture(pixels: Any) -> Study:
     return Study("picture", pixels[None], None, False)
 
 
-def _classify(files: Sequence[Path], read: Any, run: Run, names: list[str], looks: Any, target: Path) -> Path:
+def _classify(files: Sequence[Path], read: Any, run: ModelCall, names: list[str], looks: Any, target: Path) -> Path:
     """Write a line for each image."""
     found = _each(files, lambda path: classify(_picture(read(path)[0]), run, names, looks))
     write_table(target, class_header(names), [class_row(path.name, one) for path, one in found.items()])

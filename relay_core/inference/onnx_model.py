@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """What a model says of itself."""
 
     classes: tuple[str, ...]
@@ -63,7 +63,7 @@ class Facts:
         return json.dumps({"format": FORMAT, **self.__dict__}, sort_keys=True)
 
     @classmethod
-    def of(cls, text: str) -> Facts:
+    def of(cls, text: str) -> ModelFacts:
         """Read `to_json`. Raises ExportError."""
         try:
             found = json.loads(text)
@@ -103,7 +103,7 @@ def _preload() -> None:
         ort.preload_dlls()
 
 
-class Session:
+class OnnxModel:
     """One model in memory. Any thread may call it.
 
     Args:
@@ -127,7 +127,7 @@ class Session:
             self._session = ort.InferenceSession(content, options, providers=wanted)
         except Exception:  # ONNX Runtime's errors have no common base, and quote the model
             raise ExportError("the ONNX file cannot be loaded") from None
-        self.facts = Facts.of(self._session.get_modelmeta().custom_metadata_map.get(KEY, ""))
+        self.facts = ModelFacts.of(self._session.get_modelmeta().custom_metadata_map.get(KEY, ""))
         self.provider: str = self._session.get_providers()[0]
         self.degraded = device.startswith("cuda") and self.provider != "CUDAExecutionProvider"
         self.size = len(content)

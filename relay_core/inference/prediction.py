@@ -17,7 +17,7 @@ from relay_core.imaging import out_of_distribution
 from relay_core.imaging.study import Study
 from relay_core.inference.measurements import measure
 
-Run = Callable[[npt.NDArray[Any], Sequence[str]], Sequence[npt.NDArray[Any]]]
+ModelCall = Callable[[npt.NDArray[Any], Sequence[str]], Sequence[npt.NDArray[Any]]]
 """A model: images (N, C, H, W) float32 in 0..1 and the names of outputs -> these; see `export.session`."""
 _PIXELS = 1 << 22
 """Of slices that run together."""
@@ -39,7 +39,9 @@ class Prediction:
         return known["score"] if known else None
 
 
-def predict(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, out_of_distribution.Looks]) -> Prediction:
+def predict(
+    study: Study, run: ModelCall, names: Sequence[str], looks: Mapping[str, out_of_distribution.Looks]
+) -> Prediction:
     """Run a model over a study, slice by slice.
 
     Args:
@@ -63,7 +65,9 @@ def predict(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, ou
     return Prediction(ids, {**measure(study, ids, sure, names), **_unlike(numbers, looks, "mask")})
 
 
-def classify(study: Study, run: Run, names: Sequence[str], looks: Mapping[str, out_of_distribution.Looks]) -> dict[str, Any]:
+def classify(
+    study: Study, run: ModelCall, names: Sequence[str], looks: Mapping[str, out_of_distribution.Looks]
+) -> dict[str, Any]:
     """Run a classifier over a study; the slices of a volume are one case: the mean of their probabilities counts.
 
     Args:
@@ -106,7 +110,7 @@ def _require_finite(values: npt.NDArray[Any]) -> None:
 
 
 def _unlike(numbers: list[npt.NDArray[Any]], looks: Mapping[str, out_of_distribution.Looks], answer: str) -> dict[str, Any]:
-    scored = out_of_distribution.score(np.concatenate(numbers), looks)
+    scored = out_of_distribution.ood_score(np.concatenate(numbers), looks)
     known = {"score": scored[0], "most_like": scored[1], "warn_above": out_of_distribution.WARN} if scored else None
     return {"unlike": known, "warnings": _warnings(scored, answer)}
 

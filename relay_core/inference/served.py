@@ -16,7 +16,7 @@ from relay_core.config import SiteSettings
 from relay_core.config.solvers import Task
 
 
-class Served(nn.Module):
+class ServedSolver(nn.Module):
     """A solver between resizing and scaling of its input, and resizing (of pixels), softmax and arg max of its output.
 
     Shape: (N, C, H, W) float32 in 0..1 -> logits and probabilities (N, K, H, W), confidence (N, H, W), the largest

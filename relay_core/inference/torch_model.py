@@ -12,18 +12,18 @@ from relay_core.engine.evaluate import (
     load_solver,
 )
 from relay_core.inference.outputs import OUTPUTS
-from relay_core.inference.prediction import Run
-from relay_core.inference.served import Served
+from relay_core.inference.prediction import ModelCall
+from relay_core.inference.served import ServedSolver
 
 
-def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[Run, SiteSettings]:
+def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[ModelCall, SiteSettings]:
     """A checkpoint's solver as `imaging.prediction` calls a model, and the settings that it was trained with.
 
     Raises:
         CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
     """
     solver, settings = load_solver(checkpoint, device)
-    network = Served.of(solver, settings).to(device)
+    network = ServedSolver.of(solver, settings).to(device)
     names = OUTPUTS[network.task]
 
     @torch.no_grad()

@@ -59,16 +59,16 @@ def make_gan(settings: DoubleGanKwargs, half: torch.dtype | None = None) -> dict
             label_channels=int(maps and kind == "img"),
         )  # fmt: skip
         _halve(made, pyramid, half)
-    for kind, (critic, c, channels) in discriminators.items():
-        networks[f"D_{kind}"] = judge = Discriminator(
+    for kind, (pyramid, c, channels) in discriminators.items():
+        networks[f"D_{kind}"] = discriminator = Discriminator(
             c,
             s.img_resolution,
             channels,
-            mapping_layers=critic.mapping_kwargs.num_layers,
-            channel_base=critic.channel_base,
-            channel_max=critic.channel_max,
+            mapping_layers=pyramid.mapping_kwargs.num_layers,
+            channel_base=pyramid.channel_base,
+            channel_max=pyramid.channel_max,
         )
-        _halve(judge, critic, half)
+        _halve(discriminator, pyramid, half)
     return dict(networks)
 
 

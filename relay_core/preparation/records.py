@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparationJob:
     """One study to prepare."""
 
     source: Source

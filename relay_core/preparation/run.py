@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from relay_core.errors import DataError, Problem, RelayError, Stopped
 from relay_core.files import write_atomically
 from relay_core.preparation.preparation_report import PICTURES, report_text
-from relay_core.preparation.records import HEADER, RECORDS, Job, Record, forget, read_record, recorded
+from relay_core.preparation.records import HEADER, RECORDS, PreparationJob, Record, forget, read_record, recorded
 from relay_core.preparation.slicing import Mediastinum, Slices
 from relay_core.preparation.studies import TABLE, Source, list_studies, studies_beside
 
@@ -77,7 +77,7 @@ def prepare(
     options = _options(task, prefix)
     digest = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True).encode()).hexdigest()
     _require_alike(out, task.layout, digest, {source.study for source in sources} | bad.keys())
-    jobs = [Job(source, out, task, digest, _picture(task, source, i)) for i, source in enumerate(sources)]
+    jobs = [PreparationJob(source, out, task, digest, _picture(task, source, i)) for i, source in enumerate(sources)]
     left = [job for job in jobs if not job.done()]
     _clear(out, bad, whole=not left)
     done = len(jobs) - len(left)
@@ -165,7 +165,7 @@ def _clear(out: Path, bad: Iterable[str], whole: bool) -> None:
         forget(out, study)
 
 
-def _made(jobs: list[Job], workers: int, stop: Callable[[], bool]) -> Iterator[Problem | None]:
+def _made(jobs: list[PreparationJob], workers: int, stop: Callable[[], bool]) -> Iterator[Problem | None]:
     """What `Job.make` says of each, in the order in which they end; `stop` ends it after those in work."""
     if min(workers, len(jobs)) <= 1:
         for job in jobs:

@@ -1,4 +1,4 @@
-"""The adversarial games of a relay: label maps, and images given label maps or classes (StyleGAN2-ADA, arXiv 2006.06676)."""
+"""The adversarial pairs of a relay: label maps, and images given label maps or classes (StyleGAN2-ADA, arXiv 2006.06676)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def r1_penalty(logits: Tensor, x: Tensor, channels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Codes:
+class SiteCodes:
     """Codes (N, c_dim) of the one or two styles of each sample; `second` None: both styles have the first."""
 
     first: Tensor
@@ -49,9 +49,9 @@ class Codes:
         total = self.first + self.second
         return total / total.amax(dim=1, keepdim=True)
 
-    def head(self, n: int) -> Codes:
+    def head(self, n: int) -> SiteCodes:
         """The first n."""
-        return Codes(self.first[:n], None if self.second is None else self.second[:n])
+        return SiteCodes(self.first[:n], None if self.second is None else self.second[:n])
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class FakeSlots:
     slots: Tensor
     second: dict[str, Tensor] = field(default_factory=dict)
 
-    def codes(self, game: Game, codec: LabelCodec, classes: Tensor | None) -> Codes:
-        """What one generator is told."""
-        second = self.second.get(game.kind)
-        other = None if second is None else codec.code(second, game.c_dim, classes)
-        return Codes(codec.code(self.slots, game.c_dim, classes), other)
+    def codes(self, pair: AdversarialPair, codec: LabelCodec, classes: Tensor | None) -> SiteCodes:
+        """What one generator is conditioning."""
+        second = self.second.get(pair.kind)
+        other = None if second is None else codec.code(second, pair.c_dim, classes)
+        return SiteCodes(codec.code(self.slots, pair.c_dim, classes), other)
 
 
-class Game:
+class AdversarialPair:
     """One generator against one discriminator, with its adaptive augmentation and path-length mean."""
 
     def __init__(self, settings: DoubleGanKwargs, kind: str, networks: dict[str, nn.Module], device: torch.device) -> None:
@@ -87,8 +87,8 @@ class Game:
         )  # fmt: skip
         self.path_mean = torch.zeros([], device=device)
 
-    def styles(self, codes: Codes) -> tuple[Tensor, Tensor]:
-        """Styles of random latents, mixed with `style_mixing_prob`: (N, num_ws, w_dim); and what D is told of them."""
+    def styles(self, codes: SiteCodes) -> tuple[Tensor, Tensor]:
+        """Styles of random latents, mixed with `style_mixing_prob`: (N, num_ws, w_dim); and what D is conditioning of them."""
         n, device, layers = len(codes.first), codes.first.device, self.generator.num_ws
         z, other = (distributed.randn(n, self.generator.z_dim, device=device) for _ in range(2))
         if self.settings.corrections.crossover == "uniform":
@@ -100,16 +100,16 @@ class Game:
         styles = self.generator.mixed_styles(z, codes.first, other, second, torch.where(mixed, crossover, layers))
         return styles, codes.first if codes.second is None else torch.where(mixed[:, None], codes.both, codes.first)
 
-    def generate(self, codes: Codes, label_map: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fakes, conditioned on label maps where the generator wants them, and what the discriminator is told of them."""
-        styles, told = self.styles(codes)
-        return self.generator.synthesize(styles, label_map), told
+    def generate(self, codes: SiteCodes, label_map: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Fakes, conditioned on label maps where the generator wants them, and what the discriminator is conditioning of them."""
+        styles, conditioning = self.styles(codes)
+        return self.generator.synthesize(styles, label_map), conditioning
 
-    def judge(self, x: Tensor, code: Tensor) -> Tensor:
+    def discriminate(self, x: Tensor, code: Tensor) -> Tensor:
         """Logits of the augmented x."""
         return self.discriminator(self.pipe(x, self.ada.p), code)
 
-    def path_penalty(self, codes: Codes, label_map: Tensor | None) -> Tensor:
+    def path_penalty(self, codes: SiteCodes, label_map: Tensor | None) -> Tensor:
         """Path-length regularisation on the first half of the batch."""
         n = max(1, len(codes.first) // 2)
         ws, _ = self.styles(codes.head(n))
@@ -120,10 +120,10 @@ class Game:
             self.path_mean.lerp_(distributed.mean_(lengths.detach().mean()), PATH_DECAY)
         return (lengths - self.path_mean).square().mean()
 
-    def judge_real(self, x: Tensor, code: Tensor, regularise: bool) -> tuple[Tensor, Tensor | None]:
+    def discriminate_real(self, x: Tensor, code: Tensor, regularise: bool) -> tuple[Tensor, Tensor | None]:
         """Logits of real images, and their R1 penalty where wanted."""
         if not regularise:
-            return self.judge(x, code), None
+            return self.discriminate(x, code), None
         x = self.pipe(x, self.ada.p).detach().requires_grad_()
         logits = self.discriminator(x, code)
         channels = x.shape[1] if self.settings.corrections.r1_on_label else self.image_channels
@@ -140,7 +140,7 @@ class Game:
 
 
 class Adversaries:
-    """The games in one generator step and one discriminator step: label maps and images, or for classification images."""
+    """The pairs in one generator step and one discriminator step: label maps and images, or for classification images."""
 
     def __init__(
         self,
@@ -152,10 +152,12 @@ class Adversaries:
     ) -> None:
         self.settings = settings
         self.codec = LabelCodec(settings.label_num_classes, settings.label_noise)
-        self.games = [Game(settings, kind, networks, device) for kind in ("label", "img") if f"G_{kind}" in networks]
-        self.generators = [networks[f"G_{game.kind}"] for game in self.games]
-        self.discriminators = [networks[f"D_{game.kind}"] for game in self.games]
-        self.averaged = [networks.get(f"G_{game.kind}_ema") for game in self.games]
+        self.pairs = [
+            AdversarialPair(settings, kind, networks, device) for kind in ("label", "img") if f"G_{kind}" in networks
+        ]
+        self.generators = [networks[f"G_{pair.kind}"] for pair in self.pairs]
+        self.discriminators = [networks[f"D_{pair.kind}"] for pair in self.pairs]
+        self.averaged = [networks.get(f"G_{pair.kind}_ema") for pair in self.pairs]
         self.g_updater = Updater(
             "generators", _parameters(self.generators), settings.generator_optimizer, accumulate=accumulate, half=half
         )
@@ -173,7 +175,7 @@ class Adversaries:
         batch_global: int,
         d_batch: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """One step of all games; the same fakes serve generators and discriminators.
+        """One step of all pairs; the same fakes serve generators and discriminators.
 
         Args:
             batch: images (N, C, R, R) in [-1, 1], class ids (N, R, R) or (N,), and slots of the sites (N,).
@@ -185,7 +187,7 @@ class Adversaries:
         """
         _, labels, _ = batch
         condition = self._condition(labels)
-        codes = {g.kind: fake_slots.codes(g, self.codec, None if condition is not None else labels) for g in self.games}
+        codes = {g.kind: fake_slots.codes(g, self.codec, None if condition is not None else labels) for g in self.pairs}
         fakes, losses = self._generator_step(condition, codes, step, progress)
         self._average(batch_global)
         real, slots = self._real(batch if d_batch is None else d_batch, condition if d_batch is None else None)
@@ -199,38 +201,38 @@ class Adversaries:
     def _real(
         self, batch: tuple[Tensor, Tensor, Tensor], condition: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What each discriminator sees of a batch, and the codes that it is told."""
+        """What each discriminator sees of a batch, and the codes that it is conditioning."""
         images, labels, slots = batch
         if labels.ndim == 1:
-            return {"img": images}, {"img": self.codec.code(slots, self.games[0].c_dim, labels)}
+            return {"img": images}, {"img": self.codec.code(slots, self.pairs[0].c_dim, labels)}
         maps = self._condition(labels) if condition is None else condition
         assert maps is not None
         real = {"label": maps, "img": torch.cat([images, maps], dim=1)}
-        return real, {game.kind: self.codec.code(slots, game.c_dim) for game in self.games}
+        return real, {pair.kind: self.codec.code(slots, pair.c_dim) for pair in self.pairs}
 
     def _generator_step(
-        self, condition: Tensor | None, codes: dict[str, Codes], step: int, progress: float
+        self, condition: Tensor | None, codes: dict[str, SiteCodes], step: int, progress: float
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        """Fakes with the codes that the discriminators are told, and losses."""
+        """Fakes with the codes that the discriminators are conditioning, and losses."""
         _freeze(self.discriminators, True)
         fakes: dict[str, tuple[Tensor, Tensor]] = {}
-        for game in self.games:
-            made, told = game.generate(codes[game.kind], condition if game.kind == "img" else None)
-            if game.kind == "label" and self.settings.corrections.fake_label_noise:
+        for pair in self.pairs:
+            made, conditioning = pair.generate(codes[pair.kind], condition if pair.kind == "img" else None)
+            if pair.kind == "label" and self.settings.corrections.fake_label_noise:
                 made = self.codec.add_noise(made)
-            if game.kind == "img" and condition is not None:
+            if pair.kind == "img" and condition is not None:
                 made = torch.cat([made, condition], dim=1)
-            fakes[game.kind] = made, told
-        losses = {f"G_{game.kind}": F.softplus(-game.judge(*fakes[game.kind])).mean() for game in self.games}
+            fakes[pair.kind] = made, conditioning
+        losses = {f"G_{pair.kind}": F.softplus(-pair.discriminate(*fakes[pair.kind])).mean() for pair in self.pairs}
         total = torch.stack(list(losses.values())).sum()
         if self.settings.pl_weight > 0 and step % self.settings.G_reg_interval == 0:
-            for game in self.games:
-                maps = condition if game.kind == "img" else None
-                losses[f"path_{game.kind}"] = game.path_penalty(codes[game.kind], maps)
-                total = total + self.settings.pl_weight * self.settings.G_reg_interval * losses[f"path_{game.kind}"]
+            for pair in self.pairs:
+                maps = condition if pair.kind == "img" else None
+                losses[f"path_{pair.kind}"] = pair.path_penalty(codes[pair.kind], maps)
+                total = total + self.settings.pl_weight * self.settings.G_reg_interval * losses[f"path_{pair.kind}"]
         self.g_updater.update(total, progress)
         _freeze(self.discriminators, False)
-        return {kind: (made.detach(), told) for kind, (made, told) in fakes.items()}, losses
+        return {kind: (made.detach(), conditioning) for kind, (made, conditioning) in fakes.items()}, losses
 
     def _discriminator_step(
         self,
@@ -244,15 +246,15 @@ class Adversaries:
         regularise = self.settings.r1_gamma > 0 and step % self.settings.D_reg_interval == 0
         losses: dict[str, Tensor] = {}
         total = torch.zeros([], device=next(iter(real.values())).device)
-        for game in self.games:
-            fake_loss = F.softplus(game.judge(*fakes[game.kind])).mean()
-            logits, penalty = game.judge_real(real[game.kind], codes[game.kind], regularise)
-            losses[f"D_{game.kind}"] = fake_loss + F.softplus(-logits).mean()
-            total = total + losses[f"D_{game.kind}"]
+        for pair in self.pairs:
+            fake_loss = F.softplus(pair.discriminate(*fakes[pair.kind])).mean()
+            logits, penalty = pair.discriminate_real(real[pair.kind], codes[pair.kind], regularise)
+            losses[f"D_{pair.kind}"] = fake_loss + F.softplus(-logits).mean()
+            total = total + losses[f"D_{pair.kind}"]
             if penalty is not None:
-                losses[f"r1_{game.kind}"] = penalty
+                losses[f"r1_{pair.kind}"] = penalty
                 total = total + self.settings.r1_gamma / 2 * self.settings.D_reg_interval * penalty
-            game.ada.update(logits, batch_global)
+            pair.ada.update(logits, batch_global)
         self.d_updater.update(total, progress)
         return losses
 

@@ -81,7 +81,7 @@ class Strategy(ABC):
             return images
         return (images + 1) * ((self.high - self.low) / 2) + self.low
 
-    def _ask(self, solver: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
+    def _logits(self, solver: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
         """Logits, in full precision, of images in [-1, 1]: (N, K, R, R), or (N, K) for classification.
 
         `exact` computes in full precision throughout, whatever `precision` says.

@@ -36,7 +36,7 @@ class BaselineStrategy(Strategy):
         if position.step >= position.solver_steps:
             return {}
         images, labels = self.augment(self._signed(images), labels)
-        logits = self._ask(self.solver, images)
+        logits = self._logits(self.solver, images)
         loss = self.loss(logits, labels)
         more = self._penalties(images, logits)
         self.updaters["solver"].update(sum(more.values(), start=loss), position.progress)

@@ -35,7 +35,7 @@ class EWCStrategy(ImportanceStrategy):
         for known in self.networks["importance"].parameters():
             known.mul_(self.kwargs.decay)
         for i in chosen:
-            logits = self._ask(self.solver, self._signed(images.batch([i])[0].to(self.device)), exact=True)
+            logits = self._logits(self.solver, self._signed(images.batch([i])[0].to(self.device)), exact=True)
             chances = logits.detach().softmax(dim=1).movedim(1, -1).flatten(0, -2).cpu().float()
             drawn = torch.multinomial(chances, 1, generator=generator).view(logits.shape[0], *logits.shape[2:])
             self.solver.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from relay_core.config import SiteSettings
 from relay_core.config.strategies import LwfKwargs
 from relay_core.losses import distillation
-from relay_core.strategies.remembering import RememberingStrategy, like
+from relay_core.strategies.remembering import RememberingStrategy, frozen_copy
 
 
 class LwFStrategy(RememberingStrategy):
@@ -20,7 +20,7 @@ class LwFStrategy(RememberingStrategy):
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         self.kwargs = cast(LwfKwargs, settings.strategy.kwargs)
-        self.networks["old_solver"] = like(self.solver)
+        self.networks["old_solver"] = frozen_copy(self.solver)
 
     def hand_over(self) -> list[str]:
         """The solver: it is the next site's teacher."""
@@ -34,5 +34,5 @@ class LwFStrategy(RememberingStrategy):
         if self.sites == 0 or self.kwargs.weight == 0:
             return {}
         with torch.no_grad():
-            target = self._ask(self.networks["old_solver"], images)
+            target = self._logits(self.networks["old_solver"], images)
         return {"distillation": self.kwargs.weight * distillation(logits, target, self.kwargs.tau)}

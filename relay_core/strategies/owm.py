@@ -103,7 +103,7 @@ class OWMStrategy(RememberingStrategy):
             alpha = self.kwargs.alpha * self.kwargs.decay ** (i / steps)
             hooks = [m.register_forward_pre_hook(self._taker(n, m, alpha)) for n, m in self.layers.items()]
             index = [(i + k * steps) % len(images) for k in range(min(size, len(images)))]
-            self._ask(self.solver, self._signed(images.batch(index)[0].to(self.device)), exact=True)
+            self._logits(self.solver, self._signed(images.batch(index)[0].to(self.device)), exact=True)
             for hook in hooks:
                 hook.remove()
         self.solver.train(training)

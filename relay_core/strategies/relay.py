@@ -71,8 +71,8 @@ class RelayStrategy(Strategy):
         self.stage = 1
         if self.previous.slots:
             self._lay_out_memory(["solver", *self.gan_names])
-            for game in self.gan.games:
-                game.ada.halve()
+            for pair in self.gan.pairs:
+                pair.ada.halve()
 
     def _lay_out_memory(self, names: list[str]) -> None:
         """Frozen copies `old_*`; the generators' are the averaged ones where there are any."""
@@ -150,7 +150,7 @@ class RelayStrategy(Strategy):
         if self.s.single_cid:
             return FakeSlots(slots)
         draw = partial(self.known.draw, len(slots), self.s.replay_c_select_mode, self.device)
-        return FakeSlots(slots, {game.kind: draw() for game in self.gan.games})
+        return FakeSlots(slots, {pair.kind: draw() for pair in self.gan.pairs})
 
     def _merged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The site's images, then replay: images, class ids, slots."""
@@ -191,9 +191,9 @@ class RelayStrategy(Strategy):
         if targets == "teacher" and replayed:
             labels = labels.clone()
             with torch.no_grad():
-                labels[memory] = self._ask(self.networks["old_solver"], images[memory]).argmax(dim=1)
+                labels[memory] = self._logits(self.networks["old_solver"], images[memory]).argmax(dim=1)
         images, labels = self._augmented(images, labels, real)
-        logits = self._ask(self.solver, images)
+        logits = self._logits(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
         if targets == "soft":
             hard[memory] = False
@@ -217,7 +217,7 @@ class RelayStrategy(Strategy):
         own = self.s.corrections.teacher == "current"
         teacher = self.solver if own else self.networks["old_solver"]
         with torch.no_grad():
-            target = self._ask(teacher, images[part])
+            target = self._logits(teacher, images[part])
         return self.s.solver_distil_weight * distillation(logits[part], target, self.s.distil_tau)
 
     def state(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class RelayStrategy(Strategy):
             "previous": self.previous.to_json(),
             "current": self.current.to_json(),
             "stage": self.stage,
-            **{game.kind: game.state() for game in self.gan.games},
+            **{pair.kind: pair.state() for pair in self.gan.pairs},
             "frozen": [name.removeprefix("old_") for name in self.networks if name.startswith("old_")],
         }
 
@@ -234,15 +234,15 @@ class RelayStrategy(Strategy):
         """The banks, and how strongly the discriminators' inputs were augmented."""
         if state:
             self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
-            for game in self.gan.games:
-                game.load_state(state[game.kind])
+            for pair in self.gan.pairs:
+                pair.load_state(state[pair.kind])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore `state`, laying out the frozen copies that the tensors will fill."""
         self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
         self.stage = int(state["stage"])
-        for game in self.gan.games:
-            game.load_state(state[game.kind])
+        for pair in self.gan.pairs:
+            pair.load_state(state[pair.kind])
         self._lay_out_memory(list(state["frozen"]))
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ class RememberingStrategy(BaselineStrategy):
             self.load_state(state)
 
 
-def like(solver: nn.Module, value: float | None = None) -> nn.Module:
+def frozen_copy(solver: nn.Module, value: float | None = None) -> nn.Module:
     """A frozen copy of a solver, in eval mode; with `value`, every parameter is that."""
     made = copy.deepcopy(solver).requires_grad_(False).eval()
     if value is not None:
@@ -58,8 +58,8 @@ class ImportanceStrategy(RememberingStrategy):
 
     def __init__(self, settings: Any, device: torch.device) -> None:
         super().__init__(settings, device)
-        self.networks["importance"] = like(self.solver, 0.0)
-        self.networks["anchor"] = like(self.solver)
+        self.networks["importance"] = frozen_copy(self.solver, 0.0)
+        self.networks["anchor"] = frozen_copy(self.solver)
 
     def hand_over(self) -> list[str]:
         """The solver and its importances: it is its own anchor."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from relay_core.config import SiteSettings
 from relay_core.config.strategies import SiKwargs
 from relay_core.strategies.base import Images, Position
-from relay_core.strategies.remembering import ImportanceStrategy, like
+from relay_core.strategies.remembering import ImportanceStrategy, frozen_copy
 
 LARGEST = 1e8
 """Bound of what one site adds up for a weight."""
@@ -29,7 +29,7 @@ class SIStrategy(ImportanceStrategy):
         super().__init__(settings, device)
         self.kwargs = cast(SiKwargs, settings.strategy.kwargs)
         self.strength = self.kwargs.c
-        self.networks["path"] = like(self.solver, 0.0)
+        self.networks["path"] = frozen_copy(self.solver, 0.0)
 
     @torch.no_grad()
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:

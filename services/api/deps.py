@@ -24,7 +24,7 @@ from services.site.settings import Settings
 
 
 @dataclass(frozen=True)
-class Parts:
+class ServiceParts:
     """What one API process works with."""
 
     settings: Settings
@@ -43,13 +43,13 @@ class Parts:
     """Images that are here at once."""
 
 
-async def parts(request: Request) -> Parts:
+async def parts(request: Request) -> ServiceParts:
     """The parts of the application that a request came to."""
-    found: Parts = request.app.state.parts
+    found: ServiceParts = request.app.state.parts
     return found
 
 
-Site = Annotated[Parts, Depends(parts)]
+Site = Annotated[ServiceParts, Depends(parts)]
 
 bearer = HTTPBearer(auto_error=False, scheme_name="token", description="`relay_<id>_<secret>`, made by: relay token create")
 
@@ -85,7 +85,7 @@ ModelCaller = Annotated[Identity, Depends(_caller_of_models)]
 """Who calls a model by the Open Inference Protocol: a viewer, or with `serve_anonymous` anybody."""
 
 
-def _identify(site: Parts, token: str | None, address: str) -> Identity:
+def _identify(site: ServiceParts, token: str | None, address: str) -> Identity:
     """Who holds the token. A valid one always passes: nobody locks out others by failing from their address."""
     settings = site.settings
     if token is None:
@@ -103,7 +103,7 @@ def _identify(site: Parts, token: str | None, address: str) -> Identity:
     raise failed
 
 
-def need_room(site: Parts, size: int = 0) -> None:
+def need_room(site: ServiceParts, size: int = 0) -> None:
     """Raise Refusal `storage_full` where the store would have less than `min_free_mib` left after `size` more bytes."""
     free = site.store.free_mib()
     if free - (size >> 20) < site.settings.min_free_mib:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import relay_core
 from relay_core.errors import RelayError
 from services.api import docs, metrics, problems
-from services.api.deps import Parts
+from services.api.deps import ServiceParts
 from services.api.inference.hosting import Host, Intake
 from services.api.middleware import MAX_BODY, BodyLimit, RequestContext
 from services.api.readiness import Probe
@@ -98,7 +98,7 @@ def _body_limit(path: str, settings: Settings) -> int | None:
     return settings.serve_max_mib << 20 if _IMAGES.fullmatch(path) else MAX_BODY
 
 
-def _open(settings: Settings, meters: CollectorRegistry) -> Parts:
+def _open(settings: Settings, meters: CollectorRegistry) -> ServiceParts:
     """Open what the site has. Raises Refusal `not_ready` where the database is not migrated to this version."""
     database = Database(settings.database)
     current, head = migrate.current(database), migrate.head()
@@ -108,13 +108,13 @@ def _open(settings: Settings, meters: CollectorRegistry) -> Parts:
     store, most = ArtifactStore(settings.artifact_folder), settings.serve_max_mib << 20
     meters.register(metrics.SiteCollector(settings, database, store))
     host = Host(settings, store, meters)
-    return Parts(
+    return ServiceParts(
         settings, database, store, doorbell(settings.broker), Probe(settings, database, store, host), meters,
         anyio.CapacityLimiter(STREAM_THREADS), host, anyio.CapacityLimiter(PREDICTIONS), Intake(INTAKE * most, most),
     )  # fmt: skip
 
 
-def _warm_up(site: Parts) -> None:
+def _warm_up(site: ServiceParts) -> None:
     """Load what is in production before the first caller comes; what cannot be loaded is told to whoever calls it."""
     try:
         with site.database.read() as session:

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Header
 from starlette.responses import Response, StreamingResponse
 
-from services.api.deps import Parts
+from services.api.deps import ServiceParts
 from services.api.docs import Responses, success
 from services.api.schemas import Absent
 from services.site.db.models import Artifact
@@ -77,7 +77,7 @@ def download(description: str, media_type: str) -> Responses:
 
 
 def stored(
-    site: Parts, artifact: Artifact, media_type: str, filename: str | None = None, body: bool = True,
+    site: ServiceParts, artifact: Artifact, media_type: str, filename: str | None = None, body: bool = True,
     part: Part | None = None,
 ) -> Response:  # fmt: skip
     """The bytes of an artifact, verified: of the whole file, the last are sent only if all had the right digest; before a

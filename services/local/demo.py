@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from relay_core.bundle.collected import matrices_of
+from relay_core.bundle.collected import collected_matrices
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.signed_report import read as read_report
-from relay_core.bundle.trust import Roster, spoken
+from relay_core.bundle.signed_report import read_report as read_report
+from relay_core.bundle.trust import Roster, spoken_fingerprint
 from relay_core.config import RunFile, load_run
 from relay_core.errors import RelayError
 from relay_core.files import write_atomically
@@ -99,7 +99,7 @@ def _make_acquainted(hospitals: Sequence[Hospital]) -> Roster:
             if roster.of(other.keys.card.fingerprint) is None:
                 roster.trust(other.keys.card)
         hospital.keys.save(roster)
-        print(f"{hospital.name}: key {spoken(hospital.keys.card.fingerprint)}")
+        print(f"{hospital.name}: key {spoken_fingerprint(hospital.keys.card.fingerprint)}")
     return everyone
 
 
@@ -165,7 +165,7 @@ def _matrix(roster: Roster, run: RunFile, out: Path) -> ScoreMatrix:
     keys = KeyFolder(out / "coordinator")
     keys.save(roster)
     reports = [read_report(path, keys) for path in sorted((out / "courier").glob("scores-*.json"))]
-    return matrices_of(reports, run, out / "result")["dice_per_sample"]
+    return collected_matrices(reports, run, out / "result")["dice_per_sample"]
 
 
 def _fine_tuning(sites: int, seed: int, out: Path, device: str) -> ScoreMatrix:

@@ -20,7 +20,7 @@ from relay_core.errors import RelayError
 from services.client.http import Client
 from services.client.runs import upload_run
 from services.client.tables import watch_job
-from services.trainer.process_guard import leashed
+from services.trainer.process_guard import guarded
 
 PATIENCE = 90.0
 """Seconds that a site has to come up."""
@@ -54,7 +54,7 @@ class Hospital:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
-                leashed([*command, "--port", self.url.rpartition(":")[2]]), stdout=file, stderr=file, start_new_session=True,
+                guarded([*command, "--port", self.url.rpartition(":")[2]]), stdout=file, stderr=file, start_new_session=True,
                 env={**plain, "PYTHONUNBUFFERED": "1", "RELAY_SITE_NAME": self.name},
             )  # fmt: skip
 

@@ -19,14 +19,14 @@ import httpx
 from sqlalchemy import func, select
 
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.trust import spoken
+from relay_core.bundle.trust import spoken_fingerprint
 from relay_core.errors import RelayError
 from services.api.migration import bring_up_to_date
 from services.site import audit, auth
 from services.site.db import Database
 from services.site.db.models import Token
 from services.site.settings import Settings, load_settings
-from services.trainer.process_guard import leashed
+from services.trainer.process_guard import guarded
 
 PATIENCE = 60.0
 """Seconds that the API has to answer after its start."""
@@ -57,7 +57,7 @@ class Service:
                 self.log.replace(self.log.with_suffix(".old.log"))
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    leashed(self.command), env=self.environment, stdout=log, stderr=log, start_new_session=True
+                    guarded(self.command), env=self.environment, stdout=log, stderr=log, start_new_session=True
                 )
             self.began = now
 
@@ -163,7 +163,7 @@ def _answers(url: str, instance: str | None) -> bool:
 def _greet(settings: Settings) -> None:
     """Say where it is; the first time with an admin token. What did not come up has made none that nobody saw."""
     print(f"relay is up at {_url(settings)}\nsite folder {settings.home}, images below {settings.data_folder}")
-    print(f"this site's key: {spoken(KeyFolder(settings.keys_folder).card.fingerprint)}")
+    print(f"this site's key: {spoken_fingerprint(KeyFolder(settings.keys_folder).card.fingerprint)}")
     print(f"the other sites need its card: {settings.keys_folder / 'card.json'}")
     with _database(settings) as database, database.write() as session:
         if not session.scalar(select(func.count()).select_from(Token)):

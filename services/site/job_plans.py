@@ -23,7 +23,7 @@ Row = TypeVar("Row", bound=Base)
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """What `jobs.submit` needs to know."""
 
     params: dict[str, Any]
@@ -40,7 +40,7 @@ _HOLD = ForUpdateArg(read=True, key_share=True)
 def train(
     session: Session, run_id: str, *, site: int | None = None, datasets: Mapping[int, str] | None = None,
     checkpoint_id: str | None = None, gpus: int = 1,
-) -> Plan:  # fmt: skip
+) -> JobPlan:  # fmt: skip
     """Train one site of a run, or with no site given and none set for the run, all of them on this machine.
 
     Args:
@@ -70,7 +70,7 @@ def train(
     elif checkpoint_id is not None:
         raise Refusal("invalid_request", "checkpoint_id goes with one site of a relay that starts from another")
     params = {"site": site, "datasets": {str(task_id): row.id for task_id, row in found.items()}}
-    return Plan(params, gpus, run.id, base.id if base else None)
+    return JobPlan(params, gpus, run.id, base.id if base else None)
 
 
 def _base(session: Session, run: Run, before: int | None, checkpoint_id: str | None) -> Checkpoint | None:
@@ -95,7 +95,7 @@ def _base(session: Session, run: Run, before: int | None, checkpoint_id: str | N
     return base
 
 
-def evaluate(session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None) -> Plan:
+def evaluate(session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None) -> JobPlan:
     """Score a checkpoint's solver on every test set of its run that is registered here.
 
     Raises:
@@ -107,19 +107,19 @@ def evaluate(session: Session, checkpoint_id: str, *, datasets: Mapping[int, str
     if not found:
         raise _missing(run, checkpoint.task_id)
     params = {"datasets": {str(task_id): row.id for task_id, row in found.items()}}
-    return Plan(params, 1, run.id, checkpoint.id)
+    return JobPlan(params, 1, run.id, checkpoint.id)
 
 
-def samples(session: Session, checkpoint_id: str, *, per_site: int = 8) -> Plan:
+def samples(session: Session, checkpoint_id: str, *, per_site: int = 8) -> JobPlan:
     """Draw what a checkpoint's generators remember. Raises Refusal `not_found`."""
     checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
-    return Plan({"per_site": per_site}, 1, checkpoint.run_id, checkpoint.id)
+    return JobPlan({"per_site": per_site}, 1, checkpoint.run_id, checkpoint.id)
 
 
 def export_onnx(
     session: Session, checkpoint_id: str, *, name: str | None = None, precision: str = "fp32",
     datasets: Mapping[int, str] | None = None,
-) -> Plan:  # fmt: skip
+) -> JobPlan:  # fmt: skip
     """Make a checkpoint's solver a model that can be served, proved on every test set of its run that is registered here.
 
     Args:
@@ -141,19 +141,19 @@ def export_onnx(
     return replace(plan, params={**plan.params, "name": name, "precision": precision}, gpus=0)
 
 
-def predict(session: Session, checkpoint_id: str, dataset_id: str) -> Plan:
+def predict(session: Session, checkpoint_id: str, dataset_id: str) -> JobPlan:
     """Predict every image of a data set. Raises Refusal `not_found`."""
     checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
     dataset = need(session, Dataset, dataset_id, hold=True)
-    return Plan({"dataset": dataset.id}, 1, checkpoint.run_id, checkpoint.id)
+    return JobPlan({"dataset": dataset.id}, 1, checkpoint.run_id, checkpoint.id)
 
 
-def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> Plan:
+def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> JobPlan:
     """Check every file of a data set. Raises Refusal `not_found`."""
-    return Plan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})
+    return JobPlan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})
 
 
-def export(session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False) -> Plan:
+def export(session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False) -> JobPlan:
     """Build the bundle that carries a checkpoint to the next site.
 
     Args:
@@ -175,7 +175,7 @@ def export(session: Session, checkpoint_id: str, *, recipient: str | None = None
         if before is None:
             raise Refusal("bundle_incomplete", f"{checkpoint.id} grew out of {parent}; export that one first")
     params = {"recipient": recipient, "half": half, "parent": before.id if before else None}
-    return Plan(params, 0, checkpoint.run_id, checkpoint.id)
+    return JobPlan(params, 0, checkpoint.run_id, checkpoint.id)
 
 
 def _bundle_of(session: Session, checkpoint_id: str, direction: str) -> Bundle | None:
@@ -184,7 +184,7 @@ def _bundle_of(session: Session, checkpoint_id: str, direction: str) -> Bundle |
     return session.scalars(found.order_by(Bundle.id.desc()).limit(1)).first()
 
 
-def report(session: Session, evaluation_id: str) -> Plan:
+def report(session: Session, evaluation_id: str) -> JobPlan:
     """Sign an evaluation's scores, for the coordinator of the relay.
 
     Raises:
@@ -198,7 +198,7 @@ def report(session: Session, evaluation_id: str) -> Plan:
     owner = checkpoint.id if trained else evaluation.job_id
     if "scores.json" not in artifacts.attached(session, owner):
         raise Refusal("bundle_incomplete", f"{owner} has no scores.json; evaluate {checkpoint.id} again")
-    return Plan({"evaluation": evaluation.id, "scores": owner}, 0, evaluation.run_id, checkpoint.id)
+    return JobPlan({"evaluation": evaluation.id, "scores": owner}, 0, evaluation.run_id, checkpoint.id)
 
 
 def check_gpus(session: Session, gpus: int, lately: float) -> None:

@@ -157,7 +157,7 @@ def locked(session: Session, job_id: str) -> Job:
     return job
 
 
-def unrung(session: Session, after: float, limit: int) -> list[str]:
+def not_rung(session: Session, after: float, limit: int) -> list[str]:
     """Ids of the `limit` oldest jobs that wait unheard for `after` seconds; notes that the doorbell rings now."""
     ready = or_(Job.not_before.is_(None), Job.not_before <= clock())
     quiet = (Job.state == "queued", ready, or_(Job.rung_at.is_(None), Job.rung_at < clock() - after))

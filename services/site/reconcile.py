@@ -29,7 +29,7 @@ def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -
         expired = leases.expire(session, settings.max_tries)
         workers.forget(session)
     with database.write() as session:  # apart: whoever cancels takes these rows' locks in the other order
-        waiting = jobs.unrung(session, settings.ring_after, workers.idle(session, settings.lease))
+        waiting = jobs.not_rung(session, settings.ring_after, workers.idle(session, settings.lease))
     for job in expired:
         log.warning("%s: its worker was lost, now %s", job.id, job.state)
     for job_id in waiting:

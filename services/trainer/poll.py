@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
 from services.site.settings import load_settings
-from services.trainer.worker_loop import Station
+from services.trainer.worker_loop import WorkerLoop
 
 PERIOD = 1.0
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def main() -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    station = Station(settings, asked.is_set)
+    station = WorkerLoop(settings, asked.is_set)
     while not asked.is_set():
         try:
             busy = station.work_once()

@@ -24,7 +24,7 @@ def die_with_parent(parent: int = 0) -> None:
         os._exit(1)
 
 
-def leashed(command: Sequence[str]) -> list[str]:
+def guarded(command: Sequence[str]) -> list[str]:
     """`command` as a child of this process that does not outlive it."""
     return [sys.executable, "-m", "services.trainer.process_guard", str(os.getpid()), *command]
 

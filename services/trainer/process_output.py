@@ -19,7 +19,7 @@ MAX_LOG = 10_000
 """Log lines of an attempt that are kept."""
 
 
-class Says:
+class ProcessOutput:
     """Takes a process's lines; writes them in batches, under the claim.
 
     Args:

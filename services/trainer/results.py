@@ -17,7 +17,7 @@ from services.site.errors import Refusal
 from services.site.job_plans import need
 from services.trainer.folder import newest_checkpoints
 from services.trainer.training_process import NOTE
-from services.trainer.work import PREDICTIONS, STAGED, Work
+from services.trainer.work import PREDICTIONS, STAGED, PreparedJob
 
 MEDIA_TYPES = {
     ".png": "image/png", ".json": "application/json", ".csv": "text/csv", ".md": "text/markdown; charset=utf-8",
@@ -36,7 +36,7 @@ class _Stored:
     """Name below the attempt's folder -> digest, size, media type."""
 
 
-def store_results(store: ArtifactStore, work: Work) -> _Stored:
+def store_results(store: ArtifactStore, work: PreparedJob) -> _Stored:
     """Put what a job wrote into the store.
 
     Raises:
@@ -55,7 +55,7 @@ def store_results(store: ArtifactStore, work: Work) -> _Stored:
     return stored
 
 
-def publish(session: Session, work: Work, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
+def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
     """Write the rows of a finished job; return its result.
 
     Args:
@@ -90,7 +90,7 @@ def publish(session: Session, work: Work, stored: _Stored, last: dict[str, Any])
     return {**result, **last} if job.kind == "predict" else result
 
 
-def _publish_checkpoints(session: Session, work: Work, stored: _Stored) -> list[str]:
+def _publish_checkpoints(session: Session, work: PreparedJob, stored: _Stored) -> list[str]:
     made: list[str] = []
     parent = work.base.id if work.base else None
     local = work.job.run_id is not None and need(session, Run, work.job.run_id).strategy == "local"

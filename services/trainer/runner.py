@@ -26,8 +26,8 @@ from services.site.leases import Claim, LeaseLost
 from services.site.settings import Settings
 from services.trainer import results, work
 from services.trainer.folder import attempt_folder
-from services.trainer.process_output import Says
-from services.trainer.training_process import Child
+from services.trainer.process_output import ProcessOutput
+from services.trainer.training_process import TrainingProcess
 
 FLUSH = 1.0
 """Seconds between two writes of what a process says."""
@@ -42,7 +42,7 @@ AWAY = (OperationalError, InterfaceError, DatabaseError)
 log = logging.getLogger(__name__)
 
 
-class Heart(threading.Thread):
+class Heartbeat(threading.Thread):
     """Renews a claim's lease, and notices that it was lost or cancelled.
 
     Where it was not renewed for as long as it lasts, it counts as lost: another worker may have the job.
@@ -101,7 +101,7 @@ class Runner:
 
     def __call__(self, claim: Claim) -> None:
         """Carry a job to its end, or back to the queue. A claim that is lost on the way is dropped without a trace."""
-        heart = Heart(self.database, self.settings, claim)
+        heart = Heartbeat(self.database, self.settings, claim)
         heart.start()
         try:
             self._carry_out(heart)
@@ -111,7 +111,7 @@ class Runner:
             heart.done.set()
             heart.join(PATIENCE)
 
-    def _carry_out(self, heart: Heart) -> None:
+    def _carry_out(self, heart: Heartbeat) -> None:
         try:
             self._run(heart)
         except LeaseLost:
@@ -127,13 +127,13 @@ class Runner:
             log.exception("%s: attempt %d crashed", heart.claim.job_id, heart.claim.attempt)
             self._again(heart, "process_crashed", f"{type(error).__name__} in the worker")
 
-    def _run(self, heart: Heart) -> None:
+    def _run(self, heart: Heartbeat) -> None:
         claim = heart.claim
         folder = attempt_folder(self.settings.work_folder, claim)
         made = self._prepare(heart, folder)
         self._surely(heart, lambda session: leases.held(session, claim, self.settings.lease))  # still ours after all that
-        child = Child(made.command, folder, work.environment(claim.devices, made.keys))
-        says = Says(self.database, claim, folder, self.settings.data_folder, made.names)
+        child = TrainingProcess(made.command, folder, work.environment(claim.devices, made.keys))
+        says = ProcessOutput(self.database, claim, folder, self.settings.data_folder, made.names)
         try:
             why = self._watch(child, says, heart)
         finally:
@@ -141,14 +141,14 @@ class Runner:
         self._flush(says)
         self._end(heart, made, child, says, why)
 
-    def _prepare(self, heart: Heart, folder: Path) -> work.Work:
+    def _prepare(self, heart: Heartbeat, folder: Path) -> work.PreparedJob:
         while True:
             try:
                 return work.prepare(self.database, self.store, self.settings, heart.claim, folder)
             except AWAY:
                 self._wait(heart)
 
-    def _watch(self, child: Child, says: Says, heart: Heart) -> str:
+    def _watch(self, child: TrainingProcess, says: ProcessOutput, heart: Heartbeat) -> str:
         """Follow the process to its end; return what ended it: nothing, `cancelled`, `leaving` or `hung`."""
         why, deadline, flushed = "", float("inf"), time.monotonic()
         while not child.ended:
@@ -169,14 +169,14 @@ class Runner:
                 child.kill()
         return why
 
-    def _flush(self, says: Says) -> None:
+    def _flush(self, says: ProcessOutput) -> None:
         """Write what it said; where the database is away, it waits for the next time, and the training goes on."""
         try:
             says.flush()
         except AWAY as error:
             log.warning("%s: its events wait for the database: %s", says.claim.job_id, type(error).__name__)
 
-    def _reason(self, says: Says, heart: Heart) -> str:
+    def _reason(self, says: ProcessOutput, heart: Heartbeat) -> str:
         if heart.cancelled.is_set():
             return "cancelled"
         if self.leaving():
@@ -184,7 +184,7 @@ class Runner:
         patience = self.settings.hang_minutes * 60 * (1 if says.training else SILENT)
         return "hung" if time.monotonic() - says.alive > patience else ""
 
-    def _end(self, heart: Heart, made: work.Work, child: Child, says: Says, why: str) -> None:
+    def _end(self, heart: Heartbeat, made: work.PreparedJob, child: TrainingProcess, says: ProcessOutput, why: str) -> None:
         """Write how it ended."""
         code, claim = child.code, heart.claim
         said = str(says.last.get("message", ""))
@@ -213,7 +213,7 @@ class Runner:
         else:
             self._again(heart, "process_crashed", says.clean(_how_it_ended(code, child)))
 
-    def _surely(self, heart: Heart, write: Callable[[Session], object]) -> None:
+    def _surely(self, heart: Heartbeat, write: Callable[[Session], object]) -> None:
         """Write, and where the database is away try again, for as long as the claim holds.
 
         Raises:
@@ -227,16 +227,16 @@ class Runner:
             except AWAY:
                 self._wait(heart)
 
-    def _wait(self, heart: Heart) -> None:
+    def _wait(self, heart: Heartbeat) -> None:
         log.warning("%s: waiting for the database", heart.claim.job_id)
         if heart.done.wait(CHECK) or heart.lost:
             raise LeaseLost(heart.claim)
 
-    def _fail(self, heart: Heart, code: str, message: str) -> None:
+    def _fail(self, heart: Heartbeat, code: str, message: str) -> None:
         error = {"code": code if code in CATALOGUE else "relay_error", "message": message}
         self._surely(heart, lambda session: leases.finish(session, heart.claim, "failed", error=error))
 
-    def _again(self, heart: Heart, code: str, message: str) -> None:
+    def _again(self, heart: Heartbeat, code: str, message: str) -> None:
         error = {"code": code, "message": message}
 
         def write(session: Session) -> None:
@@ -251,7 +251,7 @@ def _public(message: str) -> str:
     return f"{first} (a preflight job of the data set names the files)" if rest else first
 
 
-def _how_it_ended(code: int, child: Child) -> str:
+def _how_it_ended(code: int, child: TrainingProcess) -> str:
     last = next((line for line in reversed(child.errors) if line.strip()), "")
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)

@@ -13,10 +13,10 @@ from services.site.dispatch import TASK
 if TYPE_CHECKING:
     from celery import Celery
 
-    from services.trainer.worker_loop import Station
+    from services.trainer.worker_loop import WorkerLoop
 
 log = logging.getLogger(__name__)
-station: Station | None = None
+station: WorkerLoop | None = None
 """This pool process's; made after the fork."""
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from relay_core.files import write_atomically
-from services.trainer.process_guard import leashed
+from services.trainer.process_guard import guarded
 
 MAX_LINE = 1 << 24
 """Characters of a line that are kept: the result of a run of many sites is one line."""
 NOTE = "process.json"
 
 
-class Child:
+class TrainingProcess:
     """A leashed process, its lines, and its end.
 
     Args:
@@ -38,7 +38,7 @@ class Child:
         """The last lines of its standard error."""
         self._oom_before = _oom_kills()
         self._process = subprocess.Popen(
-            leashed(command), cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            guarded(command), cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         streams = (("out", self._process.stdout), ("err", self._process.stderr))

@@ -37,7 +37,7 @@ KEY_VARIABLES = ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE")
 
 
 @dataclass
-class Work:
+class PreparedJob:
     """A job made ready to run in `folder`."""
 
     job: Job
@@ -79,7 +79,7 @@ def environment(devices: tuple[str, ...], keys: Path | None = None) -> dict[str,
     return kept
 
 
-def prepare(database: Database, store: ArtifactStore, settings: Settings, claim: Claim, folder: Path) -> Work:
+def prepare(database: Database, store: ArtifactStore, settings: Settings, claim: Claim, folder: Path) -> PreparedJob:
     """Put everything that a claimed job needs into its folder.
 
     Raises:
@@ -87,7 +87,7 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
     """
     with database.read() as session:
         job = need(session, Job, claim.job_id)
-        work = Work(job, folder, [])
+        work = PreparedJob(job, folder, [])
         if job.kind in _ANEW:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -113,7 +113,7 @@ def _image_folders(session: Session, settings: Settings, params: Mapping[str, An
     return {task_id: folders.inside(settings.data_folder, row.path) for task_id, row in rows.items()}
 
 
-def _train(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _train(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     job, folder = work.job, work.folder
     run = run_file(need(session, Run, str(job.run_id)))
     file = write_run_files(folder, run, _image_folders(session, settings, job.params))
@@ -126,7 +126,7 @@ def _train(session: Session, settings: Settings, claim: Claim, work: Work) -> No
     work.command = _core(claim, "train", str(file), *only, "--out", str(folder), "--resume")
 
 
-def _place_history(session: Session, work: Work, base: Checkpoint, folder_names: Mapping[int, str]) -> None:
+def _place_history(session: Session, work: PreparedJob, base: Checkpoint, folder_names: Mapping[int, str]) -> None:
     """The checkpoint to start from where the engine looks for it, and the scores of the sites before, for the matrix."""
     name = folder_names[base.task_id]
     target = work.folder / name / f"step-{base.step:08d}.safetensors"
@@ -141,7 +141,7 @@ def _place_history(session: Session, work: Work, base: Checkpoint, folder_names:
         row = session.get(Checkpoint, row.parent_id) if row.parent_id else None
 
 
-def _input_checkpoint(session: Session, work: Work) -> Path:
+def _input_checkpoint(session: Session, work: PreparedJob) -> Path:
     row = need(session, Checkpoint, str(work.job.checkpoint_id))
     path = work.folder / INPUT / f"step-{row.step:08d}.safetensors"
     work.wanted.append((row.digest, path))
@@ -149,21 +149,21 @@ def _input_checkpoint(session: Session, work: Work) -> Path:
     return path
 
 
-def _evaluate(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _evaluate(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     run = run_file(need(session, Run, str(work.job.run_id)))
     file = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
     work.command = _core(claim, "evaluate", str(checkpoint), "--run", str(file), "--out", str(work.folder))
 
 
-def _samples(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _samples(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     count = str(work.job.params["per_site"])
     out = str(work.folder / "samples.png")
     work.command = _core(claim, "samples", str(checkpoint), "--per-site", count, "--out", out)
 
 
-def _export_onnx(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _export_onnx(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     run = run_file(need(session, Run, str(work.job.run_id)))
     file = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
@@ -171,7 +171,7 @@ def _export_onnx(session: Session, settings: Settings, claim: Claim, work: Work)
     work.command = _core(claim, "export-onnx", str(checkpoint), "--run", str(file), *wanted)
 
 
-def _predict(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _predict(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
@@ -179,7 +179,7 @@ def _predict(session: Session, settings: Settings, claim: Claim, work: Work) -> 
     work.command = _core(claim, "predict-dataset", str(checkpoint), row.layout, str(path), *options)
 
 
-def _preflight(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _preflight(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
     work.command = _core(
@@ -188,7 +188,7 @@ def _preflight(session: Session, settings: Settings, claim: Claim, work: Work) -
     )  # fmt: skip
 
 
-def _export(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _export(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     params, file = work.job.params, str(work.folder / bundle_exchange.FILE)
     checkpoint = _input_checkpoint(session, work)
     work.command = _core(claim, "export", str(checkpoint), *_run_and_keys(session, settings, work), "--out", file)
@@ -204,7 +204,7 @@ def _export(session: Session, settings: Settings, claim: Claim, work: Work) -> N
         work.command += ["--half"]
 
 
-def _import(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _import(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     row = need(session, Bundle, work.job.params["import"])
     file = ArtifactStore(settings.artifact_folder).path(row.digest)
     try:
@@ -228,7 +228,7 @@ def _import(session: Session, settings: Settings, claim: Claim, work: Work) -> N
     work.command = _core(claim, "import", str(file), "--known", str(path), *keys, *out, *scoring)
 
 
-def _report(session: Session, settings: Settings, claim: Claim, work: Work) -> None:
+def _report(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint, scores = _input_checkpoint(session, work), work.folder / INPUT / "scores.json"
     found = artifacts.attached(session, work.job.params["scores"]).get("scores.json")
     if found is None:
@@ -238,14 +238,14 @@ def _report(session: Session, settings: Settings, claim: Claim, work: Work) -> N
     work.command = _core(claim, "report", "sign", str(scores), *_run_and_keys(session, settings, work), *where)
 
 
-def _run_and_keys(session: Session, settings: Settings, work: Work) -> list[str]:
+def _run_and_keys(session: Session, settings: Settings, work: PreparedJob) -> list[str]:
     work.keys = settings.keys_folder
     path = work.folder / "relay.yaml"
     path.write_text(need(session, Run, str(work.job.run_id)).content, encoding="utf-8")
     return ["--run", str(path), "--keys", str(settings.keys_folder)]
 
 
-def _option(work: Work, option: str, artifact: artifacts.Artifact | None, name: str) -> None:
+def _option(work: PreparedJob, option: str, artifact: artifacts.Artifact | None, name: str) -> None:
     """A stored file as an input of the command, where there is one."""
     if artifact is not None:
         path = work.folder / INPUT / name
@@ -253,7 +253,7 @@ def _option(work: Work, option: str, artifact: artifacts.Artifact | None, name: 
         work.command += [option, str(path)]
 
 
-_MAKERS: dict[str, Callable[[Session, Settings, Claim, Work], None]] = {
+_MAKERS: dict[str, Callable[[Session, Settings, Claim, PreparedJob], None]] = {
     "train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight, "export": _export,
     "import": _import, "report": _report, "export_onnx": _export_onnx, "predict": _predict,
 }  # fmt: skip

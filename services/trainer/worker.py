@@ -18,7 +18,7 @@ from services.site.dispatch import QUEUE, celery_app
 from services.site.settings import Settings, SettingsError, load_settings
 from services.trainer import tasks
 from services.trainer.process_guard import die_with_parent
-from services.trainer.worker_loop import Station
+from services.trainer.worker_loop import WorkerLoop
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -53,7 +53,7 @@ def make_worker_app(settings: Settings) -> Celery:
     @worker_process_init.connect(weak=False)
     def begin(**kwargs: Any) -> None:
         die_with_parent()
-        tasks.station = Station(settings, leaving)
+        tasks.station = WorkerLoop(settings, leaving)
 
     @worker_process_shutdown.connect(weak=False)
     def end(**kwargs: Any) -> None:

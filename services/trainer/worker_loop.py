@@ -44,7 +44,7 @@ def tidy(database: Database, work: Path) -> int:
     return removed
 
 
-class Station:
+class WorkerLoop:
     """One worker.
 
     Args:

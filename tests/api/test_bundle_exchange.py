@@ -13,7 +13,7 @@ from relay_core.bundle.keys import KeyFolder
 from services.site import bundle_exchange
 from services.site.db.models import Job
 from services.site.errors import Refusal
-from services.trainer.worker_loop import Station
+from services.trainer.worker_loop import WorkerLoop
 from tests.api.kit import Site, facts, ok, refused, running
 from tests.conftest import Toy
 
@@ -319,7 +319,7 @@ def _join(site: Site, text: str) -> str:
 
 def _work(site: Site, job_id: str) -> Job:
     """Be the site's worker until nothing waits."""
-    station = Station(site.settings, lambda: False)
+    station = WorkerLoop(site.settings, lambda: False)
     while station.work_once():
         pass
     station.close()

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from relay_core.inference.onnx_model import Session
+from relay_core.inference.onnx_model import OnnxModel
 from tests.api.kit import ok, refused, running
 
 BAD_IMAGE = {"name": "image", "shape": [1, 3, 2, 2], "datatype": "FP32", "data": [0.5] * 12}
@@ -30,7 +30,7 @@ def served(tmp_path_factory, exported):
 @pytest.fixture(scope="module")
 def truth(exported):
     """The same model, in this process."""
-    return Session(exported.content, "cpu")
+    return OnnxModel(exported.content, "cpu")
 
 
 def images(count=2, height=20, width=24, seed=0):
@@ -86,7 +86,7 @@ def test_a_classifier_by_an_unmodified_client(served, client, classifier):
     }  # fmt: skip
     values = images(3)[:, :1]
     made = client.infer("tumour", [tensor(values)], headers=headers(served))
-    for entry, wanted in zip(told["outputs"], Session(classifier.content, "cpu")(values), strict=True):
+    for entry, wanted in zip(told["outputs"], OnnxModel(classifier.content, "cpu")(values), strict=True):
         found = made.as_numpy(entry["name"])
         np.testing.assert_array_equal(found, wanted)
         assert (found.ndim, found.dtype) == (len(entry["shape"]), wanted.dtype)

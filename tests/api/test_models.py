@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from relay_core.inference.onnx_model import Session
+from relay_core.inference.onnx_model import OnnxModel
 from services.site.artifacts import sweep
 from tests.api.kit import ok, refused, running
 from tests.imaging import dicoms
@@ -39,7 +39,7 @@ def test_versions_are_listed_and_shown(site, exported):
     assert shown["proof"]["parity"][0]["max_abs_difference"] < 1e-4
     answer = site.viewer.get(f"/api/v1/models/{first.name}/versions/1/download")
     assert answer.content == exported.content
-    assert Session(answer.content, "cpu").facts.sites == ("Domain1", "Domain2")
+    assert OnnxModel(answer.content, "cpu").facts.sites == ("Domain1", "Domain2")
     for path in (f"{first.name}/versions/3", "nothing", f"{first.name}/versions/3/download", "nothing/versions/1"):
         refused(site.viewer.get(f"/api/v1/models/{path}"), 404, "not_found")
 
@@ -159,7 +159,7 @@ def test_a_picture_gives_measurements_a_mask_and_an_overlay(clinic, exported):
     with Image.open(io.BytesIO(mask.content)) as image:
         ids = np.asarray(image)
     pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)[None] / np.float32(255)
-    assert (ids == Session(exported.content, "cpu")(pixels, ("mask",))[0][0]).all()
+    assert (ids == OnnxModel(exported.content, "cpu")(pixels, ("mask",))[0][0]).all()
     assert {entry["id"]: entry["pixels"] for entry in found["classes"]} == {i: int((ids == i).sum()) for i in (1, 2)}
     assert Image.open(io.BytesIO(overlay.content)).size == (32, 32)
     with zipfile.ZipFile(io.BytesIO(predict(clinic, content, output="all").content)) as archive:
@@ -257,7 +257,7 @@ def test_a_classifier_says_a_class_and_has_nothing_else(small_site, classifier, 
         assert (found["model"], found["width"], found["height"], found["slices"]) == (name, 20, 24, 1)
         assert (found["class"], found["class_name"]) == (best, ("negative", "positive")[best])
         pixels = np.asarray(Image.open(io.BytesIO(content)), np.float32)[None, None] / 255
-        (wanted,) = Session(classifier.content, "cpu")(pixels, ("probabilities",))[0]
+        (wanted,) = OnnxModel(classifier.content, "cpu")(pixels, ("probabilities",))[0]
         assert [entry["probability"] for entry in found["probabilities"]] == [pytest.approx(p, abs=1e-3) for p in wanted]
         assert found["confidence"] == found["probabilities"][best]["probability"]
         assert (found["unlike"]["score"] <= 1.5, found["warnings"]) == (True, [])

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from relay_core.bundle import canonical, container, history, importer, signing, weights, writer
-from relay_core.bundle.facts import Facts
+from relay_core.bundle.facts import BundleFacts
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.provenance import Known
+from relay_core.bundle.provenance import KnownRelays
 from relay_core.bundle.values import is_digest
 from relay_core.config import RunFile
 from relay_core.data import make_phantoms
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.engine.layout import hand_over_layout
 from tests.conftest import Toy
 
@@ -80,7 +80,7 @@ class World:
         from relay_core.config import load_run
 
         run = load_run(run_file)
-        Play(run, folder / "trained", data, torch.device("cpu"))()
+        RelayRun(run, folder / "trained", data, torch.device("cpu"))()
         keys = [make_site(folder / "keys" / name, name) for name in (*SITES, "stranger")]
         acquaint(*keys[:3])
         return cls(folder, run, run_file, data, *keys)
@@ -89,7 +89,7 @@ class World:
         """The finished training of a site."""
         return sorted((self.folder / "trained" / f"task_{site}").glob("step-*.safetensors"))[-1]
 
-    def export(self, hop: int, target: Path, **options: Any) -> Facts:
+    def export(self, hop: int, target: Path, **options: Any) -> BundleFacts:
         """A bundle of a hop, signed by its site, with the hops before it beside `target`."""
         parent = None
         if hop > 1:
@@ -100,16 +100,18 @@ class World:
         checkpoint = self.checkpoint(hop)
         keys = options.pop("keys", getattr(self, SITES[hop - 1]))
         scores = checkpoint.parent / "scores.json"
-        return writer.export(checkpoint, self.run, keys, target, scores=scores, parent=parent, **options)
+        return writer.export_bundle(checkpoint, self.run, keys, target, scores=scores, parent=parent, **options)
 
-    def known(self, site: int | None, *imported: dict[str, Any]) -> Known:
+    def known(self, site: int | None, *imported: dict[str, Any]) -> KnownRelays:
         """What a site of the run knows."""
-        return Known({self.run.digest: (self.run, site)}, list(imported))
+        return KnownRelays({self.run.digest: (self.run, site)}, list(imported))
 
-    def receive(self, path: Path, site: int, out: Path, known: Known | None = None, **options: Any) -> tuple[Facts, Path]:
+    def receive(
+        self, path: Path, site: int, out: Path, known: KnownRelays | None = None, **options: Any
+    ) -> tuple[BundleFacts, Path]:
         """Import at a site."""
         keys = options.pop("keys", getattr(self, SITES[site - 1]))
-        return importer.receive(path, known or self.known(site), keys, out, layout, **options)
+        return importer.import_bundle(path, known or self.known(site), keys, out, layout, **options)
 
 
 def members(path: Path) -> dict[str, bytes]:

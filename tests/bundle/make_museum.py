@@ -42,7 +42,9 @@ def main() -> None:
         world.export(1, shelf / "sealed.relay", half=True, recipient="south")
         world.export(2, shelf / "second.relay", half=True)
         checkpoint = world.checkpoint(1)
-        signed_report.sign(checkpoint.parent / "scores.json", checkpoint, world.run, world.north, room / "report.json")
+        signed_report.sign_report(
+            checkpoint.parent / "scores.json", checkpoint, world.run, world.north, room / "report.json"
+        )
         for path in shelf.glob("*.relay"):
             shutil.copy(path, room)
         for keys in (world.south, world.west):  # what a recipient needs; nobody signs in a museum

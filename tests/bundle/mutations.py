@@ -33,7 +33,7 @@ import pyrage
 
 from relay_core.bundle import container, history, weights
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.provenance import Known
+from relay_core.bundle.provenance import KnownRelays
 from relay_core.config import parse_run
 from relay_core.errors import BundleError
 from tests.bundle.kit import World, loose, member, members, packed, rechained, resigned
@@ -54,7 +54,7 @@ class Case:
 
     data: bytes
     site: int = 2
-    known: Known | None = None
+    known: KnownRelays | None = None
     keys: KeyFolder | None = None
 
 
@@ -285,7 +285,7 @@ class Forge:
         return Case(self.files[name], site=site)
 
     def kind_run_not_known(self, random: Random) -> Case:
-        return Case(self.files[random.choice(["one", "sealed"])], known=Known({}, []))
+        return Case(self.files[random.choice(["one", "sealed"])], known=KnownRelays({}, []))
 
     def kind_downgrade(self, random: Random) -> bytes:
         value = random.choice([0, 2, -1, True, 1.0, "1", None, [1], 1 << 70])

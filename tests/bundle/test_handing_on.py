@@ -15,7 +15,7 @@ import yaml
 from relay_core.bundle import writer
 from relay_core.bundle.compare import differences, differences_text
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.provenance import Known
+from relay_core.bundle.provenance import KnownRelays
 from relay_core.bundle.reader import opened
 from relay_core.engine import checkpoint
 from relay_core.engine.evaluate import evaluate, load_solver
@@ -88,7 +88,7 @@ def test_a_value_that_half_precision_cannot_hold_stays_as_it_is(world, tmp_path)
     name = next(name for name in source.tensors if name.startswith("network/solver/") and source.tensors[name].ndim == 4)
     source.tensors[name][0, 0, 0, 0] = 1e6
     path = checkpoint.write(tmp_path / "task_1", 6, source.meta, source.tensors).path
-    writer.export(path, world.run, world.north, tmp_path / "one.relay", half=True)
+    writer.export_bundle(path, world.run, world.north, tmp_path / "one.relay", half=True)
     table = json.loads(members(tmp_path / "one.relay")["manifest.json"])["tensors"]
     assert table[name][0] == "F32"
     assert sum(dtype == "F16" for dtype, _ in table.values()) > 20
@@ -166,7 +166,7 @@ def test_whose_turn_it_is(world, tmp_path):
         with refusal("hop_out_of_order"):
             world.receive(tmp_path / path, site, tmp_path / "out")
     with refusal("bundle_other_run"):
-        world.receive(tmp_path / "one.relay", 2, tmp_path / "out", Known({}, []))
+        world.receive(tmp_path / "one.relay", 2, tmp_path / "out", KnownRelays({}, []))
     facts = {"digest": one.digest, "run": one.run, "hop": 1, "created_at": one.created_at}
     with refusal("bundle_used"):
         world.receive(tmp_path / "one.relay", 2, tmp_path / "out", world.known(2, facts))
@@ -212,31 +212,33 @@ def test_trust_for_another_run_is_none(world, one, tmp_path):
 def test_what_a_site_may_not_export(world, tmp_path):
     target = tmp_path / "x.relay"
     with refusal("bundle_incomplete", "--parent"):
-        writer.export(world.checkpoint(2), world.run, world.south, target)
+        writer.export_bundle(world.checkpoint(2), world.run, world.south, target)
     world.export(2, tmp_path / "two.relay")
     parent = writer.Provenance.read(tmp_path / "bundle/provenance.json")
     with refusal("hop_out_of_order"):
-        writer.export(world.checkpoint(2), world.run, world.south, target, parent=parent)
+        writer.export_bundle(world.checkpoint(2), world.run, world.south, target, parent=parent)
     unfinished = checkpoint.read(world.checkpoint(1))
     path = checkpoint.write(tmp_path / "u", 4, unfinished.meta, unfinished.tensors).path
     with refusal("bundle_incomplete", "--resume"):
-        writer.export(path, world.run, world.north, target)
+        writer.export_bundle(path, world.run, world.north, target)
     with refusal("signer_unknown"):
-        writer.export(world.checkpoint(1), world.run, world.north, target, recipient="nobody")
+        writer.export_bundle(world.checkpoint(1), world.run, world.north, target, recipient="nobody")
     with refusal("key_missing"):
-        writer.export(world.checkpoint(1), world.run, KeyFolder(tmp_path / "none"), target)
+        writer.export_bundle(world.checkpoint(1), world.run, KeyFolder(tmp_path / "none"), target)
     for words, scores in (("another checkpoint", "task_2/scores.json"), ("not a scores.json", "untrained.json")):
         with refusal("bundle_incomplete", words):
-            writer.export(world.checkpoint(1), world.run, world.north, target, scores=world.folder / "trained" / scores)
+            writer.export_bundle(
+                world.checkpoint(1), world.run, world.north, target, scores=world.folder / "trained" / scores
+            )
     unfinished.tensors[next(name for name in unfinished.tensors if name.startswith("network/solver"))].fill_(float("nan"))
     path = checkpoint.write(tmp_path / "nan", 6, unfinished.meta, unfinished.tensors).path
     with refusal("weights_invalid"):
-        writer.export(path, world.run, world.north, target)
+        writer.export_bundle(path, world.run, world.north, target)
     data = bytearray(world.checkpoint(1).read_bytes())
     data[-500] ^= 1
     (tmp_path / "flipped.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
-        writer.export(tmp_path / "flipped.safetensors", world.run, world.north, target)
+        writer.export_bundle(tmp_path / "flipped.safetensors", world.run, world.north, target)
     assert not target.exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -246,7 +248,7 @@ def test_another_run_file_or_a_site_that_it_does_not_train(world, tmp_path):
 
     other = load_run(world.run_file, ["train.batch_size=4"])
     with refusal("bundle_other_run"):
-        writer.export(world.checkpoint(1), other, world.north, tmp_path / "x.relay")
+        writer.export_bundle(world.checkpoint(1), other, world.north, tmp_path / "x.relay")
     raw = yaml.safe_load(world.run_file.read_text())
     (tmp_path / "late.yaml").write_text(yaml.safe_dump({**raw, "current_tasks": {"task_ids": [2, 3]}}))
     late = load_run(tmp_path / "late.yaml")
@@ -254,7 +256,7 @@ def test_another_run_file_or_a_site_that_it_does_not_train(world, tmp_path):
     found = checkpoint.read(world.checkpoint(1))
     path = checkpoint.write(tmp_path / "c", 6, {**found.meta, "run": late.digest}, found.tensors).path
     with refusal("bundle_other_run", "task_ids"):
-        writer.export(path, late, world.north, tmp_path / "x.relay")
+        writer.export_bundle(path, late, world.north, tmp_path / "x.relay")
 
 
 @pytest.mark.parametrize("content", [
@@ -290,21 +292,21 @@ def test_a_second_site_cannot_hide_the_first(world, tmp_path):
 
 
 def test_a_baseline_travels_too(world, tmp_path):
-    from relay_core.engine import Play
+    from relay_core.engine import RelayRun
     from tests.conftest import Toy
 
     toy = Toy(world.data, tmp_path)
     run = toy.run(sites=2, strategy={"name": "baseline"})
-    Play(run, tmp_path / "a", world.data, torch.device("cpu"), only=1)()
+    RelayRun(run, tmp_path / "a", world.data, torch.device("cpu"), only=1)()
     path = tmp_path / "a/task_1/step-00000006.safetensors"
-    facts = writer.export(path, run, world.north, tmp_path / "one.relay")
-    from relay_core.bundle.importer import receive
+    facts = writer.export_bundle(path, run, world.north, tmp_path / "one.relay")
+    from relay_core.bundle.importer import import_bundle
 
-    got, _ = receive(
-        tmp_path / "one.relay", Known({run.digest: (run, 2)}, []), world.south, tmp_path / "b", hand_over_layout
+    got, _ = import_bundle(
+        tmp_path / "one.relay", KnownRelays({run.digest: (run, 2)}, []), world.south, tmp_path / "b", hand_over_layout
     )
     assert got == facts
-    Play(run, tmp_path / "b", world.data, torch.device("cpu"), only=2)()
+    RelayRun(run, tmp_path / "b", world.data, torch.device("cpu"), only=2)()
     assert checkpoint.read(tmp_path / "b/task_2/step-00000006.safetensors").meta["site"] == "Domain2"
 
 
@@ -329,7 +331,7 @@ def test_a_newer_import_of_fewer_steps_replaces_the_older_one(world, tmp_path):
     _, old = world.receive(tmp_path / "one.relay", 2, tmp_path / "out")
     found = checkpoint.read(world.checkpoint(1))
     path = checkpoint.write(tmp_path / "c", 5, {**found.meta, "steps": 5}, found.tensors).path
-    writer.export(path, world.run, world.north, tmp_path / "newer.relay")
+    writer.export_bundle(path, world.run, world.north, tmp_path / "newer.relay")
     _, new = world.receive(tmp_path / "newer.relay", 2, tmp_path / "out")
     assert new.name == "step-00000005.safetensors"
     assert new.exists()
@@ -395,7 +397,9 @@ def test_a_full_disk_leaves_nothing(world, tmp_path, recipient, where):
     for number in range(5):  # headers and signatures differ in length: now and then the second export is smaller, and fits
         target = tmp_path / f"out{number}" / "one.relay"
         target.parent.mkdir()
-        facts = writer.export(checkpoint_, world.run, keys, tmp_path / "full" / "one.relay", recipient=recipient or None)
+        facts = writer.export_bundle(
+            checkpoint_, world.run, keys, tmp_path / "full" / "one.relay", recipient=recipient or None
+        )
         limit = {"weights": 500_000, "tar": facts.size - 12_000, "ciphertext": facts.size - 100}[where]
         target.write_text("the one before")
         arguments = [checkpoint_, world.run_file, keys.folder, target, recipient, limit]

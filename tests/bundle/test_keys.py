@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.trust import Card, spoken
+from relay_core.bundle.trust import Card, spoken_fingerprint
 from relay_core.errors import BundleError
 from tests.bundle.kit import PASSPHRASE, make_site
 
@@ -136,7 +136,7 @@ def test_a_revoked_key_is_revoked_for_every_run_until_it_is_trusted_anew(site, t
     other, roster = make_site(tmp_path / "other", "south"), site.roster
     roster.trust(other.card, "run 1")
     roster.trust(other.card, "run 2")
-    roster.revoke(spoken(other.card.fingerprint))
+    roster.revoke(spoken_fingerprint(other.card.fingerprint))
     site.save(roster)
     for run in ("run 1", "run 2", "run 3", None):
         with refusal("signer_revoked"):
@@ -155,7 +155,7 @@ def test_two_sites_of_one_name_are_told_apart(site, tmp_path):
     with refusal("signer_unknown"):
         roster.find("south")
     assert roster.find(second.fingerprint[:16]).card == second
-    assert roster.find(spoken(first.fingerprint)).card == first
+    assert roster.find(spoken_fingerprint(first.fingerprint)).card == first
 
 
 def test_a_site_trusts_itself_and_may_stop_that(site):

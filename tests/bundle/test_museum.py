@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from relay_core.bundle import signed_report
-from relay_core.bundle.importer import receive
+from relay_core.bundle.importer import import_bundle
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.provenance import Known
+from relay_core.bundle.provenance import KnownRelays
 from relay_core.config import load_run
 from relay_core.engine import checkpoint
 from relay_core.engine.evaluate import load_solver
@@ -24,7 +24,7 @@ SITES = {"plain": 2, "half": 2, "sealed": 2, "second": 3}
 def test_it_is_verified_and_imported(path, tmp_path):
     run, site = load_run(path.parent / "run.yaml"), SITES[path.stem]
     keys = KeyFolder(path.parent / {2: "south", 3: "west"}[site])
-    facts, target = receive(path, Known({run.digest: (run, site)}, []), keys, tmp_path, hand_over_layout)
+    facts, target = import_bundle(path, KnownRelays({run.digest: (run, site)}, []), keys, tmp_path, hand_over_layout)
     assert facts.version == path.parent.name
     assert facts.hop == site - 1
     assert [hop["site"] for hop in facts.history] == ["Domain1", "Domain2"][: site - 1]
@@ -36,7 +36,7 @@ def test_it_is_verified_and_imported(path, tmp_path):
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
 def test_its_report_is_read(room):
-    found = signed_report.read(room / "report.json", KeyFolder(room / "south"))
+    found = signed_report.read_report(room / "report.json", KeyFolder(room / "south"))
     assert found.by == "north"
     assert found.run == load_run(room / "run.yaml").digest
 
@@ -45,8 +45,10 @@ def test_plain_and_half_are_the_same_model(tmp_path):
     for room in ROOMS:
         run, got = load_run(room / "run.yaml"), {}
         for name in ("plain", "half", "sealed"):
-            known = Known({run.digest: (run, 2)}, [])
-            _, target = receive(room / f"{name}.relay", known, KeyFolder(room / "south"), tmp_path / name, hand_over_layout)
+            known = KnownRelays({run.digest: (run, 2)}, [])
+            _, target = import_bundle(
+                room / f"{name}.relay", known, KeyFolder(room / "south"), tmp_path / name, hand_over_layout
+            )
             got[name] = checkpoint.read(target).tensors
         for name, value in got["plain"].items():
             wanted = value.half().float() if value.is_floating_point() else value

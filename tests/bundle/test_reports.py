@@ -6,7 +6,7 @@ import json
 import pytest
 
 from relay_core.bundle import canonical, signed_report, signing
-from relay_core.bundle.collected import matrices_of
+from relay_core.bundle.collected import collected_matrices
 from relay_core.bundle.values import is_name
 from relay_core.errors import BundleError
 from tests.bundle.kit import loose
@@ -23,17 +23,19 @@ def signed(world, tmp_path):
     paths = []
     for number, keys in ((1, world.north), (2, world.south), (3, world.west)):
         checkpoint, path = world.checkpoint(number), tmp_path / f"report-{number}.json"
-        signed_report.sign(checkpoint.parent / "scores.json", checkpoint, world.run, keys, path)
+        signed_report.sign_report(checkpoint.parent / "scores.json", checkpoint, world.run, keys, path)
         paths.append(path)
     return paths
 
 
 def test_the_matrix_of_all_reports_is_that_of_the_relay(world, signed, tmp_path):
-    found = matrices_of([signed_report.read(path, world.north) for path in signed], world.run, tmp_path / "matrix")
+    found = collected_matrices(
+        [signed_report.read_report(path, world.north) for path in signed], world.run, tmp_path / "matrix"
+    )
     trained = json.loads((world.folder / "trained/evaluation/dice_per_sample.json").read_text())
     assert found["dice_per_sample"].values == trained["values"]
     assert json.loads((tmp_path / "matrix/dice_per_sample.json").read_text())["values"] == trained["values"]
-    some = matrices_of([signed_report.read(signed[2], world.north)], world.run)["dice_per_sample"]
+    some = collected_matrices([signed_report.read_report(signed[2], world.north)], world.run)["dice_per_sample"]
     assert some.rows == ["Domain3"], "who has not reported has no row"
 
 
@@ -49,10 +51,10 @@ def test_scores_of_another_checkpoint_or_run_are_not_signed(world, tmp_path):
 
     scores = world.checkpoint(2).parent / "scores.json"
     with refusal("bundle_incomplete"):
-        signed_report.sign(scores, world.checkpoint(1), world.run, world.north, tmp_path / "r.json")
+        signed_report.sign_report(scores, world.checkpoint(1), world.run, world.north, tmp_path / "r.json")
     other = load_run(world.run_file, ["train.batch_size=4"])
     with refusal("bundle_other_run"):
-        signed_report.sign(scores, world.checkpoint(2), other, world.south, tmp_path / "r.json")
+        signed_report.sign_report(scores, world.checkpoint(2), other, world.south, tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
 
 
@@ -63,15 +65,15 @@ def test_a_forged_report_is_refused(world, signed):
     envelope["payload"] = base64.b64encode(canonical.dump(told)).decode()
     signed[0].write_bytes(canonical.dump(envelope))
     with refusal("signature_invalid"):
-        signed_report.read(signed[0], world.south)
+        signed_report.read_report(signed[0], world.south)
     told["by"] = {"name": "north", "fingerprint": world.north.card.fingerprint}
     signed[0].write_bytes(canonical.dump(signing.envelope(canonical.dump(told), signed_report.PAYLOAD, world.stranger)))
     with refusal("signature_invalid"):
-        signed_report.read(signed[0], world.south)
+        signed_report.read_report(signed[0], world.south)
     told["by"] = {"name": "north", "fingerprint": world.stranger.card.fingerprint}
     signed[0].write_bytes(canonical.dump(signing.envelope(canonical.dump(told), signed_report.PAYLOAD, world.stranger)))
     with refusal("signer_unknown"):
-        signed_report.read(signed[0], world.south)
+        signed_report.read_report(signed[0], world.south)
 
 
 def test_a_bundles_signature_is_no_report(world, signed):
@@ -80,7 +82,7 @@ def test_a_bundles_signature_is_no_report(world, signed):
     made = signing.envelope(base64.b64decode(envelope["payload"]), "application/vnd.in-toto+json", world.north)
     signed[0].write_bytes(canonical.dump(made))
     with refusal("signature_invalid"):
-        signed_report.read(signed[0], world.south)
+        signed_report.read_report(signed[0], world.south)
 
 
 def test_a_report_of_another_run_is_not_counted(world, signed):
@@ -88,7 +90,7 @@ def test_a_report_of_another_run_is_not_counted(world, signed):
 
     other = load_run(world.run_file, ["train.batch_size=4"])
     with refusal("bundle_other_run"):
-        matrices_of([signed_report.read(signed[0], world.north)], other)
+        collected_matrices([signed_report.read_report(signed[0], world.north)], other)
 
 
 @pytest.mark.parametrize("key", ["run", "task_id", "site", "bundle", "scores", "created_at", "by", "format"])
@@ -101,10 +103,10 @@ def test_a_trusted_site_cannot_report_nonsense(world, signed, key):
         payload = loose({**told, key: junk})
         signed[0].write_bytes(canonical.dump(signing.envelope(payload, signed_report.PAYLOAD, world.north)))
         with refusal("bundle_damaged"):
-            signed_report.read(signed[0], world.south)
+            signed_report.read_report(signed[0], world.south)
     signed[0].write_bytes(canonical.dump(signing.envelope(loose({**told, "more": 1}), signed_report.PAYLOAD, world.north)))
     with refusal("bundle_damaged"):
-        signed_report.read(signed[0], world.south)
+        signed_report.read_report(signed[0], world.south)
 
 
 @pytest.mark.parametrize("content", [
@@ -114,11 +116,11 @@ def test_a_trusted_site_cannot_report_nonsense(world, signed, key):
 def test_what_is_no_report_is_refused(world, tmp_path, content):
     (tmp_path / "r.json").write_bytes(content)
     with refusal("bundle_damaged"):
-        signed_report.read(tmp_path / "r.json", world.north)
+        signed_report.read_report(tmp_path / "r.json", world.north)
 
 
 def test_a_report_too_large_is_not_read(world, tmp_path):
     with (tmp_path / "r.json").open("wb") as file:
         file.truncate(signed_report.MAX_SIZE + 1)
     with refusal("bundle_too_large"):
-        signed_report.read(tmp_path / "r.json", world.north)
+        signed_report.read_report(tmp_path / "r.json", world.north)

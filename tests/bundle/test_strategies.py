@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from relay_core.bundle import importer, manifest, writer
-from relay_core.bundle.provenance import Known
+from relay_core.bundle.provenance import KnownRelays
 from relay_core.config import load_run
-from relay_core.engine import Play, checkpoint
+from relay_core.engine import RelayRun, checkpoint
 from relay_core.engine.checkpoint import newest
 from relay_core.engine.layout import hand_over_layout
 from relay_core.errors import BundleError
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def trained(toy, common, site=1):
     path = toy.write(train={"num_mimgs": 16e-6}, **common)
     run = load_run(str(path))
-    Play(run, toy.folder / "out", toy.data, CPU, only=site)()
+    RelayRun(run, toy.folder / "out", toy.data, CPU, only=site)()
     return run, newest(toy.folder / "out" / f"task_{site}", print)
 
 
@@ -38,25 +38,25 @@ def test_what_a_strategy_knows_travels(toy, world, case):
     common, networks = CASES[case]
     train = {"num_mimgs": 16e-6, **common.get("train", {})}
     run = load_run(str(toy.write(**{**common, "train": train})))
-    Play(run, toy.folder / "out", toy.data, CPU, only=1)()
+    RelayRun(run, toy.folder / "out", toy.data, CPU, only=1)()
     last = newest(toy.folder / "out/task_1", print)
-    writer.export(last.path, run, world.north, toy.folder / "one.relay")
-    known = Known({run.digest: (run, 2)}, [])
-    _, target = importer.receive(toy.folder / "one.relay", known, world.south, toy.folder / "south", hand_over_layout)
+    writer.export_bundle(last.path, run, world.north, toy.folder / "one.relay")
+    known = KnownRelays({run.digest: (run, 2)}, [])
+    _, target = importer.import_bundle(toy.folder / "one.relay", known, world.south, toy.folder / "south", hand_over_layout)
     found = checkpoint.read(target)
     assert set(found.networks) == networks
     for name in networks:
         for key, value in found.network(name).items():
             torch.testing.assert_close(value, last.network(name)[key].to(value.dtype), rtol=0, atol=1e-7)
     assert found.meta["state"] == {"sites": 1}
-    Play(run, toy.folder / "south", toy.data, CPU, only=2)()
+    RelayRun(run, toy.folder / "south", toy.data, CPU, only=2)()
     assert newest(toy.folder / "south/task_2", print).meta["state"] == {"sites": 2}
 
 
 def test_a_count_of_sites_that_the_history_does_not_have_is_refused(toy, world):
     run, last = trained(toy, {"strategy": {"name": "lwf"}})
     path = toy.folder / "one.relay"
-    writer.export(last.path, run, world.north, path)
+    writer.export_bundle(last.path, run, world.north, path)
 
     honest = members(path)
     for state in ({"sites": 3}, {}):
@@ -67,14 +67,16 @@ def test_a_count_of_sites_that_the_history_does_not_have_is_refused(toy, world):
 
         path.write_bytes(packed(resigned(honest, world.north, manifest=lie)))
         with pytest.raises(BundleError, match="strategy or site bank"):
-            importer.receive(path, Known({run.digest: (run, 2)}, []), world.south, toy.folder / "south", hand_over_layout)
+            importer.import_bundle(
+                path, KnownRelays({run.digest: (run, 2)}, []), world.south, toy.folder / "south", hand_over_layout
+            )
 
 
 def test_importances_are_carried_exactly_in_a_bundle_of_half_precision(toy, world):
     run, last = trained(toy, {"strategy": {"name": "ewc", "kwargs": {"images": 4}}})
-    writer.export(last.path, run, world.north, toy.folder / "one.relay", half=True)
-    known = Known({run.digest: (run, 2)}, [])
-    _, target = importer.receive(toy.folder / "one.relay", known, world.south, toy.folder / "south", hand_over_layout)
+    writer.export_bundle(last.path, run, world.north, toy.folder / "one.relay", half=True)
+    known = KnownRelays({run.digest: (run, 2)}, [])
+    _, target = importer.import_bundle(toy.folder / "one.relay", known, world.south, toy.folder / "south", hand_over_layout)
     found = checkpoint.read(target).network("importance")
     assert all(torch.equal(value, found[key]) for key, value in last.network("importance").items())
 
@@ -83,7 +85,7 @@ def test_real_images_never_travel(toy, world):
     run, last = trained(toy, {"strategy": {"name": "rehearsal", "kwargs": {"images": 4}}})
     assert "memory" in last.networks
     with pytest.raises(BundleError, match="real images of patients") as error:
-        writer.export(last.path, run, world.north, toy.folder / "one.relay")
+        writer.export_bundle(last.path, run, world.north, toy.folder / "one.relay")
     made = {"task_id": 1, "checkpoint": {"strategy": "rehearsal", "state": {"sites": 1}}}
     with pytest.raises(BundleError, match="strategy or site bank"):
         manifest.require_fit(made, [{"task_id": 1, "site": "Domain1"}], run)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from relay_core.config import load_run
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.errors import BundleError
 from tests.bundle.kit import acquaint, make_site
 from tests.bundle.mutations import snapshot
@@ -33,7 +33,7 @@ def made(phantom_data, tmp_path_factory):
     """Keys of three hospitals, and what the first of them has trained."""
     toy = Toy(phantom_data, tmp_path_factory.mktemp("made"))
     run = load_run(toy.write(sites=3))
-    Play(run, toy.folder / "north", toy.data, torch.device("cpu"), only=1)()
+    RelayRun(run, toy.folder / "north", toy.data, torch.device("cpu"), only=1)()
     acquaint(*(make_site(toy.folder / "keys" / name, name) for name in ("north", "south", "west")))
     return toy.folder
 

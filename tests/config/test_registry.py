@@ -15,7 +15,7 @@ from relay_core.cli.catalogue import catalogue
 from relay_core.config import load_run
 from relay_core.config.datasets import DATASETS
 from relay_core.config.strategies import STRATEGIES
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import newest
 from relay_core.errors import DataError, RunFileError
 from relay_core.experiments.comparison import overrides_of
@@ -55,17 +55,17 @@ def extras(tmp_path, monkeypatch):
 def test_the_example_of_the_documentation_trains_hands_over_and_resumes(extras, monkeypatch):
     monkeypatch.setenv("RELAY_PLUGINS", "hospital_extras")
     run = load_run(str(extras / "run.yaml"))
-    matrices = Play(run, extras / "out", extras / "data", torch.device("cpu"))()
+    matrices = RelayRun(run, extras / "out", extras / "data", torch.device("cpu"))()
     assert matrices["accuracy"].rows == ["north", "south"]
     last = newest(extras / "out/task_2", print)
     assert last.meta["strategy"] == "hospital_extras:NEAR"
     assert last.meta["hand_over"] == ["solver"]
     assert "near" in (overrides_of("hospital_extras:NEAR")[0]).lower()
-    Play(run, extras / "out", extras / "data", torch.device("cpu"), resume=True)()
+    RelayRun(run, extras / "out", extras / "data", torch.device("cpu"), resume=True)()
     assert newest(extras / "out/task_2", print).digest == last.digest
     (extras / "data/north/3.png").unlink()
     with pytest.raises(DataError, match=r"row 5: there is no file 3.png"):
-        Play(run, extras / "other", extras / "data", torch.device("cpu"))()
+        RelayRun(run, extras / "other", extras / "data", torch.device("cpu"))()
     with pytest.raises(RunFileError, match=r"unknown key 'dataset.kwargs.table_fil'; did you mean 'table_file'"):
         load_run(str(extras / "run.yaml"), ["dataset.kwargs.table_fil=x"])
     outside = load_run(str(extras / "run.yaml"), ["dataset.kwargs.table_file=../x.csv"]).outside_paths()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from relay_core.bundle import importer, writer
-from relay_core.bundle.provenance import Known
+from relay_core.bundle.provenance import KnownRelays
 from relay_core.conversion import published as conversion
 from relay_core.conversion.isolated import Contents
 from relay_core.conversion.pickled import LEFT_OUT
@@ -116,9 +116,9 @@ def test_a_signed_relay_begins_with_a_converted_first_site(contents, tmp_path):
     assert warnings == []
     north, south = make_site(tmp_path / "north", "north"), make_site(tmp_path / "south", "south")
     acquaint(north, south)
-    writer.export(made.path, run(), north, tmp_path / "one.relay")
-    known = Known({run().digest: (run(), 2)}, [])
-    _, target = importer.receive(tmp_path / "one.relay", known, south, tmp_path / "in", hand_over_layout)
+    writer.export_bundle(made.path, run(), north, tmp_path / "one.relay")
+    known = KnownRelays({run().digest: (run(), 2)}, [])
+    _, target = importer.import_bundle(tmp_path / "one.relay", known, south, tmp_path / "in", hand_over_layout)
     assert checkpoint.read(target).meta["state"] == made.meta["state"]
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from relay_core.cli.convert import register
 from relay_core.config import load_run
 from relay_core.data import load_site
-from relay_core.engine import Site, checkpoint, load_solver, train_site
+from relay_core.engine import SiteTraining, checkpoint, load_solver, train_site
 from relay_core.engine.layout import hand_over_layout
 from relay_core.strategies import make_strategy
 from tests.conversion.kit import CPU, TOLERANCE, lightning, run, saved, state_dict, values
@@ -86,7 +86,7 @@ def test_the_next_site_trains_from_it(converted, phantom_data):
         "fundus", settings.data, folder=phantom_data / "Domain3", split="train", resolution=settings.resolution
     )
     base = checkpoint.find(out / "task_2/last.ckpt", print)  # as a run file of the published code names it
-    last = train_site(Site(settings, images, out / "task_3", CPU, run().digest), base, resume=False)
+    last = train_site(SiteTraining(settings, images, out / "task_3", CPU, run().digest), base, resume=False)
     assert last.meta["step"] == 2
     assert last.meta["sites"] == ["Domain1", "Domain2", "Domain3"]
     assert last.meta["state"]["previous"] == {

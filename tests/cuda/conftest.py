@@ -40,7 +40,7 @@ def choose(monkeypatch, request):
         monkeypatch.setenv("RELAY_OPS", "reference" if form == "torch" else "auto")
         monkeypatch.setattr(loader, "WORTH", 0)
         loader.forget()
-        assert loader.which("cpu") == form
+        assert loader.backend("cpu") == form
 
     yield use
     loader.forget()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay_core.cuda import loader, native, setup_filter, which
+from relay_core.cuda import backend, loader, native, setup_filter
 from relay_core.cuda.ops import bias_act
 from relay_core.cuda.ops.upfirdn2d import _out_size
 from relay_core.cuda.ops.upfirdn2d import reference as plain_upfirdn2d
@@ -83,7 +83,7 @@ def test_without_a_library_torch_computes_and_the_log_says_why(fresh, monkeypatc
     monkeypatch.delenv("RELAY_OPS", raising=False)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            assert which("cpu") == "torch"
+            assert backend("cpu") == "torch"
             bias_act(torch.randn(4, 64, 16, 16))
     said = [r.message for r in caplog.records if "ops on cpu" in r.message]
     assert len(said) == 1
@@ -93,10 +93,10 @@ def test_without_a_library_torch_computes_and_the_log_says_why(fresh, monkeypatc
 def test_the_wish_is_heeded(fresh, monkeypatch, host_folder):
     monkeypatch.setattr(native, "FOLDER", host_folder)
     monkeypatch.setenv("RELAY_OPS", "auto")
-    assert which("cpu") == native.in_use("cpu") == "host"
+    assert backend("cpu") == native.in_use("cpu") == "host"
     loader.forget()
     monkeypatch.setenv("RELAY_OPS", "reference")
-    assert which("cpu") == native.in_use("cpu") == "torch"
+    assert backend("cpu") == native.in_use("cpu") == "torch"
     monkeypatch.setenv("RELAY_OPS", "cude")
     with pytest.raises(DeviceError, match="one of auto, cuda, reference"):
         native.setting()
@@ -106,11 +106,11 @@ def test_cuda_where_there_is_none_is_an_error(fresh, monkeypatch, tmp_path):
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setenv("RELAY_OPS", "auto")
-    assert which("cuda", 0) == native.in_use("cuda:0") == "torch"
+    assert backend("cuda", 0) == native.in_use("cuda:0") == "torch"
     loader.forget()
     monkeypatch.setenv("RELAY_OPS", "cuda")
     with pytest.raises(DeviceError, match="was not built"):
-        which("cuda", 0)
+        backend("cuda", 0)
     with pytest.raises(DeviceError, match="RELAY_OPS=cuda"):
         native.require("cpu")
 
@@ -138,5 +138,5 @@ def test_a_library_that_computes_something_else_is_not_used(choose, monkeypatch,
 
     monkeypatch.setattr(loader, "call", wrong)
     loader.forget()
-    assert loader.which("cpu") == "torch"
+    assert loader.backend("cpu") == "torch"
     assert "upfirdn2d in float32 gives other values than its definition" in caplog.text

@@ -10,7 +10,7 @@ from torch import nn
 
 from relay_core.config.datasets import MediastinumKwargs, MidlineKwargs, dataset_class
 from relay_core.data import has_test, load_site, preflight, survey
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.engine.evaluate import evaluate
 from relay_core.errors import DataError, Stopped
 from tests.data.conftest import save
@@ -520,7 +520,7 @@ def test_a_study_at_two_sites_is_refused_unless_sites_number_them_alike(name, to
 
     def play(**kwargs):
         run = toy.run(dataset={"name": name, "kwargs": {"test_share": 0.3, **kwargs}}, model={"kwargs": one})
-        Play(run, toy.folder / "out", toy.folder / "data", CPU, stop=lambda: True)()
+        RelayRun(run, toy.folder / "out", toy.folder / "data", CPU, stop=lambda: True)()
 
     with pytest.raises(DataError, match=r"dataset\.kwargs\.same_study_ids: true") as caught:
         play()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import newest
 from relay_core.engine.evaluate import load_solver
 from relay_core.engine.relay_run import generated_rows
@@ -37,7 +37,7 @@ def hospitals(tmp_path_factory):
 def test_volumes_of_two_hospitals_become_a_relay_of_segmentations(toy, hospitals):
     data = {"name": "mediastinum-tumor", "kwargs": {"test_share": 0.34, "negatives_per_positive": 0.5}}
     run = toy.run(dataset=data, model={"kwargs": GREY}, train=FEW)
-    play = Play(run, toy.folder / "out", hospitals, CPU)
+    play = RelayRun(run, toy.folder / "out", hospitals, CPU)
     matrices = play()
     assert tuple(matrices) == METRICS["segmentation"]
     assert all((m.rows, m.columns) == (["Domain1", "Domain2"],) * 2 for m in matrices.values())
@@ -63,7 +63,7 @@ def test_the_same_slices_become_a_relay_of_classifications(toy, hospitals):
     task = {"task": "classification"}
     data = {"name": "mediastinum-tumor", "kwargs": {**task, "class_by": "positive", "test_share": 0.34}}
     run = toy.run(dataset=data, model={"kwargs": GREY | task}, train={**FEW, "loss": {"name": "cross_entropy"}})
-    matrices = Play(run, toy.folder / "out", hospitals, CPU)()
+    matrices = RelayRun(run, toy.folder / "out", hospitals, CPU)()
     assert tuple(matrices) == METRICS["classification"]
     assert all(0 <= value <= 1 for matrix in matrices.values() for row in matrix.values for value in row)
     last = newest(toy.folder / "out/task_2", print)
@@ -105,7 +105,7 @@ def test_real_volumes_train_in_either_layout(toy, layout):
     kwargs |= {"patient_pattern": r"^(.*)_\d+$"} if layout == "folder" else {}
     settings = {"dataset": {"name": layout, "kwargs": kwargs}, "model": {"kwargs": GREY}, "train": {"num_mimgs": 16e-6}}
     run = toy.run(sites=1, strategy={"name": "baseline"}, **settings)
-    matrices = Play(run, toy.folder / "out", toy.folder / "data", CPU)()
+    matrices = RelayRun(run, toy.folder / "out", toy.folder / "data", CPU)()
     last = newest(toy.folder / "out/task_1", print)
     assert last.meta["step"] == 2
     scores, _ = evaluate_checkpoint(last, run, toy.folder / "data", CPU, None)

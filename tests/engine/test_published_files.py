@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from relay_core.config import load_run
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import newest
 from tests.config.test_runfile import PUBLISHED
 from tests.conftest import MODEL
@@ -74,13 +74,13 @@ def test_all_sites_in_one_process_and_one_site_of_a_deployment_end_alike(toy, ca
     path = published(toy, **CASES[case])
     overrides = ["train.joint_training=true"] if case == "joint" else []
     device = torch.device("cpu")
-    whole = Play(load_run(str(path), overrides), toy.folder / "whole", None, device)()
+    whole = RelayRun(load_run(str(path), overrides), toy.folder / "whole", None, device)()
     assert len(whole["dice"].columns) == 2
     if case == "joint":
         assert whole["dice"].rows == ["joint"]
         return
     for site in (1, 2):
-        Play(load_run(str(path)), toy.folder / "parts", None, device, only=site)()
+        RelayRun(load_run(str(path)), toy.folder / "parts", None, device, only=site)()
     for site in ("task_1", "task_2"):
         assert newest(toy.folder / "parts" / site, print).digest == newest(toy.folder / "whole" / site, print).digest
 
@@ -91,7 +91,7 @@ def test_every_precision_trains_on_a_cpu(toy, precision):
     raw.pop("num_mimgs")
     run = load_run(str(published(toy, train=raw)))
     assert run.site(1).train.steps(16) == 2
-    Play(run, toy.folder / "out", None, torch.device("cpu"), only=1)()
+    RelayRun(run, toy.folder / "out", None, torch.device("cpu"), only=1)()
     solver = newest(toy.folder / "out/task_1", print).network("solver")
     assert solver["head.weight"].dtype == (torch.float64 if precision == 64 else torch.float32)
 

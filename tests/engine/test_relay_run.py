@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from relay_core import events
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import newest, read
 from relay_core.errors import CheckpointError, DataError, Stopped, TrainingDiverged
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def play(toy, run, out="out", **options):
-    return Play(run, toy.folder / out, toy.data, CPU, **options)
+    return RelayRun(run, toy.folder / out, toy.data, CPU, **options)
 
 
 def digest(folder):
@@ -112,7 +112,7 @@ def test_a_site_without_test_images_trains(toy):
     shutil.copytree(toy.data / "Domain1/train/ROIs", folder)
     kwargs = {"test_share": 0, "mask_values": {255: 0, 128: 1, 0: 2}}
     run = toy.run(sites=1, dataset={"name": "folder", "kwargs": kwargs})
-    assert Play(run, toy.folder / "out", toy.folder / "data", CPU)() == {}
+    assert RelayRun(run, toy.folder / "out", toy.folder / "data", CPU)() == {}
     assert (toy.folder / "out/task_1/samples.png").is_file()
 
 
@@ -241,7 +241,7 @@ def test_numbers_that_stay_non_finite_end_training_with_a_reason(toy, monkeypatc
 def test_all_faults_of_all_sites_are_reported_before_anything_is_written(toy):
     run = toy.run()
     with pytest.raises(DataError) as error:
-        Play(run, toy.folder / "out", toy.folder / "elsewhere", CPU)()
+        RelayRun(run, toy.folder / "out", toy.folder / "elsewhere", CPU)()
     assert "Domain1" in str(error.value)
     assert "Domain2" in str(error.value)
     assert not (toy.folder / "out").exists()
@@ -252,7 +252,7 @@ def test_a_checkpoint_for_other_networks_is_refused(toy):
     run = toy.run(checkpoint={"load": "task_1"}, model={"kwargs": {"w_img_dim": 16}})
     (toy.folder / "out/task_2").rename(toy.folder / "moved")
     with pytest.raises(CheckpointError, match="does not fit"):
-        Play(run, toy.folder / "out", toy.data, CPU, only=2)()
+        RelayRun(run, toy.folder / "out", toy.data, CPU, only=2)()
 
 
 def test_scores_and_samples_on_the_way_change_nothing(toy):

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import find
 from relay_core.errors import RunFileError, Stopped
-from relay_core.experiments.comparison import Study, overrides_of
+from relay_core.experiments.comparison import Comparison, overrides_of
 from relay_core.experiments.generators import score_generators, scores_text
 from relay_core.experiments.report import Outcome, own_site
 
@@ -17,7 +17,7 @@ NAMES = ("relay", "sequential", "joint", "local", "si strategy.kwargs.c=9", "seq
 
 
 def study(toy, names=NAMES, seeds=2, **kwargs):
-    return Study(str(toy.folder / "run.yaml"), names, seeds, toy.folder / "study", toy.data, CPU, **kwargs)
+    return Comparison(str(toy.folder / "run.yaml"), names, seeds, toy.folder / "study", toy.data, CPU, **kwargs)
 
 
 def test_a_study_runs_stops_goes_on_and_reports(toy):
@@ -81,7 +81,7 @@ def test_what_a_study_cannot_be_made_of(toy):
 
 def test_own_site_is_the_diagonal(exported):
     matrix = next(
-        iter(Play(exported.toy.run(), exported.toy.folder / "out", exported.toy.data, CPU, resume=True)().values())
+        iter(RelayRun(exported.toy.run(), exported.toy.folder / "out", exported.toy.data, CPU, resume=True)().values())
     )
     assert own_site(matrix) == pytest.approx((matrix.values[0][0] + matrix.values[1][1]) / 2)
 

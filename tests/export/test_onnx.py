@@ -15,8 +15,8 @@ from relay_core.engine.evaluate import settings_of
 from relay_core.engine.scoring import site_data
 from relay_core.errors import DeviceError, ExportError
 from relay_core.export import onnx as exporting
-from relay_core.inference.onnx_model import KEY, Facts, Session, providers
-from relay_core.inference.served import Served, resize
+from relay_core.inference.onnx_model import KEY, ModelFacts, OnnxModel, providers
+from relay_core.inference.served import ServedSolver, resize
 from relay_core.models.factory import make_solver
 
 
@@ -40,9 +40,9 @@ def test_resizing_is_that_of_training(size, side):
 
 
 def test_a_model_says_what_it_is_and_was_proved(exported, checkpoint):
-    session = Session(exported.content, "cpu")
+    session = OnnxModel(exported.content, "cpu")
     facts = session.facts
-    assert facts.to_json() == Facts(**{**facts.__dict__}).to_json()
+    assert facts.to_json() == ModelFacts(**{**facts.__dict__}).to_json()
     assert (facts.classes, facts.channels, facts.resolution) == (("background", "optic disc", "optic cup"), 3, 16)
     assert (facts.sites, facts.checkpoint, facts.run) == (("Domain1", "Domain2"), checkpoint.digest, checkpoint.meta["run"])
     assert set(facts.looks) == {"Domain1", "Domain2"}
@@ -64,7 +64,7 @@ def test_a_model_says_what_it_is_and_was_proved(exported, checkpoint):
 
 
 def test_any_batch_and_any_size_run(exported):
-    session = Session(exported.content, "cpu")
+    session = OnnxModel(exported.content, "cpu")
     for count, height, width in ((1, 1, 1), (7, 16, 16), (2, 50, 31), (1, 300, 200)):
         outputs = session(np.random.default_rng(0).random((count, 3, height, width), dtype=np.float32))
         assert [o.shape for o in outputs[:4]] == [(count, 3, height, width)] * 2 + [(count, height, width)] * 2
@@ -74,7 +74,7 @@ def test_any_batch_and_any_size_run(exported):
 
 
 def test_a_classifier_says_what_it_is_and_was_proved(classifier):
-    session = Session(classifier.content, "cpu")
+    session = OnnxModel(classifier.content, "cpu")
     assert (session.facts.task, session.facts.classes) == ("classification", ("negative", "positive"))
     assert all(case["max_abs_difference"] <= 1e-4 for case in classifier.proof["parity"])
     for found in classifier.proof["tests"].values():
@@ -89,12 +89,12 @@ def test_a_classifier_says_what_it_is_and_was_proved(classifier):
 
 
 def test_a_model_that_names_no_task_is_a_segmentation(exported):
-    told = json.loads(Session(exported.content, "cpu").facts.to_json())
+    told = json.loads(OnnxModel(exported.content, "cpu").facts.to_json())
     del told["task"]
-    assert Facts.of(json.dumps(told)).task == "segmentation"
+    assert ModelFacts.of(json.dumps(told)).task == "segmentation"
     for task in ("detection", None, ["classification"]):
         with pytest.raises(ExportError, match="none that this version of relay exported"):
-            Facts.of(json.dumps({**told, "task": task}))
+            ModelFacts.of(json.dumps({**told, "task": task}))
 
 
 def test_a_classifier_of_other_weights_or_less_accuracy_is_refused(classifier, monkeypatch):
@@ -104,10 +104,10 @@ def test_a_classifier_of_other_weights_or_less_accuracy_is_refused(classifier, m
     with torch.no_grad():
         solver.head.bias += torch.tensor([0.0, 1e3])  # all are positive
     monkeypatch.setattr(
-        exporting, "_logits", lambda network, images: Session(classifier.content, "cpu")(images, ("logits",))[0]
+        exporting, "_logits", lambda network, images: OnnxModel(classifier.content, "cpu")(images, ("logits",))[0]
     )
     with pytest.raises(ExportError, match="chooses other classes on 4 of Domain1's test images"):
-        exporting.prove(classifier.content, Served.of(solver, trained), trained, tests, "fp32")
+        exporting.prove(classifier.content, ServedSolver.of(solver, trained), trained, tests, "fp32")
     monkeypatch.undo()
     solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
     for precision in ("fp16", "int8"):
@@ -115,7 +115,7 @@ def test_a_classifier_of_other_weights_or_less_accuracy_is_refused(classifier, m
         assert proof.tests["Domain1"]["accuracy_torch"] == 1.0
     monkeypatch.setattr(exporting, "LOSS", -1.0)
     with pytest.raises(ExportError, match=r"int8 loses 0\.000 accuracy on Domain1"):
-        exporting.prove(content, Served.of(solver, trained), trained, tests, "int8")
+        exporting.prove(content, ServedSolver.of(solver, trained), trained, tests, "int8")
 
 
 CLASSIFIERS = [("resnet20", {}), ("OWM-Net", {}), ("U-Net", {"backbone": "resnet18"})]
@@ -126,10 +126,10 @@ def test_every_kind_of_classifier_exports_with_parity(exported, checkpoint, name
     torch.manual_seed(0)
     solver = make_solver(SolverSettings.of(name, **settings), "classification", 32).eval()
     trained = settings_of(checkpoint)
-    network = Served(solver, 32, (-1.0, 1.0), task="classification").eval()
+    network = ServedSolver(solver, 32, (-1.0, 1.0), task="classification").eval()
     model = exporting._to_onnx(network, trained)
     entry = model.metadata_props.add()
-    facts = replace(Session(exported.content, "cpu").facts, task="classification")
+    facts = replace(OnnxModel(exported.content, "cpu").facts, task="classification")
     entry.key, entry.value = KEY, facts.to_json()
     proof = exporting.prove(model.SerializeToString(), network, trained, {}, "fp32")
     assert max(case["max_abs_difference"] for case in proof.parity) <= 1e-4
@@ -147,10 +147,10 @@ def test_every_solver_exports_with_parity(exported, checkpoint, settings):
     torch.manual_seed(0)
     solver = make_solver(SolverSettings.of("U-Net", **settings)).eval()
     trained = settings_of(checkpoint)
-    network = Served(solver, 32, (-1.0, 1.0)).eval()
+    network = ServedSolver(solver, 32, (-1.0, 1.0)).eval()
     model = exporting._to_onnx(network, trained)
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, Session(exported.content, "cpu").facts.to_json()
+    entry.key, entry.value = KEY, OnnxModel(exported.content, "cpu").facts.to_json()
     proof = exporting.prove(model.SerializeToString(), network, trained, {}, "fp32")
     assert max(case["max_abs_difference"] for case in proof.parity) <= 1e-4
 
@@ -161,18 +161,18 @@ def test_smaller_models_keep_their_dice_or_are_refused(exported, checkpoint, pre
     tests, training = data(exported, checkpoint, "test"), data(exported, checkpoint, "train")
     content, proof = exporting.export(checkpoint, tests, precision, training["Domain2"])
     assert len(content) < 0.7 * len(exported.content)
-    assert Session(content, "cpu").facts.precision == precision
+    assert OnnxModel(content, "cpu").facts.precision == precision
     assert all({"dice", "dice_torch"} <= set(found) for found in proof.tests.values())
     assert max(case["max_abs_difference"] for case in proof.parity) < (0.01 if precision == "fp16" else 1.0)
     monkeypatch.setattr(exporting, "LOSS", -1.0)
     solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
     with pytest.raises(ExportError, match=f"{precision} loses .* Dice on Domain1"):
-        exporting.prove(content, Served.of(solver, trained), trained, tests, precision)
+        exporting.prove(content, ServedSolver.of(solver, trained), trained, tests, precision)
 
 
 def test_a_model_of_other_weights_is_refused(exported, checkpoint):
     solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
-    network, tests = Served.of(solver, trained), data(exported, checkpoint, "test")
+    network, tests = ServedSolver.of(solver, trained), data(exported, checkpoint, "test")
     exporting.prove(exported.content, network, trained, tests, "fp32")
     with torch.no_grad():
         solver.head.bias[1] += 0.01
@@ -182,11 +182,11 @@ def test_a_model_of_other_weights_is_refused(exported, checkpoint):
 
 def test_classes_that_differ_are_refused_however_close_the_logits(exported, checkpoint, monkeypatch):
     solver, trained = exporting.load_solver(checkpoint, torch.device("cpu"))
-    network, tests = Served.of(solver, trained), data(exported, checkpoint, "test")
+    network, tests = ServedSolver.of(solver, trained), data(exported, checkpoint, "test")
     with torch.no_grad():
         solver.head.bias[1] += 0.05
     monkeypatch.setattr(
-        exporting, "_logits", lambda network, images: Session(exported.content, "cpu")(images, ("logits",))[0]
+        exporting, "_logits", lambda network, images: OnnxModel(exported.content, "cpu")(images, ("logits",))[0]
     )
     with pytest.raises(ExportError, match="chooses other classes"):
         exporting.prove(exported.content, network, trained, tests, "fp32")
@@ -199,14 +199,14 @@ def test_nothing_is_exported_unproved(checkpoint):
 
 def test_files_that_are_none_of_ours_are_refused(exported):
     with pytest.raises(ExportError, match="cannot be loaded"):
-        Session(b"hello", "cpu")
+        OnnxModel(b"hello", "cpu")
     model = onnx.load_from_string(exported.content)
     del model.metadata_props[:]
     with pytest.raises(ExportError, match="none that this version of relay exported"):
-        Session(model.SerializeToString(), "cpu")
+        OnnxModel(model.SerializeToString(), "cpu")
     for bad in ("{}", "[]", '{"format": 2}', "x"):
         with pytest.raises(ExportError):
-            Facts.of(bad)
+            ModelFacts.of(bad)
 
 
 def test_devices_by_name(exported):
@@ -214,6 +214,6 @@ def test_devices_by_name(exported):
     for name in ("gpu", "cuda:x", "", "cpu:1x"):
         with pytest.raises(DeviceError):
             providers(name)
-    session = Session(exported.content, "cuda")
+    session = OnnxModel(exported.content, "cuda")
     assert session.degraded == (session.provider != "CUDAExecutionProvider")
-    assert not Session(exported.content, "auto").degraded
+    assert not OnnxModel(exported.content, "auto").degraded

@@ -13,7 +13,7 @@ import torch
 from relay_core import events
 from relay_core.config.strategies import STRATEGIES
 from relay_core.data import make_phantoms
-from relay_core.engine import Play
+from relay_core.engine import RelayRun
 from tests.conftest import Toy
 
 FILE = Path(__file__).parent / "losses.json"
@@ -36,7 +36,7 @@ def losses(case: str, data: Path, folder: Path) -> dict[str, dict[str, list[floa
         if isinstance(event, events.Step):
             seen.setdefault(event.site, []).append(event.losses)
 
-    Play(Toy(data, folder).run(**CASES[case]), folder / "out", data, torch.device("cpu"), emit=keep)()
+    RelayRun(Toy(data, folder).run(**CASES[case]), folder / "out", data, torch.device("cpu"), emit=keep)()
     names = {site: sorted({name for step in steps for name in step}) for site, steps in seen.items()}
     return {site: {name: [step.get(name, 0.0) for step in steps] for name in names[site]} for site, steps in seen.items()}
 

@@ -19,7 +19,7 @@ from relay_core.export.checkpoint import export_checkpoint
 from relay_core.imaging.study import read_study
 from relay_core.inference import datasets
 from relay_core.inference.files import predict_files
-from relay_core.inference.onnx_model import Session
+from relay_core.inference.onnx_model import OnnxModel
 from relay_core.inference.prediction import predict
 from tests.cli.test_cli import refused, relay
 
@@ -49,7 +49,7 @@ def table(out):
 def test_masks_and_measurements_are_those_of_the_served_model(exported, site, tmp_path):
     found, told = run(exported, site, tmp_path / "out")
     assert (found, told[-1]) == (datasets.Predicted(12, 0, ()), (12, 12))
-    session = Session(exported.content, "cpu")
+    session = OnnxModel(exported.content, "cpu")
     with zipfile.ZipFile(tmp_path / "out/masks.zip") as archive:
         assert len(archive.namelist()) == 12
         for name in archive.namelist():
@@ -115,7 +115,7 @@ def test_from_the_command_line(exported, tmp_path):
     said = json.loads(relay("export-onnx", exported.checkpoint, *options, "--json").stdout)
     assert said["proof"]["tests"] == exported.proof["tests"]
     assert json.loads((tmp_path / "m.onnx.json").read_text()) == said["proof"]
-    assert Session((tmp_path / "m.onnx").read_bytes(), "cpu").facts.checkpoint == said["facts"]["checkpoint"]
+    assert OnnxModel((tmp_path / "m.onnx").read_bytes(), "cpu").facts.checkpoint == said["facts"]["checkpoint"]
     options[3], options[-1] = tmp_path, tmp_path / "n.onnx"
     assert refused(relay("export-onnx", exported.checkpoint, *options, check=False), 4, "--data-root")
     with pytest.raises(ExportError, match="fp32, fp16, int8"):
@@ -157,7 +157,7 @@ def test_classes_of_files_are_those_of_the_served_model(classifier, tmp_path):
     assert written == [tmp_path / "out/classes.csv"]
     rows = list(csv.DictReader(io.StringIO(written[0].read_text())))
     assert (list(rows[0]), [row["file"] for row in rows]) == (COLUMNS, [path.name for path in images])
-    session = Session(classifier.content, "cpu")
+    session = OnnxModel(classifier.content, "cpu")
     for row, path in zip(rows, images, strict=True):
         shown = (np.asarray(Image.open(path), np.float32) / 400).clip(0, 1)  # the window of HU that it was trained with
         probabilities, (best,) = session(shown[None, None], ("probabilities", "class"))

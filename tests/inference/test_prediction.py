@@ -18,7 +18,7 @@ from relay_core.imaging.drawing import palette
 from relay_core.imaging.study import read_study
 from relay_core.inference.measurements import HEADER, cup_to_disc, measure, rows
 from relay_core.inference.prediction import predict
-from relay_core.inference.served import Served
+from relay_core.inference.served import ServedSolver
 from tests.imaging import dicoms
 from tests.imaging.test_study import COLOUR, GREY, SHARED, VOLUME, nifti, png, real
 
@@ -149,8 +149,10 @@ def test_cup_to_disc_is_of_extents_and_the_disc_includes_the_cup():
 
 def test_the_graphs_numbers_are_those_of_training():
     images = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
-    network = Served(torch.nn.Conv2d(3, 2, 1), 16, (-1.0, 1.0))
-    np.testing.assert_allclose(network(torch.from_numpy(images))[4].detach(), out_of_distribution.numbers(images), atol=1e-6)
+    network = ServedSolver(torch.nn.Conv2d(3, 2, 1), 16, (-1.0, 1.0))
+    np.testing.assert_allclose(
+        network(torch.from_numpy(images))[4].detach(), out_of_distribution.image_features(images), atol=1e-6
+    )
 
 
 def test_other_images_score_higher_than_the_training_sites_own():
@@ -159,17 +161,24 @@ def test_other_images_score_higher_than_the_training_sites_own():
     def site(mean, count=60):
         return np.clip(random.normal(mean, 0.1, (count, 1, 16, 16)) + random.normal(0, 0.02, (count, 1, 1, 1)), 0, 1)
 
-    known = {"north": out_of_distribution.looks([site(0.3), site(0.3)]), "south": out_of_distribution.looks([site(0.7)])}
+    known = {
+        "north": out_of_distribution.feature_statistics([site(0.3), site(0.3)]),
+        "south": out_of_distribution.feature_statistics([site(0.7)]),
+    }
     assert manifest._are_looks(json.loads(json.dumps(known))), "a bundle carries them"
-    usual = [out_of_distribution.score(out_of_distribution.numbers(image[None]), known) for image in site(0.7, 100)]
+    usual = [
+        out_of_distribution.ood_score(out_of_distribution.image_features(image[None]), known) for image in site(0.7, 100)
+    ]
     assert {where for _, where in usual} == {"south"}
     assert sum(score > out_of_distribution.WARN for score, _ in usual) <= 1
     for strange in (1 - site(0.3, 1) * 0.2, site(0.5, 1), random.random((1, 1, 16, 16)), np.zeros((1, 1, 16, 16))):
-        assert out_of_distribution.score(out_of_distribution.numbers(strange), known)[0] > out_of_distribution.WARN
-    assert out_of_distribution.score(out_of_distribution.numbers(np.zeros((1, 3, 16, 16))), known) is None, (
+        assert (
+            out_of_distribution.ood_score(out_of_distribution.image_features(strange), known)[0] > out_of_distribution.WARN
+        )
+    assert out_of_distribution.ood_score(out_of_distribution.image_features(np.zeros((1, 3, 16, 16))), known) is None, (
         "of another number of channels"
     )
-    assert out_of_distribution.score(out_of_distribution.numbers(np.zeros((1, 1, 16, 16))), {}) is None
+    assert out_of_distribution.ood_score(out_of_distribution.image_features(np.zeros((1, 1, 16, 16))), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -199,7 +208,7 @@ def test_a_volume_is_predicted_slice_by_slice():
     def run(images, outputs):
         sizes.append(len(images))
         assert outputs == ("mask", "confidence", "looks")
-        return [(images[:, 0] > 0.5).astype(np.uint8), images[:, 0], out_of_distribution.numbers(images)]
+        return [(images[:, 0] > 0.5).astype(np.uint8), images[:, 0], out_of_distribution.image_features(images)]
 
     volume = np.random.default_rng(3).integers(0, 1000, (70, 12, 16)).astype(np.int16)
     study = read_study(dicoms.packed(dicoms.stack(volume)), 1)

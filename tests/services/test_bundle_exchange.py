@@ -20,7 +20,7 @@ from services.site.errors import Refusal
 from services.site.inbox import Inbox
 from services.site.settings import load_settings
 from services.trainer.work import environment
-from services.trainer.worker_loop import Station
+from services.trainer.worker_loop import WorkerLoop
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit, open_site
 
@@ -32,7 +32,7 @@ class Hospital:
     """A site with a worker, a key and the run."""
 
     site: SiteKit
-    station: Station
+    station: WorkerLoop
     keys: KeyFolder
     run: str
     first: str = ""
@@ -48,7 +48,7 @@ class Hospital:
         assert (job.state, job.error) == ("succeeded", None)
         return job.result
 
-    def submit(self, kind: str, made: job_plans.Plan) -> str:
+    def submit(self, kind: str, made: job_plans.JobPlan) -> str:
         with self.site.database.write() as session:
             return jobs.submit(
                 session, kind=kind, params=made.params, actor="test", key=None, body={}, gpus=made.gpus, run_id=made.run_id,
@@ -118,7 +118,7 @@ def hospital(name: str, folder: Path, toy: Toy) -> Iterator[Hospital]:
     with open_site(settings) as site:
         keys = KeyFolder(settings.keys_folder)
         keys.create(name, PASSPHRASE)
-        made = Hospital(site, Station(settings, lambda: False), keys, site.add_run(toy.write()).id)
+        made = Hospital(site, WorkerLoop(settings, lambda: False), keys, site.add_run(toy.write()).id)
         yield made
         made.station.close()
 

@@ -202,12 +202,12 @@ def test_a_full_queue_refuses(site: SiteKit) -> None:
 def test_the_doorbell_rings_again_for_the_oldest(site: SiteKit) -> None:
     waiting = [submit(site) for _ in range(3)]
     with site.database.write() as session:
-        assert jobs.unrung(session, 15, 5) == []
+        assert jobs.not_rung(session, 15, 5) == []
         session.execute(update(Job).values(rung_at=1.0))
     with site.database.write() as session:
-        assert set(jobs.unrung(session, 15, 2)) == set(waiting[:2])
-        assert jobs.unrung(session, 15, 5) == waiting[2:]
-        assert jobs.unrung(session, 15, 5) == []
+        assert set(jobs.not_rung(session, 15, 2)) == set(waiting[:2])
+        assert jobs.not_rung(session, 15, 5) == waiting[2:]
+        assert jobs.not_rung(session, 15, 5) == []
 
 
 def test_two_reconcilers_at_once_take_a_job_back_once(site: SiteKit) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from relay_core.inference.onnx_model import Session
+from relay_core.inference.onnx_model import OnnxModel
 from services.site import job_plans, jobs, leases, registry
 from services.site.artifacts import attached
 from services.site.db.engine import DatabaseError
@@ -22,9 +22,9 @@ from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, JobEve
 from services.site.leases import Claim, LeaseLost
 from services.trainer import training_process as child_module
 from services.trainer.folder import attempt_folder
-from services.trainer.process_output import Says
-from services.trainer.training_process import Child
-from services.trainer.worker_loop import Station, tidy
+from services.trainer.process_output import ProcessOutput
+from services.trainer.training_process import TrainingProcess
+from services.trainer.worker_loop import WorkerLoop, tidy
 from tests.conftest import Toy
 from tests.services.conftest import SiteKit
 from tests.services.volumes import fill
@@ -36,8 +36,8 @@ def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def station(small_site: SiteKit) -> Station:
-    made = Station(small_site.settings, lambda: False)
+def station(small_site: SiteKit) -> WorkerLoop:
+    made = WorkerLoop(small_site.settings, lambda: False)
     yield made
     made.close()
 
@@ -49,7 +49,7 @@ def events_of(site: SiteKit, job_id: str) -> list[dict]:
     return [row.data for row in rows]
 
 
-def test_a_training_publishes_checkpoints_scores_and_series(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+def test_a_training_publishes_checkpoints_scores_and_series(small_site: SiteKit, station: WorkerLoop, toy_run: Path) -> None:
     job_id = small_site.submit_train(small_site.add_run(toy_run))
     assert station.work_once()
     job = small_site.job(job_id)
@@ -76,7 +76,9 @@ def test_a_training_publishes_checkpoints_scores_and_series(small_site: SiteKit,
     assert not (small_site.settings.work_folder / job_id).exists()
 
 
-def test_the_second_site_starts_from_the_first_ones_checkpoint(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+def test_the_second_site_starts_from_the_first_ones_checkpoint(
+    small_site: SiteKit, station: WorkerLoop, toy_run: Path
+) -> None:
     run = small_site.add_run(toy_run)
     whole = small_site.submit_train(run)
     station.work_once()
@@ -94,7 +96,7 @@ def test_the_second_site_starts_from_the_first_ones_checkpoint(small_site: SiteK
     assert matrix["rows"] == ["Domain1", "Domain2"]
 
 
-def submit(site: SiteKit, kind: str, made: job_plans.Plan) -> str:
+def submit(site: SiteKit, kind: str, made: job_plans.JobPlan) -> str:
     with site.database.write() as session:
         return jobs.submit(
             session, kind=kind, params=made.params, actor="test", key=None, body={}, gpus=made.gpus, run_id=made.run_id,
@@ -102,7 +104,7 @@ def submit(site: SiteKit, kind: str, made: job_plans.Plan) -> str:
         )[0].id  # fmt: skip
 
 
-def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: WorkerLoop, toy_run: Path) -> None:
     small_site.submit_train(small_site.add_run(toy_run))
     station.work_once()
     with small_site.database.read() as session:
@@ -125,7 +127,9 @@ def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: Station,
         assert list(attached(session, done["samples"])) == ["samples.png"]
 
 
-def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(
+    small_site: SiteKit, station: WorkerLoop, toy_run: Path
+) -> None:
     small_site.submit_train(small_site.add_run(toy_run))
     station.work_once()
     with small_site.database.read() as session:
@@ -146,7 +150,7 @@ def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(small_site: SiteKi
         row = registry.version(session, "fundus", 1)
         assert (row.checkpoint_id, row.precision) == (last.id, "fp32")
         assert set(row.facts["proof"]["tests"]) == {"Domain1", "Domain2"}
-        assert Session(b"".join(small_site.store.read(row.digest)), "cpu").facts.checkpoint == last.content_digest
+        assert OnnxModel(b"".join(small_site.store.read(row.digest)), "cpu").facts.checkpoint == last.content_digest
         files = attached(session, done["predict"])
         assert set(files) == {"predictions.masks.zip", "predictions.measurements.csv"}
         table = b"".join(small_site.store.read(files["predictions.measurements.csv"].digest)).decode().splitlines()
@@ -160,7 +164,7 @@ def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(small_site: SiteKi
     assert told[-1]["total"] == 12
 
 
-def test_a_preflight_reports_and_draws(small_site: SiteKit, station: Station, toy_run: Path) -> None:
+def test_a_preflight_reports_and_draws(small_site: SiteKit, station: WorkerLoop, toy_run: Path) -> None:
     small_site.add_run(toy_run)
     with small_site.database.read() as session:
         dataset = session.scalars(select(Dataset)).first()
@@ -175,7 +179,7 @@ def test_a_preflight_reports_and_draws(small_site: SiteKit, station: Station, to
 
 
 def test_a_preflight_of_bad_files_names_them(
-    small_site: SiteKit, station: Station, toy_run: Path, phantom_data: Path, tmp_path: Path
+    small_site: SiteKit, station: WorkerLoop, toy_run: Path, phantom_data: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "images"
     shutil.copytree(phantom_data, bad)
@@ -195,7 +199,7 @@ def test_a_preflight_of_bad_files_names_them(
     assert [problem["file"].rpartition("/")[2] for problem in report["problems"]] == [image.name]
 
 
-def work_beside(station: Station) -> threading.Thread:
+def work_beside(station: WorkerLoop) -> threading.Thread:
     thread = threading.Thread(target=station.work_once)
     thread.start()
     return thread
@@ -216,7 +220,9 @@ def trainer_pid(site: SiteKit, job_id: str) -> int:
     return json.loads(note.read_text())["pid"]
 
 
-def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(small_site: SiteKit, station: Station, toy: Toy) -> None:
+def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(
+    small_site: SiteKit, station: WorkerLoop, toy: Toy
+) -> None:
     long = {"num_mimgs": 800e-6, "batch_size": 8, "log_every_n_steps": 1, "checkpoint_seconds": 0}
     run = small_site.add_run(toy.write(sites=1, train=long), sites=1)
     calm = small_site.submit_train(run)
@@ -239,7 +245,7 @@ def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(small_site: 
     assert digests[job_id] == digests[calm]
 
 
-def test_cancel_stops_the_process_and_retry_goes_on(small_site: SiteKit, station: Station, toy: Toy) -> None:
+def test_cancel_stops_the_process_and_retry_goes_on(small_site: SiteKit, station: WorkerLoop, toy: Toy) -> None:
     long = {"num_mimgs": 8000e-6, "batch_size": 8, "log_every_n_steps": 1}
     run = small_site.add_run(toy.write(sites=1, train=long), sites=1)
     job_id = small_site.submit_train(run)
@@ -262,7 +268,7 @@ def test_cancel_stops_the_process_and_retry_goes_on(small_site: SiteKit, station
     assert started[1] >= 3
 
 
-def test_a_core_error_fails_the_job_with_its_own_code(small_site: SiteKit, station: Station, toy: Toy) -> None:
+def test_a_core_error_fails_the_job_with_its_own_code(small_site: SiteKit, station: WorkerLoop, toy: Toy) -> None:
     run = small_site.add_run(toy.write(sites=1, dataset={"kwargs": {"num_classes": 2}}, model={"kwargs": {"label_num_classes": 2, "solver_kwargs": {"num_classes": 2}}}), sites=1)  # fmt: skip  # noqa: E501
     job_id = small_site.submit_train(run)
     station.work_once()
@@ -274,7 +280,7 @@ def test_a_core_error_fails_the_job_with_its_own_code(small_site: SiteKit, stati
     assert str(small_site.settings.data_folder) not in job.error["message"]
 
 
-def test_three_crashes_are_the_end(small_site: SiteKit, station: Station, toy: Toy) -> None:
+def test_three_crashes_are_the_end(small_site: SiteKit, station: WorkerLoop, toy: Toy) -> None:
     long = {"num_mimgs": 8000e-6, "batch_size": 8, "log_every_n_steps": 1}
     job_id = small_site.submit_train(small_site.add_run(toy.write(sites=1, train=long), sites=1))
     for _ in range(3):
@@ -289,7 +295,7 @@ def test_three_crashes_are_the_end(small_site: SiteKit, station: Station, toy: T
 
 
 def test_a_database_that_is_away_for_a_while_costs_nothing(
-    small_site: SiteKit, station: Station, toy: Toy, monkeypatch: pytest.MonkeyPatch
+    small_site: SiteKit, station: WorkerLoop, toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = {"num_mimgs": 1600e-6, "batch_size": 8, "log_every_n_steps": 1}
     job_id = small_site.submit_train(small_site.add_run(toy.write(sites=1, train=train), sites=1))
@@ -313,7 +319,7 @@ def test_a_database_that_is_away_for_a_while_costs_nothing(
 
 
 def test_checkpoints_in_folders_of_the_run_files_choice_are_published(
-    small_site: SiteKit, station: Station, toy: Toy
+    small_site: SiteKit, station: WorkerLoop, toy: Toy
 ) -> None:
     run = small_site.add_run(toy.write(sites=1, checkpoint={"save": {"dir": "seg/one"}}), sites=1)
     job_id = small_site.submit_train(run)
@@ -345,12 +351,12 @@ def test_a_process_that_cannot_be_noted_does_not_live_on(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(child_module, "write_atomically", full)
     with pytest.raises(OSError, match="No space"):
-        Child(["sleep", "60"], tmp_path, dict(os.environ))
+        TrainingProcess(["sleep", "60"], tmp_path, dict(os.environ))
     assert not Path(f"/proc/{started[0]}/cmdline").exists()
 
 
 def test_a_training_waits_for_room_and_then_publishes_once(
-    artifact_volume: Path, small_site: SiteKit, station: Station, toy_run: Path
+    artifact_volume: Path, small_site: SiteKit, station: WorkerLoop, toy_run: Path
 ) -> None:
     job_id = small_site.submit_train(small_site.add_run(toy_run))
     ballast = fill(artifact_volume)
@@ -370,12 +376,12 @@ def test_a_training_waits_for_room_and_then_publishes_once(
 
 
 def test_memory_and_hangs_are_told_from_crashes(small_site: SiteKit, tmp_path: Path) -> None:
-    child = Child([sys.executable, "-c", "raise MemoryError"], tmp_path, dict(os.environ))
+    child = TrainingProcess([sys.executable, "-c", "raise MemoryError"], tmp_path, dict(os.environ))
     while not child.ended:
         child.take(0.1)
     assert child.out_of_memory
     child.close()
-    says = Says(small_site.database, Claim("job-1", 1, "w", "h", ()), tmp_path, tmp_path)
+    says = ProcessOutput(small_site.database, Claim("job-1", 1, "w", "h", ()), tmp_path, tmp_path)
     for line in (
         '{"event": "started", "site": "a"}',
         '{"event": "step", "site": "a", "step": 1, "losses": {"x": NaN}, "images_per_second": 1}',

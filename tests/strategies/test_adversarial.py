@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from relay_core.replay import LabelCodec
 from relay_core.replay.bank import one_hot
 from relay_core.strategies import make_strategy
-from relay_core.strategies.adversarial import PATH_DECAY, Codes, path_lengths, r1_penalty
+from relay_core.strategies.adversarial import PATH_DECAY, SiteCodes, path_lengths, r1_penalty
 from tests.conftest import Toy
 from tests.models.test_published import discriminator, generator, values
 from tests.reference import needs_reference
@@ -73,14 +73,14 @@ def test_the_penalties_compute_no_gradient_by_weights(phantom_data, tmp_path):
             return function(*args, **(kwargs or {}))
 
     settings = Toy(phantom_data, tmp_path).run().sites()[0]
-    game = make_strategy(settings, torch.device("cpu")).gan.games[1]
+    pair = make_strategy(settings, torch.device("cpu")).gan.pairs[1]
     slots, labels = torch.zeros(2, dtype=torch.long), torch.randn(2, 1, 16, 16)
-    ws = game.styles(Codes(one_hot(slots, game.c_dim)))[0]
-    image = game.generator.synthesize(ws, labels)
+    ws = pair.styles(SiteCodes(one_hot(slots, pair.c_dim)))[0]
+    image = pair.generator.synthesize(ws, labels)
     with Watch():
         path_lengths(image, ws, torch.randn_like(image))
     x = torch.randn(2, 4, 16, 16).requires_grad_()
-    logits = game.judge(x, one_hot(slots, game.c_dim))
+    logits = pair.discriminate(x, one_hot(slots, pair.c_dim))
     with Watch():
         r1_penalty(logits, x, 3)
     assert len(seen) > 10

@@ -198,7 +198,7 @@ def test_styles_of_two_sites_mix_where_they_may():
     fakes = strategy._fake_slots(torch.zeros(64, dtype=torch.long))
     assert {int(i) for i in fakes.second["img"]} == {0, 1, 2}
     assert not torch.equal(fakes.second["img"], fakes.second["label"])
-    game = strategy.gan.games[1]
-    _, told = game.styles(fakes.codes(game, strategy.codec, None))
-    assert told.max(dim=1).values.eq(1).all()
-    assert told.sum(dim=1).max() == 2, "a sample of two sites is told both"
+    pair = strategy.gan.pairs[1]
+    _, conditioning = pair.styles(fakes.codes(pair, strategy.codec, None))
+    assert conditioning.max(dim=1).values.eq(1).all()
+    assert conditioning.sum(dim=1).max() == 2, "a sample of two sites is conditioning both"

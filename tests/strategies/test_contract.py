@@ -177,14 +177,14 @@ def test_r1_reaches_the_label_channel_unless_published(toy):
     for published in (False, True):
         strategy = make(toy, published=published)
         strategy.begin_site("A", 8)
-        game = strategy.gan.games[1]
+        pair = strategy.gan.pairs[1]
         x = torch.randn(8, 4, SIZE, SIZE)
-        code = one_hot(torch.zeros(8, dtype=torch.long), game.c_dim)
-        _, all_channels = game.judge_real(x, code, True)
-        game.settings = game.settings.model_copy(
-            update={"corrections": game.settings.corrections.model_copy(update={"r1_on_label": published})}
+        code = one_hot(torch.zeros(8, dtype=torch.long), pair.c_dim)
+        _, all_channels = pair.discriminate_real(x, code, True)
+        pair.settings = pair.settings.model_copy(
+            update={"corrections": pair.settings.corrections.model_copy(update={"r1_on_label": published})}
         )
-        _, other = game.judge_real(x, code, True)
+        _, other = pair.discriminate_real(x, code, True)
         assert (all_channels > other) == (not published)
 
 

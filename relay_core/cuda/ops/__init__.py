@@ -12,11 +12,12 @@ from relay_core.cuda.ops.epilogue import epilogue
 from relay_core.cuda.ops.modulated_conv2d import conv2d_resample, modulated_conv2d, styled_conv2d
 from relay_core.cuda.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
-which = loader.which
+which = loader.backend
 loader.try_out_with(selfcheck.outcomes, selfcheck.disagreement)
 
 __all__ = [
     "ACTIVATIONS",
+    "backend",
     "bias_act",
     "conv2d_resample",
     "downsample2d",
@@ -27,5 +28,4 @@ __all__ = [
     "styled_conv2d",
     "upfirdn2d",
     "upsample2d",
-    "which",
 ]

@@ -107,7 +107,7 @@ def bias_act(
         raise ValueError(f"bias of shape {tuple(b.shape)} does not fit dimension {dim} of {tuple(x.shape)}")
     alpha = spec.alpha if act != "lrelu" or alpha is None else alpha
     gain = spec.gain if gain is None else gain
-    if loader.pays(x) and not (act == "linear" and b is None and clamp is None):
+    if loader.worth_calling(x) and not (act == "linear" and b is None and clamp is None):
         bound = math.inf if clamp is None else clamp
         dim = dim % x.ndim
         y: Tensor = torch.ops.relay.bias_act(x, None if b is None else b.to(x.dtype), dim, act, alpha, gain, bound)

@@ -42,7 +42,7 @@ def epilogue(
         clamp: bound of the absolute value of the result, or None.
     """
     bound = math.inf if clamp is None else clamp
-    if loader.pays(y) and not (noise is not None and noise.requires_grad):
+    if loader.worth_calling(y) and not (noise is not None and noise.requires_grad):
         kind = loader.compute_dtype(y)
         scale, strength, bias = (None if t is None else t.to(kind) for t in (scale, strength, bias))
         noise = None if noise is None else noise.to(y.dtype)

@@ -82,7 +82,7 @@ def upfirdn2d(
     factors, shrink, pads = _pair(up, "up"), _pair(down, "down"), expand_padding(padding)
     if f is None:
         f = torch.ones(1, 1)
-    if loader.pays(x) and not f.requires_grad and not _best_in_torch(x, factors):
+    if loader.worth_calling(x) and not f.requires_grad and not _best_in_torch(x, factors):
         _out_size(x, f, factors, shrink, pads)
         f = f.to(device=x.device, dtype=loader.compute_dtype(x))
         y: Tensor = torch.ops.relay.upfirdn2d(x, f, factors, shrink, pads, flip_filter, gain)

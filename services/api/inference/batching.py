@@ -24,7 +24,7 @@ from services.site.errors import Refusal
 from services.site.settings import Settings
 
 if TYPE_CHECKING:
-    from relay_core.inference.onnx_model import Session
+    from relay_core.inference.onnx_model import OnnxModel
 
 Array = npt.NDArray[Any]
 Results = dict[str, Array]
@@ -96,7 +96,7 @@ class Hosted:
     """
 
     def __init__(
-        self, name: str, version: int, session: Session, settings: Settings, meters: Meters, statistics: Statistics
+        self, name: str, version: int, session: OnnxModel, settings: Settings, meters: Meters, statistics: Statistics
     ) -> None:
         self.name, self.version, self.session, self.statistics = name, version, session, statistics
         self._limit, self._most, self._delay = settings.serve_queue, settings.serve_batch, settings.serve_batch_delay

@@ -42,7 +42,7 @@ def invalid(message: str) -> Refusal:
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferenceRequest:
     """A request."""
 
     id: str | None
@@ -83,7 +83,7 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
     return body, None
 
 
-def parse(body: bytes, length: str | None, task: Task, channels: int, classes: int, most_pixels: int) -> Asked:
+def parse(body: bytes, length: str | None, task: Task, channels: int, classes: int, most_pixels: int) -> InferenceRequest:
     """Read a request.
 
     Args:
@@ -122,7 +122,7 @@ def parse(body: bytes, length: str | None, task: Task, channels: int, classes: i
         raise Refusal(
             "too_large", f"the answer would have more than {MAX_OUTPUT} bytes; ask for fewer outputs, or for bytes"
         )
-    return Asked(request_id, images, outputs)
+    return InferenceRequest(request_id, images, outputs)
 
 
 def _bytes(name: str, shape: Sequence[int], images: Sequence[int]) -> int:
@@ -202,7 +202,9 @@ def _flag(parameters: Any, name: str, default: bool) -> bool:
     return value
 
 
-def answer(name: str, version: int, asked: Asked, results: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, int | None]:
+def answer(
+    name: str, version: int, asked: InferenceRequest, results: Mapping[str, npt.NDArray[Any]]
+) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part where bytes follow it.
 
     Raises:

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from services.api import pages, schemas
-from services.api.deps import IfMatch, Operator, Parts, Site, Viewer, check_version, etag
+from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, check_version, etag
 from services.api.docs import ETAG, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Part, PartQuery, download, stored
@@ -75,7 +75,7 @@ def head_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Vie
     return _file(site, checkpoint_id, body=False, part=Part())
 
 
-def _file(site: Parts, checkpoint_id: str, body: bool, part: Part) -> Response:
+def _file(site: ServiceParts, checkpoint_id: str, body: bool, part: Part) -> Response:
     with site.database.read() as session:
         row = need(session, Checkpoint, checkpoint_id)
         artifact = session.get_one(Artifact, row.digest)

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from services.api import options, pages, schemas
-from services.api.deps import IfMatch, Operator, Parts, Site, Viewer, check_version, etag
+from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, check_version, etag
 from services.api.docs import ETAG, LOCATION, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import HEADERS, stored
@@ -137,7 +137,7 @@ def preview_dataset(
     return stored(site, _preview(site, dataset_id, index), "image/png")
 
 
-def _preview(site: Parts, dataset_id: str, index: int) -> artifacts.Artifact:
+def _preview(site: ServiceParts, dataset_id: str, index: int) -> artifacts.Artifact:
     with site.database.read() as session:
         row = need(session, Dataset, dataset_id)
         found = artifacts.attached(session, row.id)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from services.api import pages, schemas
-from services.api.deps import Parts, Site, Viewer
+from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import HEADERS, stored
@@ -107,7 +107,7 @@ def get_report(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer) 
     return stored(site, found, "application/json", f"{evaluation_id}.json")
 
 
-def _attachment(site: Parts, evaluation_id: str, metric: str | None, kind: str) -> artifacts.Artifact:
+def _attachment(site: ServiceParts, evaluation_id: str, metric: str | None, kind: str) -> artifacts.Artifact:
     with site.database.read() as session:
         row = need(session, Evaluation, evaluation_id)
         found = artifacts.attached(session, row.id)

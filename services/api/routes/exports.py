@@ -14,7 +14,7 @@ from services.api.streaming import Part, PartQuery, download, stored
 from services.site import artifacts, audit, bundle_exchange, job_plans, jobs
 from services.site.db.models import Bundle
 from services.site.errors import Refusal
-from services.site.job_plans import Plan, need
+from services.site.job_plans import JobPlan, need
 
 router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
 
@@ -41,7 +41,7 @@ def submit_export(
         if job is None:
             need_room(site)
             kind: jobs.Kind = "export" if isinstance(body, schemas.ExportRequest) else "report"
-            made: Plan = (
+            made: JobPlan = (
                 job_plans.export(session, body.checkpoint_id, recipient=body.recipient, half=body.half)
                 if isinstance(body, schemas.ExportRequest)
                 else job_plans.report(session, body.evaluation_id)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from relay_core.errors import RelayError
 from services.api import schemas
-from services.api.deps import Parts, Site, Viewer
+from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
 from services.api.schemas.common import Words
 from services.api.streaming import HEADERS, stored
@@ -90,7 +90,7 @@ async def stream_events(site: Site, start: Annotated[_Start, Depends(_start)]) -
             await anyio.sleep(POLL)
 
 
-def _next_events(site: Parts, job_id: str, after: int) -> tuple[list[schemas.Event], bool]:
+def _next_events(site: ServiceParts, job_id: str, after: int) -> tuple[list[schemas.Event], bool]:
     """Events after one, and whether these are the last that will come."""
     with site.database.read() as session:
         job = session.execute(select(Job.state, Job.events).where(Job.id == job_id)).one()
@@ -205,6 +205,6 @@ def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer) -> Re
     return stored(site, found, found.media_type, filename=name)
 
 
-def _files(site: Parts, job_id: str) -> dict[str, artifacts.Artifact]:
+def _files(site: ServiceParts, job_id: str) -> dict[str, artifacts.Artifact]:
     with site.database.read() as session:
         return artifacts.attached(session, need(session, Job, job_id).id)

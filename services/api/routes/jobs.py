@@ -13,7 +13,7 @@ from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.pages import PageQuery
 from services.site import job_plans, jobs
 from services.site.db.models import Job
-from services.site.job_plans import Plan, need
+from services.site.job_plans import JobPlan, need
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
@@ -54,7 +54,7 @@ def submit_job(
     return found
 
 
-def _plan(session: Session, body: schemas.JobRequest) -> Plan:
+def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:
     match body:
         case schemas.TrainRequest():
             return job_plans.train(

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from relay_core.errors import ImageError
 from services.api import pages, schemas
-from services.api.deps import IfMatch, Operator, Parts, Site, Viewer
+from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer
 from services.api.docs import ETAG, Responses, changes, refusals, success
 from services.api.inference.batching import Hosted
 from services.api.pages import PageQuery
@@ -176,7 +176,7 @@ async def predict_image(
         return await to_thread.run_sync(_predict, site, name, version, content, output, limiter=site.predictions)
 
 
-def _predict(site: Parts, name: str, version: int | None, content: bytes, output: schemas.Output | None) -> Response:
+def _predict(site: ServiceParts, name: str, version: int | None, content: bytes, output: schemas.Output | None) -> Response:
     if not content:
         raise Refusal("bad_request", "the body is empty: send the image itself")
     with borrowed(site, name, version) as hosted:
@@ -246,7 +246,7 @@ def _as_output(study: Any, ids: Any, told: dict[str, Any], hosted: Hosted, outpu
 
 
 @contextmanager
-def borrowed(site: Parts, name: str, version: int | None) -> Iterator[Hosted]:
+def borrowed(site: ServiceParts, name: str, version: int | None) -> Iterator[Hosted]:
     """A version of a model, in memory as long as the block lasts; without a number the one in production.
 
     Raises:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 import relay_core
 from services.api import schemas
-from services.api.deps import ModelCaller, Parts, Site
+from services.api.deps import ModelCaller, ServiceParts, Site
 from services.api.docs import refusals, success
 from services.api.inference import oip
 from services.api.inference.batching import Hosted
@@ -188,7 +188,7 @@ async def infer_version(
     return await _infer(request, site, name, _number(version))
 
 
-async def _infer(request: Request, site: Parts, name: str, version: int | None) -> Response:
+async def _infer(request: Request, site: ServiceParts, name: str, version: int | None) -> Response:
     with site.intake.take(request):
         raw = await request.body()
         loan = borrowed(site, name, version)
@@ -199,11 +199,11 @@ async def _infer(request: Request, site: Parts, name: str, version: int | None) 
             loan.__exit__(None, None, None)
 
 
-async def _answered(request: Request, site: Parts, hosted: Hosted, raw: bytes) -> Response:
+async def _answered(request: Request, site: ServiceParts, hosted: Hosted, raw: bytes) -> Response:
     encoding, length = request.headers.get("content-encoding", "").lower(), request.headers.get(oip.LENGTH)
     limit, facts = site.settings.serve_max_mib << 20, hosted.session.facts
 
-    def read() -> oip.Asked:
+    def read() -> oip.InferenceRequest:
         body = oip.decompress(raw, encoding, limit)
         return oip.parse(body, length, facts.task, facts.channels, len(facts.classes), MOST_PIXELS)
 
@@ -230,7 +230,7 @@ def _number(version: str) -> int | None:
     return None if version == "production" else int(version)
 
 
-def _metadata(site: Parts, name: str, version: str | None) -> dict[str, Any]:
+def _metadata(site: ServiceParts, name: str, version: str | None) -> dict[str, Any]:
     with site.database.read() as session:
         row = registry.version(session, name, None if version is None else _number(version))
         versions = session.scalars(select(Model.version).where(Model.name == name).order_by(Model.version)).all()
@@ -238,7 +238,7 @@ def _metadata(site: Parts, name: str, version: str | None) -> dict[str, Any]:
     return oip.metadata(name, shown, registry.task_of(row), facts["channels"], len(facts["classes"]))
 
 
-def _statistics(site: Parts, name: str | None, version: str | None) -> dict[str, Any]:
+def _statistics(site: ServiceParts, name: str | None, version: str | None) -> dict[str, Any]:
     chosen = select(Model.name, Model.version).order_by(Model.name, Model.version)
     with site.database.read() as session:
         if version is not None and name is not None:
@@ -250,7 +250,7 @@ def _statistics(site: Parts, name: str | None, version: str | None) -> dict[str,
     return {"model_stats": [_one(site, *row) for row in rows]}
 
 
-def _one(site: Parts, name: str, version: int) -> dict[str, Any]:
+def _one(site: ServiceParts, name: str, version: int) -> dict[str, Any]:
     found = site.host.statistics(name, version)
     times = {key: vars(getattr(found, key)) for key in ("success", "fail", "queue")}
     return {

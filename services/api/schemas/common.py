@@ -29,19 +29,19 @@ Words = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r
 Note = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$"), Field(examples=["left eyes are excluded"])]
 
 
-class Answer(BaseModel):
+class ResponseBody(BaseModel):
     """Base of what the service answers with."""
 
     model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
 
 
-class Ask(BaseModel):
+class RequestBody(BaseModel):
     """Base of what a client sends: an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class Page(Answer, Generic[Item]):
+class Page(ResponseBody, Generic[Item]):
     """One page of a list, newest first."""
 
     items: list[Item]
@@ -49,7 +49,7 @@ class Page(Answer, Generic[Item]):
     """Give it back as `cursor`, with the same filters, for the next page; null: this was the last one."""
 
 
-class FieldProblem(Answer):
+class FieldProblem(ResponseBody):
     """What is wrong with one key of a request."""
 
     path: str = Field(examples=["body.gpus"])

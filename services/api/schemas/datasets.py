@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
 
 from relay_core.config.datasets import DATASETS
-from services.api.schemas.common import EXAMPLE_DATASET, EXAMPLE_TIME, Answer, Ask, DatasetId, Note
+from services.api.schemas.common import EXAMPLE_DATASET, EXAMPLE_TIME, DatasetId, Note, RequestBody, ResponseBody
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
 
@@ -36,7 +36,7 @@ _EXAMPLE: dict[str, JsonValue] = {
 }
 
 
-class DatasetRequest(Ask):
+class DatasetRequest(RequestBody):
     """A folder below the site's data root, to be registered."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
@@ -53,7 +53,7 @@ class DatasetRequest(Ask):
     """For people."""
 
 
-class DatasetChange(Ask):
+class DatasetChange(RequestBody):
     """What to change; a key that is left out, or null, stays as it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "masks were drawn again in May"}]})
@@ -63,7 +63,7 @@ class DatasetChange(Ask):
     note: Note | None = None
 
 
-class Dataset(Answer):
+class Dataset(ResponseBody):
     """A registered data set."""
 
     model_config = ConfigDict(

@@ -13,11 +13,11 @@ from services.api.schemas.common import (
     EXAMPLE_JOB,
     EXAMPLE_RUN,
     EXAMPLE_TIME,
-    Answer,
-    Ask,
     CheckpointId,
     EvaluationId,
     JobId,
+    RequestBody,
+    ResponseBody,
 )
 from services.api.schemas.jobs import JobError
 from services.site.bundle_exchange import Purpose, Shown
@@ -42,7 +42,7 @@ _FACTS: dict[str, JsonValue] = {
 }  # fmt: skip
 
 
-class ExportRequest(Ask):
+class ExportRequest(RequestBody):
     """Build the signed bundle that carries a checkpoint to the next site."""
 
     model_config = ConfigDict(
@@ -56,7 +56,7 @@ class ExportRequest(Ask):
     """Carry the weights in half precision: a file of half the size."""
 
 
-class ReportRequest(Ask):
+class ReportRequest(RequestBody):
     """Sign an evaluation's scores, metrics only, for the coordinator of the relay."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"evaluation_id": EXAMPLE_EVALUATION}]})
@@ -73,7 +73,7 @@ HandOffRequest = Annotated[
 ]
 
 
-class _Bundle(Answer):
+class _Bundle(ResponseBody):
     id: BundleId
     run_id: str | None
     checkpoint_id: str | None
@@ -135,7 +135,7 @@ class Import(_Bundle):
     """Why it was rejected."""
 
 
-class Rejection(Ask):
+class Rejection(RequestBody):
     """Why an import is not wanted."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "Dice fell on Domain1"}]})

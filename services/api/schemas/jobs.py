@@ -13,11 +13,11 @@ from services.api.schemas.common import (
     EXAMPLE_JOB,
     EXAMPLE_RUN,
     EXAMPLE_TIME,
-    Answer,
-    Ask,
     CheckpointId,
     DatasetId,
     JobId,
+    RequestBody,
+    ResponseBody,
     RunId,
 )
 from services.api.schemas.models import ModelName
@@ -31,7 +31,7 @@ DatasetsBySite = Annotated[
 ]
 
 
-class TrainRequest(Ask):
+class TrainRequest(RequestBody):
     """Train one site of a run, or with no site given and none set for the run, all of them on this machine."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "train", "run_id": EXAMPLE_RUN, "site": 1}]})
@@ -48,7 +48,7 @@ class TrainRequest(Ask):
     """Devices to train on together."""
 
 
-class EvaluateRequest(Ask):
+class EvaluateRequest(RequestBody):
     """Score a checkpoint on every test set of its run that is registered here."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "evaluate", "checkpoint_id": EXAMPLE_CHECKPOINT}]})
@@ -59,7 +59,7 @@ class EvaluateRequest(Ask):
     """task_id -> data set; a site that is not in it takes the data set of its own name."""
 
 
-class SamplesRequest(Ask):
+class SamplesRequest(RequestBody):
     """Draw what a checkpoint's generators remember of each site."""
 
     model_config = ConfigDict(
@@ -71,7 +71,7 @@ class SamplesRequest(Ask):
     per_site: Annotated[int, Field(ge=1, le=64)] = 8
 
 
-class PreflightRequest(Ask):
+class PreflightRequest(RequestBody):
     """Check every file of a data set, and draw masks over some of its images."""
 
     model_config = ConfigDict(
@@ -83,7 +83,7 @@ class PreflightRequest(Ask):
     previews: Annotated[int, Field(ge=0, le=32)] = 8
 
 
-class ExportOnnxRequest(Ask):
+class ExportOnnxRequest(RequestBody):
     """Make a checkpoint's solver a model that can be served: the next version of its name.
 
     It is proved on every test set of the run that is registered here; one that does not give what the solver gives fails.
@@ -103,7 +103,7 @@ class ExportOnnxRequest(Ask):
     """task_id -> data set; a site that is not in it takes the data set of its own name."""
 
 
-class PredictRequest(Ask):
+class PredictRequest(RequestBody):
     """Predict every image of a data set: masks, and a table of measurements; of a classifier a table of classes."""
 
     model_config = ConfigDict(
@@ -123,7 +123,7 @@ JobRequest = Annotated[
 ]
 
 
-class JobError(Answer):
+class JobError(ResponseBody):
     """Why a job failed."""
 
     model_config = ConfigDict(extra="allow")
@@ -132,7 +132,7 @@ class JobError(Answer):
     message: str
 
 
-class Job(Answer):
+class Job(ResponseBody):
     """A piece of work."""
 
     model_config = ConfigDict(
@@ -177,7 +177,7 @@ class Job(Answer):
     finished_at: datetime | None
 
 
-class Event(Answer):
+class Event(ResponseBody):
     """One line of a job's story; its other keys depend on `event`."""
 
     model_config = ConfigDict(
@@ -198,7 +198,7 @@ class Event(Answer):
     """queued, claimed, started, step, scores, checkpoint, samples, log, finished, succeeded, failed, ..."""
 
 
-class EventPage(Answer):
+class EventPage(ResponseBody):
     """Events in order."""
 
     items: list[Event]
@@ -206,7 +206,7 @@ class EventPage(Answer):
     """Give it back as `after`; null: these are all for now."""
 
 
-class Series(Answer):
+class Series(ResponseBody):
     """One metric of one site over the steps."""
 
     model_config = ConfigDict(
@@ -220,7 +220,7 @@ class Series(Answer):
     """As many as steps."""
 
 
-class StoredFile(Answer):
+class StoredFile(ResponseBody):
     """A file that a job left."""
 
     model_config = ConfigDict(

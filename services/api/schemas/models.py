@@ -12,10 +12,10 @@ from services.api.schemas.common import (
     EXAMPLE_JOB,
     EXAMPLE_RUN,
     EXAMPLE_TIME,
-    Answer,
-    Ask,
     CheckpointId,
     JobId,
+    RequestBody,
+    ResponseBody,
     RunId,
 )
 from services.site.registry import Precision
@@ -37,7 +37,7 @@ _COMPARED: dict[str, JsonValue] = {
 }  # fmt: skip
 
 
-class ModelVersion(Answer):
+class ModelVersion(ResponseBody):
     """A model that was exported and proved here."""
 
     model_config = ConfigDict(
@@ -75,7 +75,7 @@ class ModelVersion(Answer):
     created_at: datetime
 
 
-class SiteComparison(Answer):
+class SiteComparison(ResponseBody):
     """The metric on one test set."""
 
     site: str
@@ -85,7 +85,7 @@ class SiteComparison(Answer):
     difference: float | None
 
 
-class Comparison(Answer):
+class Comparison(ResponseBody):
     """A version against the one in production."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_COMPARED]})
@@ -97,7 +97,7 @@ class Comparison(Answer):
     """Test sets on which it is worse, or was not tested, or not for the same: a promotion needs a reason then."""
 
 
-class Production(Answer):
+class Production(ResponseBody):
     """Which version of a model answers, and why."""
 
     model_config = ConfigDict(
@@ -120,7 +120,7 @@ class Production(Answer):
     at: datetime | None
 
 
-class PromoteRequest(Ask):
+class PromoteRequest(RequestBody):
     """Which version is to answer from now on."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "first model of this site"}]})
@@ -130,7 +130,7 @@ class PromoteRequest(Ask):
     """Needed where it is worse than the present one on any test set."""
 
 
-class RollbackRequest(Ask):
+class RollbackRequest(RequestBody):
     """Why the version before is to answer again."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "cups too large on the new camera"}]})
@@ -138,7 +138,7 @@ class RollbackRequest(Ask):
     reason: Annotated[str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00]*\S[^\x00]*$")]
 
 
-class ClassFound(Answer):
+class ClassFound(ResponseBody):
     """How much of a class is in an image."""
 
     id: int
@@ -153,7 +153,7 @@ class ClassFound(Answer):
     """Mean probability of the class where it is; null where it is nowhere."""
 
 
-class CupToDisc(Answer):
+class CupToDisc(ResponseBody):
     """Cup over disc; null where there is no disc."""
 
     vertical: float | None
@@ -161,7 +161,7 @@ class CupToDisc(Answer):
     area: float | None
 
 
-class Unlike(Answer):
+class Unlike(ResponseBody):
     """How unlike the training images an image is."""
 
     score: float
@@ -171,7 +171,7 @@ class Unlike(Answer):
     warn_above: float
 
 
-class Seen(Answer):
+class Seen(ResponseBody):
     """What every model says of an image."""
 
     model: str
@@ -214,7 +214,7 @@ class Measurements(Seen):
     """Of a 2-D image, where the classes are disc and cup."""
 
 
-class ClassProbability(Answer):
+class ClassProbability(ResponseBody):
     """How probable a class is."""
 
     id: int

@@ -13,19 +13,19 @@ from services.api.schemas.common import (
     EXAMPLE_JOB,
     EXAMPLE_RUN,
     EXAMPLE_TIME,
-    Answer,
-    Ask,
     CheckpointId,
     EvaluationId,
     JobId,
     Note,
+    RequestBody,
+    ResponseBody,
     RunId,
 )
 
 _MATRIX: dict[str, JsonValue] = {"rows": ["Domain1"], "columns": ["Domain1", "Domain2"], "values": [[0.91, 0.74]]}
 
 
-class Checkpoint(Answer):
+class Checkpoint(ResponseBody):
     """What a training left at a site: the relay goes on from it."""
 
     model_config = ConfigDict(
@@ -62,7 +62,7 @@ class Checkpoint(Answer):
     created_at: datetime
 
 
-class CheckpointChange(Ask):
+class CheckpointChange(RequestBody):
     """What to change; a key that is left out, or null, stays as it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True, "note": "the one of the paper"}]})
@@ -71,7 +71,7 @@ class CheckpointChange(Ask):
     note: Note | None = None
 
 
-class EvaluationSummary(Answer):
+class EvaluationSummary(ResponseBody):
     """Scores on test sets, without the scores."""
 
     id: EvaluationId

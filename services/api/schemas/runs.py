@@ -7,13 +7,13 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from services.api.schemas.common import EXAMPLE_RUN, EXAMPLE_TIME, Answer, Ask, RunId
+from services.api.schemas.common import EXAMPLE_RUN, EXAMPLE_TIME, RequestBody, ResponseBody, RunId
 
 TaskNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 """Number of a site in its run."""
 
 
-class RunSite(Answer):
+class RunSite(ResponseBody):
     """One site of a run."""
 
     task_id: int
@@ -22,7 +22,7 @@ class RunSite(Answer):
     """Whether it takes its turn in the relay; otherwise only its test set counts."""
 
 
-class Run(Answer):
+class Run(ResponseBody):
     """A relay's shared run file."""
 
     model_config = ConfigDict(
@@ -58,7 +58,7 @@ class Run(Answer):
     created_at: datetime
 
 
-class RunChange(Ask):
+class RunChange(RequestBody):
     """Which hop of the relay this site is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"site": 2}]})

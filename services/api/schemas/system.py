@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from services.api.schemas.common import EXAMPLE_JOB, EXAMPLE_RUN, EXAMPLE_TIME, Answer
+from services.api.schemas.common import EXAMPLE_JOB, EXAMPLE_RUN, EXAMPLE_TIME, ResponseBody
 from services.site.auth import Role
 
 
-class Health(Answer):
+class Health(ResponseBody):
     """The process answers."""
 
     status: Literal["ok"] = "ok"
@@ -19,14 +19,14 @@ class Health(Answer):
     """What its starter named it, where it did."""
 
 
-class Check(Answer):
+class Check(ResponseBody):
     """One condition of readiness."""
 
     ok: bool
     detail: str = Field(examples=["free 91234 MiB, needed 512 MiB"])
 
 
-class Readiness(Answer):
+class Readiness(ResponseBody):
     """Whether the site can take and carry out jobs."""
 
     status: Literal["ready", "degraded", "not_ready"]
@@ -34,7 +34,7 @@ class Readiness(Answer):
     checks: dict[str, Check] = Field(examples=[{"database": {"ok": True, "detail": "took a write"}}])
 
 
-class Worker(Answer):
+class Worker(ResponseBody):
     """A worker process that was seen lately."""
 
     id: str = Field(examples=["gpu-1:412:1795449900"])
@@ -44,7 +44,7 @@ class Worker(Answer):
     seen_at: datetime
 
 
-class System(Answer):
+class System(ResponseBody):
     """What runs here."""
 
     version: str
@@ -58,7 +58,7 @@ class System(Answer):
     workers: list[Worker]
 
 
-class AuditRecord(Answer):
+class AuditRecord(ResponseBody):
     """Who did what; each row holds the hash of the one before."""
 
     model_config = ConfigDict(
@@ -80,7 +80,7 @@ class AuditRecord(Answer):
     hash: str
 
 
-class CatalogueEntry(Answer):
+class CatalogueEntry(ResponseBody):
     """What a problem's type means."""
 
     type: str = Field(examples=["/problems/not_found"])
