@@ -166,8 +166,7 @@ def _make_large(work: Path) -> None:
     import torch
 
     from relay_core.config import load_run
-    from relay_core.engine import checkpoint
-    from relay_core.engine.layout import hand_over_layout
+    from relay_core.engine import checkpoint, hand_over_layout
 
     run = load_run(work / "run.yaml")
     site = run.site(1)
@@ -185,16 +184,14 @@ def _make_large(work: Path) -> None:
 
 def _write_layout(work: Path) -> None:
     from relay_core.config import load_run
-    from relay_core.engine.layout import hand_over_layout
+    from relay_core.engine import hand_over_layout
 
     (work / "layout.json").write_text(json.dumps(hand_over_layout(load_run(work / "run.yaml").site(1))))
 
 
 def _receive(work: Path, path: Path, out: Path) -> None:
     """An import whose layout somebody else has computed."""
-    from relay_core.bundle.importer import import_bundle
-    from relay_core.bundle.keys import KeyFolder
-    from relay_core.bundle.provenance import KnownRelays
+    from relay_core.bundle import KeyFolder, KnownRelays, import_bundle
     from relay_core.config import load_run
 
     layout = {name: (dtype, tuple(shape)) for name, (dtype, shape) in json.loads((work / "layout.json").read_text()).items()}

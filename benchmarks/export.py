@@ -14,15 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from relay_core.config import load_run
-from relay_core.config.solvers import SolverSettings
-from relay_core.engine.checkpoint import find
-from relay_core.engine.evaluate import settings_of
-from relay_core.engine.scoring import site_data
+from relay_core.config import SolverSettings, load_run
+from relay_core.engine import checkpoint as checkpoints
+from relay_core.engine import settings_of, site_data
 from relay_core.export import onnx as exporting
-from relay_core.inference.onnx_model import KEY, ModelFacts, OnnxModel
-from relay_core.inference.served import ServedSolver
-from relay_core.models.factory import make_solver
+from relay_core.inference import KEY, ModelFacts, OnnxModel, ServedSolver
+from relay_core.models import make_solver
 
 NORMS = ("batch", "instance", "group", "none")
 ACTIVATIONS = ("relu", "lrelu", "elu", "silu")
@@ -54,7 +51,7 @@ def zoo() -> None:
 
 def precision(trained: Path, run: str, data: Path, repeat: int) -> None:
     """Size, milliseconds of an image (alternating, medians) and Dice of each precision, one thread and batch 1."""
-    checkpoint, loaded = find(trained, print), load_run(run)
+    checkpoint, loaded = checkpoints.find(trained, print), load_run(run)
     settings = settings_of(checkpoint)
     tests, training = (site_data(checkpoint, settings, loaded, data, split) for split in ("test", "train"))
     exporting.LOSS = 1.0  # to show what would be refused, too

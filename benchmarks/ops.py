@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from relay_core.cuda import ACTIVATIONS, loader, setup_filter
-from relay_core.cuda.ops.bias_act import reference as plain_bias_act
-from relay_core.cuda.ops.epilogue import reference as plain_epilogue
-from relay_core.cuda.ops.upfirdn2d import reference as plain_upfirdn2d
-from relay_core.models.stylegan2.ada_transforms import SYM6
+from relay_core.cuda.ops import bias_act_reference as plain_bias_act
+from relay_core.cuda.ops import epilogue_reference as plain_epilogue
+from relay_core.cuda.ops import upfirdn2d_reference as plain_upfirdn2d
+from relay_core.models.stylegan2 import SYM6
 
 Run = Callable[[], object]
 

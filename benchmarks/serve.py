@@ -24,15 +24,12 @@ import numpy as np
 import torch
 
 from benchmarks.site import Site, running
-from relay_core.config import load_run
-from relay_core.config.solvers import SolverSettings
+from relay_core.config import SolverSettings, load_run
 from relay_core.export import onnx as exporting
-from relay_core.inference.onnx_model import KEY, ModelFacts, OnnxModel
-from relay_core.inference.served import ServedSolver
-from relay_core.models.factory import make_solver
-from services.site import jobs, registry
-from services.site.artifacts import ArtifactStore
-from services.site.db.models import Job, Run
+from relay_core.inference import KEY, ModelFacts, OnnxModel, ServedSolver
+from relay_core.models import make_solver
+from services.site import ArtifactStore, jobs, registry
+from services.site.db import Job, Run
 
 OUTPUTS = ("mask",)
 

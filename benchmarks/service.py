@@ -14,7 +14,7 @@ import uuid
 import httpx
 
 from benchmarks.site import running
-from services.site.db.models import Dataset
+from services.site.db import Dataset
 
 
 async def load(client: httpx.AsyncClient, rate: float, seconds: float, requests: list[tuple[str, str, dict]]) -> list[float]:

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from services.site import auth
-from services.site.db.engine import Database
-from services.site.db.migrate import upgrade
-from services.site.settings import Settings, load_settings
+from services.site import Settings, auth, load_settings
+from services.site.db import Database, migrate
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def running(port: int, **variables: str) -> Iterator[Site]:
     home = Path(tempfile.mkdtemp())
     settings = load_settings(embedded=True, home=home)
     database = Database(settings.database)
-    upgrade(database)
+    migrate.upgrade(database)
     with database.write() as session:
         _, token = auth.create_token(session, settings.key, "load", "operator")
     given = {"RELAY_EMBEDDED": "1", "RELAY_HOME": str(home), "RELAY_PORT": str(port), **variables}

@@ -15,14 +15,15 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
 from relay_core.config import load_run
 from relay_core.cuda import loader
-from relay_core.data.augment import SolverAugment
+from relay_core.data import SolverAugment
 from relay_core.engine import choose_device
-from relay_core.strategies import Position, RelayStrategy
+from relay_core.strategies import FakeSlots, Position, RelayStrategy, make_strategy
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def compare(recipe: str, device: torch.device, repeat: int) -> None:
     """Whole iterations of a second site with RELAY_OPS=auto and =reference, one after the other."""
     settings = load_run(recipe).site(1)
     torch.manual_seed(0)
-    strategy = RelayStrategy(settings, device)
+    strategy = cast(RelayStrategy, make_strategy(settings, device))
     batch, side = settings.train.batch_size, settings.resolution
     images = torch.rand(batch, settings.data.img_channels, side, side, device=device) * 2 - 1
     labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
@@ -80,7 +81,7 @@ def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
     """Median seconds of each phase."""
     settings = load_run(recipe).site(1)
     torch.manual_seed(0)
-    strategy = RelayStrategy(settings, device)
+    strategy = cast(RelayStrategy, make_strategy(settings, device))
     batch, side = settings.train.batch_size, settings.resolution
     images = torch.rand(batch, settings.data.img_channels, side, side, device=device) * 2 - 1
     labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
@@ -93,7 +94,7 @@ def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
         strategy.step(images[:real], labels[:real], position)
 
     def gan(number: int) -> None:
-        strategy.gan.step(images, labels, slots, slots, number, 0.5, batch)
+        strategy.gan.step((images, labels, slots), FakeSlots(slots), number, 0.5, batch)
 
     def clock(function: Callable[[], object]) -> float:
         return statistics.median([_seconds(function, device) for _ in range(repeat + 2)][2:])
@@ -104,7 +105,8 @@ def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
     result["iteration, second site"] = clock(lambda: whole(step))
     result["with path length + R1"] = clock(lambda: whole(Position(2000, 2001, 2001)))
     condition = strategy.codec.add_noise(strategy.codec.encode(labels))
-    result["G step"] = clock(lambda: strategy.gan._generator_step(condition, slots, 1, 0.5))
+    codes = {pair.kind: FakeSlots(slots).codes(pair, strategy.codec, None) for pair in strategy.gan.pairs}
+    result["G step"] = clock(lambda: strategy.gan._generator_step(condition, codes, 1, 0.5))
     both = clock(lambda: gan(1))
     result["D step"] = both - result["G step"]
     regularised = clock(lambda: gan(0))
@@ -113,9 +115,9 @@ def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
     result["replay"] = clock(lambda: strategy._replayer("old").draw(batch // 2))
     augment = SolverAugment(settings.train.augment)
     result["solver's augmentation"] = clock(lambda: augment(images, labels))
-    pair = torch.cat([images, condition], dim=1)
-    result["adaptive augmentation, p 0"] = clock(lambda: strategy.gan.image.pipe(pair, 0.0))
-    result["adaptive augmentation, p 0.2"] = clock(lambda: strategy.gan.image.pipe(pair, 0.2))
+    both_channels, pipe = torch.cat([images, condition], dim=1), strategy.gan.pairs[-1].pipe
+    result["adaptive augmentation, p 0"] = clock(lambda: pipe(both_channels, 0.0))
+    result["adaptive augmentation, p 0.2"] = clock(lambda: pipe(both_channels, 0.2))
     return result
 
 

@@ -1,6 +1,6 @@
 """`python -m relay_core` is the command `relay`."""
 
-from relay_core.cli.app import main
+from relay_core.cli import main
 
 if __name__ == "__main__":
     main()

@@ -14,9 +14,9 @@ import typer
 from relay_core.errors import RelayError
 
 if TYPE_CHECKING:
-    from services.client.http import Client
-    from services.site.db.engine import Database
-    from services.site.settings import Settings
+    from services.client import Client
+    from services.site import Settings
+    from services.site.db import Database
 
 UrlOption = Annotated[str, typer.Option("--url", envvar="RELAY_URL", help="Address of the site's service.")]
 TokenOption = Annotated[str | None, typer.Option("--token", envvar="RELAY_TOKEN", help="Bearer token.", show_envvar=True)]
@@ -54,7 +54,7 @@ def up(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Serve a whole site from this machine: database, API and worker, nothing else to install."""
-    from services.local.up import run_up
+    from services.local import run_up
 
     home.mkdir(parents=True, exist_ok=True)
     run_up(home, host=host, port=port, device=device)
@@ -67,7 +67,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of phantoms and trainings.")] = 0,
 ) -> None:
     """Play a relay over phantom hospitals, each a service of its own, with a courier between them."""
-    from services.local.demo import run_demo
+    from services.local import run_demo
 
     out.mkdir(parents=True, exist_ok=True)
     run_demo(out, sites, seed, device)
@@ -75,7 +75,7 @@ def demo(
 
 @contextmanager
 def _client(url: str, token: str | None) -> Iterator[Client]:
-    from services.client.http import Client
+    from services.client import Client
 
     if not token:
         raise RelayError("a token is needed: set RELAY_TOKEN, or make one with: relay token create NAME")
@@ -85,8 +85,7 @@ def _client(url: str, token: str | None) -> Iterator[Client]:
 
 def status(url: UrlOption = URL, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """Whether the site is ready, and what it is doing."""
-    from services.client.http import Client
-    from services.client.tables import show_status
+    from services.client import Client, show_status
 
     with Client(url, token) as client:
         ready = client.ready()
@@ -112,7 +111,7 @@ def jobs(
     """List the newest jobs; see the commands below for one of them."""
     from itertools import islice
 
-    from services.client.tables import jobs_table
+    from services.client import jobs_table
 
     context.obj = (url, token)
     if context.invoked_subcommand is not None:
@@ -148,7 +147,7 @@ def retry(context: typer.Context, job_id: str) -> None:
 @jobs_app.command()
 def watch(context: typer.Context, job_id: str) -> None:
     """Follow a job to its end."""
-    from services.client.tables import watch_job
+    from services.client import watch_job
 
     with _client(*context.obj) as client:
         watch_job(client, job_id)
@@ -165,8 +164,7 @@ def submit(
 ) -> None:
     """Train a run on a site's service: upload it, register its images by name, queue the job, follow it."""
     from relay_core.config import load_run
-    from services.client.runs import submit_run
-    from services.client.tables import watch_job
+    from services.client import submit_run, watch_job
 
     loaded = load_run(run, set_ or [])
     with _client(url, token) as client:
@@ -185,7 +183,7 @@ def exports(
     token: TokenOption = None,
 ) -> None:
     """Have the signed bundle of a checkpoint built, and fetch it; a broken download goes on where it broke."""
-    from services.client.bundles import export_checkpoint, exports_table
+    from services.client import export_checkpoint, exports_table
 
     with _client(url, token) as client:
         if checkpoint is None:
@@ -204,7 +202,7 @@ def imports(
     token: TokenOption = None,
 ) -> None:
     """Bring a bundle and see what is in it; then accept or reject it."""
-    from services.client.bundles import bring, imports_table, show_import
+    from services.client import bring, imports_table, show_import
 
     if len([given for given in (file, accept, reject) if given is not None]) > 1:
         raise RelayError("give one of FILE, --accept and --reject")
@@ -224,7 +222,7 @@ def models(
     context: typer.Context, url: UrlOption = URL, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:  # fmt: skip
     """List the versions of all models; * is in production."""
-    from services.client.models import models_table
+    from services.client import models_table
 
     context.obj = (url, token)
     if context.invoked_subcommand is not None:
@@ -244,7 +242,7 @@ def export_model(
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:
     """Make a checkpoint's solver the next version of a model, proved on the test sets of this site."""
-    from services.client.models import export_model as export
+    from services.client import export_model as export
 
     with _client(*context.obj) as client:
         made = export(client, checkpoint, name, precision)
@@ -275,8 +273,8 @@ def rollback(context: typer.Context, name: str, reason: Annotated[str, typer.Opt
 @contextmanager
 def _site(home: Path | None) -> Iterator[tuple[Settings, Database]]:
     """The site's own database, for commands that an administrator runs on its machine."""
-    from services.site.db.engine import Database
-    from services.site.settings import load_settings
+    from services.site import load_settings
+    from services.site.db import Database
 
     settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings(needs_key=True)
     database = Database(settings.database)
@@ -291,15 +289,15 @@ def reconcile(home: HomeOption = None) -> None:
     import signal
     import threading
 
-    from services.site.dispatch import doorbell
-    from services.site.reconcile import run
+    from services.site import doorbell
+    from services.site import reconcile as reconciler
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: stop.set())
     with _site(home) as (settings, database):
         bell = doorbell(settings.broker)
-        run(database, bell, settings, stop)
+        reconciler.run(database, bell, settings, stop)
         bell.close()
 
 
@@ -327,8 +325,8 @@ def token_list(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the tokens; the texts themselves are kept nowhere."""
     from sqlalchemy import select
 
-    from services.client.tables import tokens_table
-    from services.site.db.models import Token
+    from services.client import tokens_table
+    from services.site.db import Token
 
     with _site(home) as (_, database), database.read() as session:
         rows = [
@@ -356,9 +354,9 @@ def audit_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check that no row of the audit log was changed or removed."""
-    from services.site.audit import verify
+    from services.site import audit
 
     with _site(home) as (_, database), database.read() as session:
-        rows, last = verify(session, head)
+        rows, last = audit.verify(session, head)
     data: dict[str, Any] = {"rows": rows, "head": last}
     print(json.dumps(data) if as_json else f"{rows} rows, chain whole, head {last}")

@@ -1,1 +1,40 @@
 """The hand-off: a signed file that carries a trained model from one hospital to the next. FORMAT.md specifies it."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from relay_core.bundle.collected import collected_matrices
+    from relay_core.bundle.compare import differences, differences_text
+    from relay_core.bundle.container import Progress
+    from relay_core.bundle.facts import BundleFacts
+    from relay_core.bundle.importer import import_bundle
+    from relay_core.bundle.keys import KeyFolder
+    from relay_core.bundle.provenance import KnownRelays
+    from relay_core.bundle.reader import opened
+    from relay_core.bundle.signed_report import SignedReport, read_report, sign_report
+    from relay_core.bundle.trust import Card, Roster, spoken_fingerprint
+    from relay_core.bundle.values import is_count, is_name
+    from relay_core.bundle.weights import check_networks
+    from relay_core.bundle.writer import Provenance, export_bundle
+else:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__,
+        [],
+        {
+            "collected": ["collected_matrices"],
+            "compare": ["differences", "differences_text"],
+            "container": ["Progress"],
+            "facts": ["BundleFacts"],
+            "importer": ["import_bundle"],
+            "keys": ["KeyFolder"],
+            "provenance": ["KnownRelays"],
+            "reader": ["opened"],
+            "signed_report": ["SignedReport", "read_report", "sign_report"],
+            "trust": ["Card", "Roster", "spoken_fingerprint"],
+            "values": ["is_count", "is_name"],
+            "weights": ["check_networks"],
+            "writer": ["Provenance", "export_bundle"],
+        },
+    )

@@ -1,1 +1,18 @@
 """The command `relay`: what it offers, reads and prints."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from relay_core.cli.app import main
+    from relay_core.cli.output import Terminal
+else:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__,
+        [],
+        {
+            "app": ["main"],
+            "output": ["Terminal"],
+        },
+    )

@@ -175,9 +175,8 @@ def preflight(
     """Check every file of a site's data set, and say what it holds."""
     from relay_core.cli.output import CountLines
     from relay_core.cli.survey import FEW_IMAGES, survey_json, survey_text
-    from relay_core.config.datasets import dataset_options
-    from relay_core.data import survey
-    from relay_core.data.previews import write_previews
+    from relay_core.config import dataset_options
+    from relay_core.data import survey, write_previews
 
     kwargs = dataset_options(layout, options)
     found = survey(layout, kwargs, folder, CountLines(sys.stdout, FEW_IMAGES)) if as_json else survey(layout, kwargs, folder)
@@ -190,9 +189,9 @@ def preflight(
 
 
 def _checkpoint(path: Path) -> Checkpoint:
-    from relay_core.engine.checkpoint import find
+    from relay_core.engine import checkpoint
 
-    return find(path, lambda message: print(f"warning: {message}", file=sys.stderr))
+    return checkpoint.find(path, lambda message: print(f"warning: {message}", file=sys.stderr))
 
 
 @app.command()
@@ -207,8 +206,7 @@ def evaluate(
     """Score a checkpoint's solver on every test set of a run that is on this machine."""
     from relay_core.cli.describe import scores_table
     from relay_core.config import load_run
-    from relay_core.engine import choose_device
-    from relay_core.engine.scoring import evaluate_checkpoint
+    from relay_core.engine import choose_device, evaluate_checkpoint
 
     chosen = choose_device(device)
     scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen, out)
@@ -234,7 +232,7 @@ def predict(
 ) -> None:
     """Write the solver's masks, at each image's own size; of a classifier `classes.csv`."""
     from relay_core.engine import choose_device
-    from relay_core.inference.files import CLASSES, predict_files
+    from relay_core.inference import CLASSES, predict_files
 
     written = predict_files(_checkpoint(checkpoint), images, out, format_, subject_pattern, choose_device(device))
     text = f"wrote {written[0]}" if written[0].name == CLASSES else f"wrote {len(written)} masks to {out}"
@@ -253,7 +251,7 @@ def export_onnx(
     """Write the solver as an ONNX model that was proved to give what the solver gives."""
     from relay_core.cli.describe import proof_text
     from relay_core.config import load_run
-    from relay_core.export.checkpoint import export_checkpoint
+    from relay_core.export import export_checkpoint
 
     proof, facts = export_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, out, precision)
     worst = max(case["max_abs_difference"] for case in proof["parity"])
@@ -275,9 +273,9 @@ def predict_dataset(
     """Predict every image of a site's data set, with a table of measurements; called again, it goes on."""
     from relay_core.cli.output import counting
     from relay_core.cli.training import stop_on_signal
-    from relay_core.config.datasets import dataset_options
+    from relay_core.config import dataset_options
     from relay_core.engine import choose_device
-    from relay_core.inference.datasets import predict_dataset as predict_all
+    from relay_core.inference import predict_dataset as predict_all
 
     with stop_on_signal("stopping: what is done stays") as stop, counting("predicting", as_json) as tell:
         found = predict_all(
@@ -321,7 +319,7 @@ def generated(
     """Score the generators: Frechet and kernel distance (FID, KID) to the training images of the sites that are here."""
     from relay_core.config import load_run
     from relay_core.engine import choose_device
-    from relay_core.experiments.generators import score_generators, scores_text
+    from relay_core.experiments import score_generators, scores_text
 
     found = score_generators(_checkpoint(checkpoint), load_run(run), data_root, features, count, choose_device(device))
     print(json.dumps(found) if as_json else scores_text(found))

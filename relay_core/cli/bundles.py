@@ -16,8 +16,7 @@ import typer
 from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
 
 if TYPE_CHECKING:
-    from relay_core.bundle.container import Progress
-    from relay_core.bundle.facts import BundleFacts
+    from relay_core.bundle import BundleFacts, Progress
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", exists=True, dir_okay=False, help="A .relay file.")]
 RunOption = Annotated[str, typer.Option("--run", help="Run file or recipe of the relay.")]
@@ -83,7 +82,7 @@ def export_(
     as_json: JsonOption = False,
 ) -> None:
     """Make a signed bundle of a finished training, for the next site."""
-    from relay_core.bundle.writer import Provenance, export_bundle
+    from relay_core.bundle import Provenance, export_bundle
     from relay_core.config import load_run
 
     found = newest_file(checkpoint)
@@ -123,10 +122,9 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Check a bundle through and through, and put its checkpoint where `relay train --site` starts from it."""
-    from relay_core.bundle.importer import import_bundle
-    from relay_core.bundle.provenance import KnownRelays
+    from relay_core.bundle import KnownRelays, import_bundle
     from relay_core.config import load_run
-    from relay_core.engine.layout import hand_over_layout
+    from relay_core.engine import hand_over_layout
     from relay_core.files import write_atomically
 
     if known is None and run is None:
@@ -157,7 +155,7 @@ def _say(facts: BundleFacts, as_json: bool, done: str) -> None:
 
 
 def _text(facts: BundleFacts) -> str:
-    from relay_core.bundle.trust import spoken_fingerprint
+    from relay_core.bundle import spoken_fingerprint
 
     lines = [
         f"bundle     {facts.digest}",
@@ -171,8 +169,8 @@ def _text(facts: BundleFacts) -> str:
 
 
 def _hops(facts: BundleFacts) -> list[str]:
-    from relay_core.bundle.trust import spoken_fingerprint
-    from relay_core.metrics.matrix import headline
+    from relay_core.bundle import spoken_fingerprint
+    from relay_core.metrics import headline
 
     lines = []
     for hop in facts.history:
@@ -195,7 +193,7 @@ def _moment(seconds: float) -> str:
 def _looked_at(bundle: Path, keys: Path, trust: bool) -> Iterator[Any]:
     import tempfile
 
-    from relay_core.bundle.reader import opened
+    from relay_core.bundle import opened
 
     with (
         _cleanly(),
@@ -208,11 +206,11 @@ def _looked_at(bundle: Path, keys: Path, trust: bool) -> Iterator[Any]:
 @bundle_app.command("verify")
 def verify_(bundle: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
     """Whether a bundle is whole, signed by sites that are trusted here, and holds what its run's networks need."""
-    from relay_core.bundle.weights import check_networks
+    from relay_core.bundle import check_networks
 
     with _looked_at(bundle, keys, trust=True) as found:
         try:
-            from relay_core.engine.layout import hand_over_layout
+            from relay_core.engine import hand_over_layout
         except ModuleNotFoundError:
             print("networks not compared: pip install 'relay-learning[train]'", file=sys.stderr)
         else:
@@ -245,7 +243,7 @@ def history_(bundle: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOptio
 @bundle_app.command("diff")
 def diff_(first: BundleArgument, second: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
     """What changed from one bundle to another: facts, settings, and how far each network moved."""
-    from relay_core.bundle.compare import differences, differences_text
+    from relay_core.bundle import differences, differences_text
 
     with _looked_at(first, keys, trust=False) as a, _looked_at(second, keys, trust=False) as b:
         found = differences(a, b)
@@ -266,7 +264,7 @@ def sign_(
     """Sign an evaluation, metrics only, for the coordinator."""
     from dataclasses import asdict
 
-    from relay_core.bundle.signed_report import sign_report
+    from relay_core.bundle import sign_report
     from relay_core.config import load_run
 
     made = sign_report(scores, newest_file(checkpoint), load_run(run), key_folder(keys), out)
@@ -282,8 +280,7 @@ def matrix_(
     as_json: JsonOption = False,
 ) -> None:
     """The site x test-set matrix, from the reports of all sites; every signature is checked."""
-    from relay_core.bundle.collected import collected_matrices
-    from relay_core.bundle.signed_report import read_report
+    from relay_core.bundle import collected_matrices, read_report
     from relay_core.config import load_run
 
     found = collected_matrices([read_report(path, key_folder(keys)) for path in reports], load_run(run), out)

@@ -7,14 +7,23 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from relay_core.config.base import Settings
-from relay_core.config.datasets import DATASETS, CommonDatasetKwargs
-from relay_core.config.losses import LOSSES
-from relay_core.config.model import MODELS, Corrections, DiscriminatorKwargs, GeneratorKwargs, OptimizerConf
-from relay_core.config.registry import Registry
-from relay_core.config.strategies import STRATEGIES
-from relay_core.config.train import OptimizerSettings, SchedulerSettings, TrainSettings
-from relay_core.metrics.matrix import METRICS, TITLES, table_row
+from relay_core.config import (
+    DATASETS,
+    LOSSES,
+    MODELS,
+    STRATEGIES,
+    CommonDatasetKwargs,
+    Corrections,
+    DiscriminatorKwargs,
+    GeneratorKwargs,
+    OptimizerConf,
+    OptimizerSettings,
+    Registry,
+    SchedulerSettings,
+    Settings,
+    TrainSettings,
+)
+from relay_core.metrics import METRICS, TITLES, table_row
 
 PARTS = (
     ("Data sets", "dataset", DATASETS),

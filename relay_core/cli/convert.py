@@ -43,7 +43,7 @@ def convert_checkpoint(
 
 
 def _pretrained(source: Path, out: Path, as_json: bool) -> None:
-    from relay_core.conversion.isolated import convert_pretrained
+    from relay_core.conversion import convert_pretrained
 
     count = convert_pretrained(source, out)
     print(json.dumps({"path": str(out), "tensors": count}) if as_json else f"wrote {out}, {count} tensors")
@@ -51,7 +51,7 @@ def _pretrained(source: Path, out: Path, as_json: bool) -> None:
 
 def _checkpoint(source: Path, run: str, site: int, out: Path, as_json: bool) -> None:
     from relay_core.config import load_run
-    from relay_core.conversion.published import convert
+    from relay_core.conversion import convert
 
     warnings: list[str] = []
     made = convert(source, load_run(run), site, out, warnings.append)

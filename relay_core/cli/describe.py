@@ -8,15 +8,10 @@ from typing import Any
 import torch
 
 from relay_core.cuda import backend
-from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import (
-    settings_of,
-    write_picture,
-)
-from relay_core.engine.relay_run import generated_rows
+from relay_core.engine import Checkpoint, generated_rows, settings_of, write_picture
 from relay_core.errors import CheckpointError
-from relay_core.inference.outputs import SCORE
-from relay_core.metrics.matrix import metrics_of, table_row
+from relay_core.inference import SCORE
+from relay_core.metrics import metrics_of, table_row
 
 
 def scores_table(scores: dict[str, Any]) -> str:

@@ -13,8 +13,7 @@ import typer
 from relay_core.errors import BundleError
 
 if TYPE_CHECKING:
-    from relay_core.bundle.keys import KeyFolder
-    from relay_core.bundle.trust import Roster
+    from relay_core.bundle import KeyFolder, Roster
 
 KeysOption = Annotated[
     Path, typer.Option("--keys", envvar="RELAY_KEYS", help="Folder of this site's keys and of whom it trusts.")
@@ -27,7 +26,7 @@ keys_app = typer.Typer(help="This site's keys, and the sites that it trusts.", n
 
 def key_folder(folder: Path) -> KeyFolder:
     """The keys there, or none yet."""
-    from relay_core.bundle.keys import KeyFolder
+    from relay_core.bundle import KeyFolder
 
     return KeyFolder(folder)
 
@@ -41,8 +40,7 @@ def create(
     ] = False,
 ) -> None:
     """Make this site's keys; card.json is for the other sites."""
-    from relay_core.bundle.trust import spoken_fingerprint
-    from relay_core.bundle.values import is_name
+    from relay_core.bundle import is_name, spoken_fingerprint
 
     folder = key_folder(keys)
     if not is_name(name):
@@ -58,7 +56,7 @@ def create(
 
 
 def _read_card(path: Path) -> Any:
-    from relay_core.bundle.trust import Card
+    from relay_core.bundle import Card
 
     return Card.from_json(path.read_bytes(), path.name)
 
@@ -69,7 +67,7 @@ def fingerprint_(
     keys: KeysOption = KEYS,
 ) -> None:
     """A key's fingerprint in groups to read aloud."""
-    from relay_core.bundle.trust import spoken_fingerprint
+    from relay_core.bundle import spoken_fingerprint
 
     found = _read_card(card) if card else key_folder(keys).card
     print(f"{found.name}: {spoken_fingerprint(found.fingerprint)}\n{found.fingerprint}")
@@ -82,7 +80,7 @@ def trust(
     run: Annotated[str | None, typer.Option(help="For this run alone (its digest); default: for every one.")] = None,
 ) -> None:
     """Trust a site, after comparing its fingerprint by telephone."""
-    from relay_core.bundle.trust import spoken_fingerprint
+    from relay_core.bundle import spoken_fingerprint
 
     found, folder = _read_card(card), key_folder(keys)
     with changed_roster(folder) as roster:
@@ -116,7 +114,7 @@ def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
     """Whom this site trusts."""
     from dataclasses import asdict
 
-    from relay_core.bundle.trust import spoken_fingerprint
+    from relay_core.bundle import spoken_fingerprint
 
     entries = key_folder(keys).roster.entries
     if as_json:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from relay_core import events
 from relay_core.errors import RelayError
 from relay_core.events import Emit, Event
-from relay_core.metrics.matrix import headline
+from relay_core.metrics import headline
 
 
 def tee(*sinks: Emit) -> Emit:

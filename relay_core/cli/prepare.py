@@ -11,7 +11,7 @@ import typer
 from relay_core.errors import RelayError
 
 if TYPE_CHECKING:
-    from relay_core.preparation.slicing import Mediastinum, Slices
+    from relay_core.preparation import Mediastinum, Slices
 
 prepare_app = typer.Typer(help="Turn volumes and their labels into the slices of a data set.", no_args_is_help=True)
 
@@ -50,8 +50,7 @@ def mediastinum(
     as_json: JsonOption = False,
 ) -> None:
     """CT volumes and tumour labels become 16-bit slices, masks and meta.txt; called again, it goes on."""
-    from relay_core.preparation.selection import Selection
-    from relay_core.preparation.slicing import Mediastinum
+    from relay_core.preparation import Mediastinum, Selection
 
     task = Mediastinum(Selection(select, keep, negatives), hu_min, crop, margin, intercept)
     _run(images, labels, out, task, prefix, workers, as_json)
@@ -77,8 +76,7 @@ def slices(
     as_json: JsonOption = False,
 ) -> None:
     """Any volumes become 8-bit slices, and masks where there are labels; called again, it goes on."""
-    from relay_core.preparation.selection import Selection
-    from relay_core.preparation.slicing import Slices
+    from relay_core.preparation import Selection, Slices
 
     task = Slices(Selection(select, keep, negatives), layout, axis, _window(window), every)
     _run(images, labels, out, task, prefix, workers, as_json)
@@ -99,7 +97,7 @@ def _run(
 ) -> None:
     from relay_core.cli.output import counting
     from relay_core.cli.training import stop_on_signal
-    from relay_core.preparation.run import REPORT, prepare
+    from relay_core.preparation import REPORT, prepare
 
     with stop_on_signal("stopping: what is done stays") as stop, counting("preparing", as_json) as tell:
         made = prepare(images, labels, out, task, prefix=prefix, workers=workers, tell=tell, stop=stop)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from relay_core.data import Survey
-from relay_core.metrics.matrix import table_row
+from relay_core.metrics import table_row
 
 FEW_IMAGES = 300
 """A site of more images says how far it is."""

@@ -82,7 +82,7 @@ def run_comparison(
     """Run a study with one line a run, and say where its report is. Raises as `Study`."""
     from relay_core.cli.output import duration
     from relay_core.engine import choose_device
-    from relay_core.experiments.comparison import Comparison
+    from relay_core.experiments import Comparison
 
     def tell(outcome: Any, done: int, total: int) -> None:
         average = outcome.main.average()

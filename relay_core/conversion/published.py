@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from relay_core.bundle.values import is_count, is_name
+from relay_core.bundle import is_count, is_name
 from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings
 from relay_core.conversion.isolated import Contents, unpickled
 from relay_core.engine import Checkpoint, checkpoint

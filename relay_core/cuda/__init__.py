@@ -20,8 +20,8 @@ else:
         ["loader", "native"],
         {
             "ops": [
-                "ACTIVATIONS", "bias_act", "conv2d_resample", "downsample2d", "epilogue", "filter2d", "modulated_conv2d",
-                "setup_filter", "styled_conv2d", "upfirdn2d", "upsample2d", "backend",
+                "ACTIVATIONS", "backend", "bias_act", "conv2d_resample", "downsample2d", "epilogue", "filter2d",
+                "modulated_conv2d", "setup_filter", "styled_conv2d", "upfirdn2d", "upsample2d",
             ],
         },
     )  # fmt: skip

@@ -1,22 +1,27 @@
-"""Labelled images of a site: readers, layouts, checks, phantoms."""
+"""Labelled images of a site: layouts of folders, checks, augmentation, phantoms."""
 
+from relay_core.data.augment import SolverAugment
+from relay_core.data.pairs import Split, data_error, relative
 from relay_core.data.phantom import make_phantoms
-from relay_core.data.preflight import PreflightReport, Survey, has_test, load_site, preflight, survey
+from relay_core.data.preflight import PreflightReport, Survey, has_test, image_reader, listed, load_site, preflight, survey
+from relay_core.data.previews import write_previews
 from relay_core.data.site import Original, SiteData
-from relay_core.imaging.readers import read_image, read_mask, write_mask, write_volume
 
 __all__ = [
     "Original",
     "PreflightReport",
     "SiteData",
+    "SolverAugment",
+    "Split",
     "Survey",
+    "data_error",
     "has_test",
+    "image_reader",
+    "listed",
     "load_site",
     "make_phantoms",
     "preflight",
-    "read_image",
-    "read_mask",
+    "relative",
     "survey",
-    "write_mask",
-    "write_volume",
+    "write_previews",
 ]

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay_core.config.datasets import FolderKwargs
+from relay_core.config import FolderKwargs
 from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error, list_files, match
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import stem_of
+from relay_core.imaging import stem_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from relay_core.config.datasets import CommonDatasetKwargs
+from relay_core.config import CommonDatasetKwargs
 from relay_core.data.pairs import Layout, Listing, Pair, Split, list_files, match
 from relay_core.errors import DataError
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from relay_core.config.datasets import MediastinumKwargs
+from relay_core.config import MediastinumKwargs
 from relay_core.data.pairs import Listing, Pair, Split
 from relay_core.data.slices import Slice, SlicedLayout
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import Spacing, read_mask
+from relay_core.imaging import Spacing, read_mask
 
 TABLE = "meta.txt"
 COLUMNS = ("instance_id", "study_id", "img_file", "label_file", "positive")

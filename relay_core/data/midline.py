@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from relay_core.config.datasets import MidlineKwargs
+from relay_core.config import MidlineKwargs
 from relay_core.data.pairs import Listing, Pair, Split, list_files, relative
 from relay_core.data.slices import Slice, SlicedLayout
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import read_image, read_mask
+from relay_core.imaging import read_image, read_mask
 
 PREFIX = "mask_"
 LARGEST_ID = 10

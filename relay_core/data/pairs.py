@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import SUFFIXES, Spacing, read_image, stem_of, suffix_of
+from relay_core.imaging import SUFFIXES, Spacing, read_image, stem_of, suffix_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")

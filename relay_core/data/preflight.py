@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from relay_core.config.datasets import DATASETS, CommonDatasetKwargs, dataset_class
+from relay_core.config import DATASETS, CommonDatasetKwargs, dataset_class
 from relay_core.data import site
 from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error, relative
 from relay_core.data.site import THREADS, Decoder, Sample, SiteData, to_unit
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import Spacing
+from relay_core.imaging import Spacing
 
 
 @dataclass(frozen=True)

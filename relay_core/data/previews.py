@@ -14,7 +14,7 @@ from relay_core.data import Survey
 from relay_core.data.pairs import Pair
 from relay_core.data.site import Decoder, to_unit
 from relay_core.files import write_atomically
-from relay_core.imaging.drawing import overlay
+from relay_core.imaging import overlay
 
 PREVIEW_SIDE = 512
 """Longest side of a preview in pixels."""

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relay_core.config.datasets import CommonDatasetKwargs
+from relay_core.config import CommonDatasetKwargs
 from relay_core.data.pairs import Layout, Pair, Split, relative
 from relay_core.errors import DataError, Problem
-from relay_core.imaging.readers import Spacing, read_mask
+from relay_core.imaging import Spacing, read_mask
 
 IN_MEMORY_BYTES = 2 * 1024**3
 """A split up to this size after resizing is kept in memory; a larger one is decoded batch by batch."""

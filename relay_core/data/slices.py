@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from relay_core.config.datasets import SlicedKwargs
+from relay_core.config import SlicedKwargs
 from relay_core.data.folder import split_subjects
 from relay_core.data.pairs import Layout, Listing, Pair, Split
 from relay_core.errors import DataError, Problem

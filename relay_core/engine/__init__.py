@@ -1,19 +1,29 @@
 """Training and evaluation: the loop, checkpoints, devices; events out, a stop request in."""
 
+from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.device import choose_device, processes
-from relay_core.engine.evaluate import evaluate, load_solver
+from relay_core.engine.evaluate import BATCH, evaluate, load_solver, settings_of, write_picture
+from relay_core.engine.layout import hand_over_layout
 from relay_core.engine.relay_run import RelayRun, generated_rows
+from relay_core.engine.scoring import evaluate_checkpoint, site_data
 from relay_core.engine.train import SiteTraining, train_site
 
 __all__ = [
+    "BATCH",
     "Checkpoint",
     "RelayRun",
     "SiteTraining",
+    "checkpoint",
     "choose_device",
     "evaluate",
+    "evaluate_checkpoint",
     "generated_rows",
+    "hand_over_layout",
     "load_solver",
     "processes",
+    "settings_of",
+    "site_data",
     "train_site",
+    "write_picture",
 ]

@@ -14,7 +14,7 @@ from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.errors import CheckpointError
 from relay_core.metrics import ClassificationScores, ScoreMatrix, SegmentationScores, metrics_of, write_matrix
-from relay_core.models.factory import make_solver
+from relay_core.models import make_solver
 
 BATCH = 32
 
@@ -91,7 +91,7 @@ def prediction_rows(
 
 def write_picture(rows: Sequence[tuple[str, Tensor, Tensor, Tensor | None]], path: Path, num_classes: int) -> None:
     """Write a grid of images, labels and predictions as PNG; classes of whole images stand in the captions."""
-    from relay_core.metrics.figures import sample_grid
+    from relay_core.metrics import sample_grid
 
     side = rows[0][1].shape[-1]
     shown = [_in_caption(row) if row[2].ndim == 1 else row for row in rows]

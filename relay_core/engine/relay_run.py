@@ -11,10 +11,8 @@ import torch
 import yaml
 
 from relay_core import distributed, events
-from relay_core.config import RunFile, SiteSettings
-from relay_core.config.datasets import SlicedKwargs
-from relay_core.data import SiteData, has_test, load_site
-from relay_core.data.pairs import data_error
+from relay_core.config import RunFile, SiteSettings, SlicedKwargs
+from relay_core.data import SiteData, data_error, has_test, load_site
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import evaluate, load_solver, prediction_rows, write_matrices, write_picture

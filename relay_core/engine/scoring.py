@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from relay_core.config import RunFile, SiteSettings
-from relay_core.data import SiteData, has_test, load_site
-from relay_core.data.pairs import Split
+from relay_core.data import SiteData, Split, has_test, load_site
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import (
     evaluate,

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay_core import events
-from relay_core.config import RunFile, load_run
-from relay_core.config.explain import suggestion
-from relay_core.config.strategies import STRATEGIES
+from relay_core.config import STRATEGIES, RunFile, load_run, suggestion
 from relay_core.errors import RunFileError
 from relay_core.events import Emit, Event, Stop
 from relay_core.experiments.report import Outcome, write_report

@@ -10,12 +10,9 @@ from torch import Tensor
 
 from relay_core.config import RunFile
 from relay_core.data import SiteData
-from relay_core.engine import generated_rows, load_solver
-from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.scoring import site_data
+from relay_core.engine import Checkpoint, generated_rows, load_solver, site_data
 from relay_core.errors import CheckpointError, DataError
-from relay_core.metrics.generated import OnnxFeatures, SolverFeatures, generator_scores
-from relay_core.metrics.matrix import table_row
+from relay_core.metrics import OnnxFeatures, SolverFeatures, generator_scores, table_row
 
 
 def score_generators(

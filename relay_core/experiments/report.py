@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from relay_core.files import write_atomically
-from relay_core.metrics.intervals import t_interval
-from relay_core.metrics.matrix import ScoreMatrix, table_row
+from relay_core.metrics import ScoreMatrix, t_interval, table_row
 
 DASH = "\N{EN DASH}"
 

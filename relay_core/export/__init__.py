@@ -1,1 +1,9 @@
-"""A trained solver as an ONNX model: `onnx` makes and proves one (torch), `session` runs one (ONNX Runtime, no torch)."""
+"""A trained solver as an ONNX model that was proved to give what the solver gives."""
+
+from relay_core.export import onnx
+from relay_core.export.checkpoint import export_checkpoint
+
+__all__ = [
+    "export_checkpoint",
+    "onnx",
+]

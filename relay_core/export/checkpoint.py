@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from relay_core.config import RunFile
-from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import (
-    settings_of,
-)
-from relay_core.engine.scoring import site_data
+from relay_core.engine import Checkpoint, settings_of, site_data
 from relay_core.errors import DataError, ExportError
 from relay_core.files import write_atomically
-from relay_core.inference.onnx_model import OnnxModel, Precision
+from relay_core.inference import OnnxModel, Precision
 
 
 def export_checkpoint(

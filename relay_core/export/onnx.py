@@ -25,12 +25,9 @@ from torch.export import Dim
 
 from relay_core.config import SiteSettings
 from relay_core.data import SiteData
-from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import BATCH, load_solver
+from relay_core.engine import BATCH, Checkpoint, load_solver
 from relay_core.errors import ExportError
-from relay_core.inference.onnx_model import INPUT, KEY, ModelFacts, OnnxModel, Precision
-from relay_core.inference.outputs import ANSWER, OUTPUTS, SCORE
-from relay_core.inference.served import ServedSolver
+from relay_core.inference import ANSWER, INPUT, KEY, OUTPUTS, SCORE, ModelFacts, OnnxModel, Precision, ServedSolver
 from relay_core.metrics import METRICS, ClassificationScores, SegmentationScores
 
 OPSET = 20

@@ -1,6 +1,47 @@
-"""Medical images in and out: files, studies, geometry, measurements. Imports no torch."""
+"""Medical images in and out: files, studies, geometry. Loads no torch."""
 
 import logging
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from relay_core.imaging import masks, out_of_distribution
+    from relay_core.imaging.dicom import read_dicom, tells_rescaling
+    from relay_core.imaging.drawing import as_array, overlay, palette, to_uint8
+    from relay_core.imaging.placement import EVEN, floats, in_plane
+    from relay_core.imaging.readers import (
+        SUFFIXES,
+        Spacing,
+        read_image,
+        read_mask,
+        stem_of,
+        suffix_of,
+        write_mask,
+        write_volume,
+    )
+    from relay_core.imaging.study import Study, read_study
+else:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__,
+        ["masks", "out_of_distribution"],
+        {
+            "dicom": ["read_dicom", "tells_rescaling"],
+            "drawing": ["as_array", "overlay", "palette", "to_uint8"],
+            "placement": ["EVEN", "floats", "in_plane"],
+            "readers": [
+                "SUFFIXES",
+                "Spacing",
+                "read_image",
+                "read_mask",
+                "stem_of",
+                "suffix_of",
+                "write_mask",
+                "write_volume",
+            ],
+            "study": ["Study", "read_study"],
+        },
+    )
 
 for _name in ("pydicom", "highdicom"):  # their lines quote values of the files that they work on
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -1,1 +1,31 @@
-"""One path from a file to a mask: files, data sets and studies through a model, be it of torch or ONNX Runtime."""
+"""One path from a file to a mask: files, data sets and studies through a model.
+
+`onnx_model` runs an exported model, without torch; `torch_model` a checkpoint's solver. Whatever needs torch loads on
+first use.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from relay_core.inference import onnx_model
+    from relay_core.inference.datasets import predict_dataset
+    from relay_core.inference.files import CLASSES, predict_files
+    from relay_core.inference.onnx_model import INPUT, KEY, ModelFacts, OnnxModel, Precision
+    from relay_core.inference.outputs import ANSWER, OUTPUTS, SCORE, shapes
+    from relay_core.inference.prediction import classify, predict
+    from relay_core.inference.served import ServedSolver
+else:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__,
+        ["onnx_model"],
+        {
+            "datasets": ["predict_dataset"],
+            "files": ["CLASSES", "predict_files"],
+            "onnx_model": ["INPUT", "KEY", "ModelFacts", "OnnxModel", "Precision"],
+            "outputs": ["ANSWER", "OUTPUTS", "SCORE", "shapes"],
+            "prediction": ["classify", "predict"],
+            "served": ["ServedSolver"],
+        },
+    )

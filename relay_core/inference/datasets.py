@@ -14,14 +14,11 @@ from typing import Any
 
 import torch
 
-from relay_core.data.pairs import relative
-from relay_core.data.preflight import image_reader, listed
-from relay_core.engine.checkpoint import Checkpoint
+from relay_core.data import image_reader, listed, relative
+from relay_core.engine import Checkpoint
 from relay_core.errors import DataError, Problem, Stopped
 from relay_core.files import replace_with
-from relay_core.imaging import masks, out_of_distribution
-from relay_core.imaging.readers import stem_of, write_mask
-from relay_core.imaging.study import Study
+from relay_core.imaging import Study, masks, out_of_distribution, stem_of, write_mask
 from relay_core.inference.measurements import HEADER, class_header, class_row, rows, write_table
 from relay_core.inference.prediction import ModelCall, classify, predict
 from relay_core.inference.torch_model import torch_run

@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from relay_core.data import write_mask, write_volume
-from relay_core.data.preflight import image_reader
-from relay_core.engine.checkpoint import Checkpoint
+from relay_core.data import image_reader
+from relay_core.engine import Checkpoint
 from relay_core.errors import DataError, Problem, RelayError
-from relay_core.imaging.readers import Spacing
-from relay_core.imaging.study import Study
+from relay_core.imaging import Spacing, Study, write_mask, write_volume
 from relay_core.inference.measurements import class_header, class_row, write_table
 from relay_core.inference.prediction import ModelCall, classify
 from relay_core.inference.torch_model import torch_run

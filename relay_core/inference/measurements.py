@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relay_core.files import write_atomically
-from relay_core.imaging.study import Study
+from relay_core.imaging import Study
 
 
 def measure(study: Study, ids: npt.NDArray[Any], sure: npt.NDArray[Any], names: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from relay_core.config.solvers import Task
+from relay_core.config import Task
 from relay_core.errors import DeviceError, ExportError
 from relay_core.inference.outputs import OUTPUTS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay_core.config.solvers import Task
+from relay_core.config import Task
 
 ANSWER: dict[Task, str] = {"segmentation": "mask", "classification": "class"}
 """The output that says what is seen: the class of every pixel, or of the image."""

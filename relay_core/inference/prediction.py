@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relay_core.errors import ExportError
-from relay_core.imaging import out_of_distribution
-from relay_core.imaging.study import Study
+from relay_core.imaging import Study, out_of_distribution
 from relay_core.inference.measurements import measure
 
 ModelCall = Callable[[npt.NDArray[Any], Sequence[str]], Sequence[npt.NDArray[Any]]]

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relay_core.config import SiteSettings
-from relay_core.config.solvers import Task
+from relay_core.config import SiteSettings, Task
 
 
 class ServedSolver(nn.Module):

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 
 from relay_core.config import SiteSettings
-from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.evaluate import (
-    load_solver,
-)
+from relay_core.engine import Checkpoint, load_solver
 from relay_core.inference.outputs import OUTPUTS
 from relay_core.inference.prediction import ModelCall
 from relay_core.inference.served import ServedSolver

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from relay_core.config.losses import LOSSES
+from relay_core.config import LOSSES
 from relay_core.losses.combined import dice_ce, dice_topk, explog
 from relay_core.losses.overlap import (
     asymmetric,

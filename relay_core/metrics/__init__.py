@@ -1,51 +1,28 @@
-"""Scores of segmentations, the site x test-set matrix, and what is drawn from them.
+"""Scores of a model on a test set, the site x test-set matrix, and what is drawn from them. Torch loads on first use."""
 
-Names load on first use, so that reading a matrix never imports torch.
-"""
+from typing import TYPE_CHECKING
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
 if TYPE_CHECKING:
     from relay_core.metrics.classification import ClassificationScores
     from relay_core.metrics.compare import compare_markdown
     from relay_core.metrics.figures import heat_map, sample_grid, write_matrix
+    from relay_core.metrics.generated import OnnxFeatures, SolverFeatures, generator_scores
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
-    from relay_core.metrics.matrix import METRICS, ScoreMatrix, metrics_of
+    from relay_core.metrics.matrix import METRICS, TITLES, ScoreMatrix, headline, metrics_of, table_row
     from relay_core.metrics.segmentation import SegmentationScores
-
-__all__ = [
-    "METRICS",
-    "ClassificationScores",
-    "ScoreMatrix",
-    "SegmentationScores",
-    "bootstrap_interval",
-    "compare_markdown",
-    "heat_map",
-    "metrics_of",
-    "sample_grid",
-    "t_interval",
-    "write_matrix",
-]
-
-_HOMES = {
-    "METRICS": "matrix",
-    "ClassificationScores": "classification",
-    "ScoreMatrix": "matrix",
-    "SegmentationScores": "segmentation",
-    "bootstrap_interval": "intervals",
-    "compare_markdown": "compare",
-    "heat_map": "figures",
-    "metrics_of": "matrix",
-    "sample_grid": "figures",
-    "t_interval": "intervals",
-    "write_matrix": "figures",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+else:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__,
+        [],
+        {
+            "classification": ["ClassificationScores"],
+            "compare": ["compare_markdown"],
+            "figures": ["heat_map", "sample_grid", "write_matrix"],
+            "generated": ["OnnxFeatures", "SolverFeatures", "generator_scores"],
+            "intervals": ["bootstrap_interval", "t_interval"],
+            "matrix": ["METRICS", "TITLES", "ScoreMatrix", "headline", "metrics_of", "table_row"],
+            "segmentation": ["SegmentationScores"],
+        },
+    )

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from relay_core.files import write_atomically
-from relay_core.imaging.drawing import as_array, overlay, palette, to_uint8
+from relay_core.imaging import as_array, overlay, palette, to_uint8
 from relay_core.metrics.matrix import ScoreMatrix
 
 if TYPE_CHECKING:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from relay_core.config import DoubleGanKwargs
-from relay_core.config.model import GeneratorKwargs, PyramidKwargs
-from relay_core.config.solvers import SOLVERS, SolverSettings, Task
+from relay_core.config import SOLVERS, DoubleGanKwargs, GeneratorKwargs, PyramidKwargs, SolverSettings, Task
 from relay_core.models.stylegan2 import Discriminator, Generator
 
 HALF = {"16": torch.float16, "bf16": torch.bfloat16}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from relay_core.errors import Problem
-from relay_core.imaging.drawing import overlay, palette
+from relay_core.imaging import overlay, palette
 from relay_core.preparation.slicing import Cut
 
 PICTURES = 12

@@ -18,9 +18,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from relay_core.errors import DataError, ImageError, Problem
-from relay_core.imaging.dicom import read_dicom, tells_rescaling
-from relay_core.imaging.placement import EVEN, floats, in_plane
-from relay_core.imaging.study import read_study
+from relay_core.imaging import EVEN, floats, in_plane, read_dicom, read_study, tells_rescaling
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
 _GRID = frozenset({"Spacing", "Origin", "Direction"})

@@ -2,9 +2,10 @@
 
 import torch
 
-from relay_core.config import SiteSettings
-from relay_core.config.strategies import STRATEGIES
+from relay_core.config import STRATEGIES, SiteSettings
+from relay_core.strategies.adversarial import FakeSlots
 from relay_core.strategies.base import Images, Position, Strategy
+from relay_core.strategies.relay import RelayStrategy
 
 
 def make_strategy(settings: SiteSettings, device: torch.device) -> Strategy:
@@ -13,4 +14,4 @@ def make_strategy(settings: SiteSettings, device: torch.device) -> Strategy:
     return strategy
 
 
-__all__ = ["STRATEGIES", "Images", "Position", "Strategy", "make_strategy"]
+__all__ = ["STRATEGIES", "FakeSlots", "Images", "Position", "RelayStrategy", "Strategy", "make_strategy"]

@@ -1,4 +1,4 @@
-"""The adversarial pairs of a relay: label maps, and images given label maps or classes (StyleGAN2-ADA, arXiv 2006.06676)."""
+"""Generators against discriminators in a relay: label maps, and images given label maps or classes (StyleGAN2-ADA, arXiv 2006.06676)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs
-from relay_core.models.stylegan2 import Discriminator, Generator
-from relay_core.models.stylegan2.ada import AdaptiveAugment, AugmentPipe
+from relay_core.models.stylegan2 import AdaptiveAugment, AugmentPipe, Discriminator, Generator
 from relay_core.replay import LabelCodec
 from relay_core.strategies.updater import Updater
 
@@ -62,7 +61,7 @@ class FakeSlots:
     second: dict[str, Tensor] = field(default_factory=dict)
 
     def codes(self, pair: AdversarialPair, codec: LabelCodec, classes: Tensor | None) -> SiteCodes:
-        """What one generator is conditioning."""
+        """The site codes that condition one generator."""
         second = self.second.get(pair.kind)
         other = None if second is None else codec.code(second, pair.c_dim, classes)
         return SiteCodes(codec.code(self.slots, pair.c_dim, classes), other)
@@ -88,7 +87,11 @@ class AdversarialPair:
         self.path_mean = torch.zeros([], device=device)
 
     def styles(self, codes: SiteCodes) -> tuple[Tensor, Tensor]:
-        """Styles of random latents, mixed with `style_mixing_prob`: (N, num_ws, w_dim); and what D is conditioning of them."""
+        """Draw styles for random latents; return them (N, num_ws, w_dim) and the site code that conditions the discriminator.
+
+        With probability `style_mixing_prob` the styles of a sample are those of two latents, split at a random layer; the
+        discriminator then sees both sites of it.
+        """
         n, device, layers = len(codes.first), codes.first.device, self.generator.num_ws
         z, other = (distributed.randn(n, self.generator.z_dim, device=device) for _ in range(2))
         if self.settings.corrections.crossover == "uniform":
@@ -101,7 +104,7 @@ class AdversarialPair:
         return styles, codes.first if codes.second is None else torch.where(mixed[:, None], codes.both, codes.first)
 
     def generate(self, codes: SiteCodes, label_map: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fakes, conditioned on label maps where the generator wants them, and what the discriminator is conditioning of them."""
+        """Generate fakes, on label maps where the generator wants them; return them and the discriminator's conditioning."""
         styles, conditioning = self.styles(codes)
         return self.generator.synthesize(styles, label_map), conditioning
 
@@ -201,7 +204,7 @@ class Adversaries:
     def _real(
         self, batch: tuple[Tensor, Tensor, Tensor], condition: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What each discriminator sees of a batch, and the codes that it is conditioning."""
+        """What each discriminator sees of a batch, and the site codes that condition it."""
         images, labels, slots = batch
         if labels.ndim == 1:
             return {"img": images}, {"img": self.codec.code(slots, self.pairs[0].c_dim, labels)}
@@ -213,7 +216,7 @@ class Adversaries:
     def _generator_step(
         self, condition: Tensor | None, codes: dict[str, SiteCodes], step: int, progress: float
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        """Fakes with the codes that the discriminators are conditioning, and losses."""
+        """Update the generators; return the fakes with their conditioning for the discriminators, and the losses."""
         _freeze(self.discriminators, True)
         fakes: dict[str, tuple[Tensor, Tensor]] = {}
         for pair in self.pairs:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
-from relay_core.models.factory import HALF, make_solver
+from relay_core.models import HALF, make_solver
 from relay_core.strategies.updater import Updater
 
 

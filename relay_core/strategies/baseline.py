@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relay_core.config import SiteSettings
-from relay_core.data.augment import SolverAugment
+from relay_core.data import SolverAugment
 from relay_core.losses import make_loss
 from relay_core.strategies.base import Position, Strategy
 

@@ -6,8 +6,7 @@ from typing import cast
 
 import torch
 
-from relay_core.config import SiteSettings
-from relay_core.config.strategies import EwcKwargs
+from relay_core.config import EwcKwargs, SiteSettings
 from relay_core.losses import cross_entropy
 from relay_core.strategies.base import Images
 from relay_core.strategies.remembering import ImportanceStrategy

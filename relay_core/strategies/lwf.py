@@ -8,8 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from relay_core.config import SiteSettings
-from relay_core.config.strategies import LwfKwargs
+from relay_core.config import LwfKwargs, SiteSettings
 from relay_core.losses import distillation
 from relay_core.strategies.remembering import RememberingStrategy, frozen_copy
 

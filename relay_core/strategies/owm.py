@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relay_core.config import SiteSettings
-from relay_core.config.strategies import OwmKwargs
+from relay_core.config import OwmKwargs, SiteSettings
 from relay_core.errors import RunFileError
 from relay_core.strategies.base import Images, Position
 from relay_core.strategies.remembering import RememberingStrategy

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_core import distributed
-from relay_core.config import SiteSettings
-from relay_core.config.strategies import RehearsalKwargs
+from relay_core.config import RehearsalKwargs, SiteSettings
 from relay_core.errors import RunFileError
 from relay_core.strategies.base import Images, Position
 from relay_core.strategies.remembering import RememberingStrategy

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs, SiteSettings
-from relay_core.data.augment import SolverAugment
+from relay_core.data import SolverAugment
 from relay_core.losses import distillation, make_loss
-from relay_core.models.factory import make_gan
+from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
 from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank
 from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_

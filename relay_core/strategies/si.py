@@ -8,8 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from relay_core.config import SiteSettings
-from relay_core.config.strategies import SiKwargs
+from relay_core.config import SiKwargs, SiteSettings
 from relay_core.strategies.base import Images, Position
 from relay_core.strategies.remembering import ImportanceStrategy, frozen_copy
 

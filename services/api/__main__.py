@@ -15,8 +15,8 @@ from relay_core.errors import RelayError
 from services.api import logs
 from services.api.main import create_app
 from services.api.migration import bring_up_to_date
+from services.site import load_settings
 from services.site.db import Database
-from services.site.settings import load_settings
 
 GRACE = 3
 """Seconds that open requests have at a stop; an event stream would take for ever."""

@@ -12,15 +12,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
-from services.api.inference.hosting import Host, Intake
+from services.api.inference import Host, Intake
 from services.api.readiness import Probe
-from services.site import audit, auth
-from services.site.artifacts import ArtifactStore
-from services.site.auth import Identity, Role
+from services.site import ArtifactStore, Doorbell, Identity, Refusal, Role, Settings, audit, auth
 from services.site.db import Database
-from services.site.dispatch import Doorbell
-from services.site.errors import Refusal
-from services.site.settings import Settings
 
 
 @dataclass(frozen=True)

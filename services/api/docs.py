@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 import relay_core
 from services.api.problems import MEDIA_TYPE
 from services.api.schemas import Problem
-from services.site.errors import CATALOGUE
+from services.site import CATALOGUE
 
 Responses = dict[int | str, dict[str, Any]]
 

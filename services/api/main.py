@@ -18,17 +18,13 @@ import relay_core
 from relay_core.errors import RelayError
 from services.api import docs, metrics, problems
 from services.api.deps import ServiceParts
-from services.api.inference.hosting import Host, Intake
+from services.api.inference import Host, Intake
 from services.api.middleware import MAX_BODY, BodyLimit, RequestContext
 from services.api.readiness import Probe
 from services.api.routes import ROUTERS, imports
+from services.site import ArtifactStore, Refusal, Settings, doorbell, load_settings, registry
 from services.site import reconcile as reconciler
-from services.site import registry
-from services.site.artifacts import ArtifactStore
 from services.site.db import Database, migrate
-from services.site.dispatch import doorbell
-from services.site.errors import Refusal
-from services.site.settings import Settings, load_settings
 
 THREADS = 64
 """Requests that are worked on at once; the others wait."""

@@ -17,11 +17,8 @@ from sqlalchemy.orm import Session
 
 import relay_core
 from relay_core.errors import RelayError
-from services.site.artifacts import ArtifactStore
-from services.site.db import Database
-from services.site.db.models import AuditRecord, Job, Worker, clock
-from services.site.jobs import HELD, TERMINAL
-from services.site.settings import Settings
+from services.site import HELD, TERMINAL, ArtifactStore, Settings
+from services.site.db import AuditRecord, Database, Job, Worker, clock
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
 Metric = CounterMetricFamily | GaugeMetricFamily | SummaryMetricFamily

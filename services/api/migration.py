@@ -6,9 +6,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
 import relay_core
-from services.site.db import Database, migrate
-from services.site.db.engine import DatabaseError
-from services.site.errors import Refusal
+from services.site import Refusal
+from services.site.db import Database, DatabaseError, migrate
 
 
 def bring_up_to_date(database: Database) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from relay_core.config.datasets import dataset_class
-from relay_core.config.outside import outside_values
-from services.site.errors import Refusal
+from relay_core.config import dataset_class, outside_values
+from services.site import Refusal
 
 ELSEWHERE = ("task_id", "task_name", "img_folder", "root_path")
 """Keys that a data set's name and path say already, or the run."""

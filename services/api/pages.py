@@ -16,8 +16,8 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.api.schemas import Absent
+from services.site import Refusal
 from services.site.db import Base
-from services.site.errors import Refusal
 
 Row = TypeVar("Row", bound=Base)
 _MAC = 16

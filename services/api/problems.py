@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from relay_core.errors import RelayError
-from services.site.errors import CATALOGUE
+from services.site import CATALOGUE
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELDS = 20

@@ -9,14 +9,10 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
-from services.api.inference import hosting
-from services.api.inference.hosting import Host
+from services.api.inference import Host, hosting
 from services.api.schemas import Check, Readiness
-from services.site import workers
-from services.site.artifacts import ArtifactStore
-from services.site.db import Database, migrate
-from services.site.db.models import Lockout, Worker, now
-from services.site.settings import Settings
+from services.site import ArtifactStore, Settings, workers
+from services.site.db import Database, Lockout, Worker, migrate, now
 
 EVERY = 5.0
 """Seconds between two trial writes: a probe may ask more often."""

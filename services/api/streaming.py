@@ -14,8 +14,8 @@ from starlette.responses import Response, StreamingResponse
 from services.api.deps import ServiceParts
 from services.api.docs import Responses, success
 from services.api.schemas import Absent
-from services.site.db.models import Artifact
-from services.site.errors import Refusal
+from services.site import Refusal
+from services.site.db import Artifact
 
 _TEXT = {"required": True, "schema": {"type": "string"}}
 HEADERS = dict.fromkeys(("ETag", "Content-Length", "Repr-Digest"), _TEXT)

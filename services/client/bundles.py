@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from relay_core.metrics.matrix import headline
+from relay_core.metrics import headline
 from services.client.http import Client
 from services.client.http import Progress as Show
 from services.client.tables import watch_job

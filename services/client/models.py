@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from relay_core.errors import RelayError
-from relay_core.inference.outputs import SCORE
+from relay_core.inference import SCORE
 from services.client.http import Client
 from services.client.tables import watch_job
 

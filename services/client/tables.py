@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from relay_core import events
-from relay_core.cli.output import Terminal
+from relay_core.cli import Terminal
 from services.client.http import Client
 
 

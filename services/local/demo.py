@@ -18,10 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from relay_core.bundle.collected import collected_matrices
-from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.signed_report import read_report as read_report
-from relay_core.bundle.trust import Roster, spoken_fingerprint
+from relay_core.bundle import KeyFolder, Roster, collected_matrices, read_report, spoken_fingerprint
 from relay_core.config import RunFile, load_run
 from relay_core.errors import RelayError
 from relay_core.files import write_atomically

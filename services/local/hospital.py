@@ -14,13 +14,11 @@ from typing import Any
 
 import httpx
 
-from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle import KeyFolder
 from relay_core.config import RunFile
 from relay_core.errors import RelayError
-from services.client.http import Client
-from services.client.runs import upload_run
-from services.client.tables import watch_job
-from services.trainer.process_guard import guarded
+from services.client import Client, upload_run, watch_job
+from services.trainer import guarded
 
 PATIENCE = 90.0
 """Seconds that a site has to come up."""

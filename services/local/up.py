@@ -18,15 +18,12 @@ from typing import Any
 import httpx
 from sqlalchemy import func, select
 
-from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.trust import spoken_fingerprint
+from relay_core.bundle import KeyFolder, spoken_fingerprint
 from relay_core.errors import RelayError
-from services.api.migration import bring_up_to_date
-from services.site import audit, auth
-from services.site.db import Database
-from services.site.db.models import Token
-from services.site.settings import Settings, load_settings
-from services.trainer.process_guard import guarded
+from services.api import bring_up_to_date
+from services.site import Settings, audit, auth, load_settings
+from services.site.db import Database, Token
+from services.trainer import guarded
 
 PATIENCE = 60.0
 """Seconds that the API has to answer after its start."""

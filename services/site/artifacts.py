@@ -24,8 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from relay_core.files import replace_with, sync
-from services.site.db.engine import Database
-from services.site.db.models import Artifact, Attachment, Checkpoint, Model
+from services.site.db import Artifact, Attachment, Checkpoint, Database, Model
 from services.site.errors import Refusal
 
 CHUNK = 1 << 20

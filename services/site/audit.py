@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from services.site.db.models import AuditRecord, now
+from services.site.db import AuditRecord, now
 from services.site.errors import Refusal
 
 GENESIS = "0" * 64

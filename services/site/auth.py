@@ -17,7 +17,7 @@ from sqlalchemy import delete
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from services.site.db.models import Lockout, Token, now
+from services.site.db import Lockout, Token, now
 from services.site.errors import Refusal
 
 Role = Literal["viewer", "operator", "admin"]

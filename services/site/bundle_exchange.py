@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from services.site import artifacts, audit, jobs
 from services.site.artifacts import ArtifactStore
 from services.site.checkpoint_header import read_header
-from services.site.db.models import Bundle, Checkpoint, Job, Run, new_id, now
+from services.site.db import Bundle, Checkpoint, Job, Run, new_id, now
 from services.site.errors import Refusal
 from services.site.job_plans import need
 

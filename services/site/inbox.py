@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from relay_core.errors import RelayError
 from services.site import audit, bundle_exchange
 from services.site.artifacts import CHUNK, ArtifactStore
-from services.site.db.engine import Database
+from services.site.db import Database
 from services.site.dispatch import Doorbell
 from services.site.errors import Refusal
 from services.site.settings import Settings

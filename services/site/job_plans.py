@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
 from services.site import artifacts, workers
-from services.site.db.models import Base, Bundle, Checkpoint, Dataset, Evaluation, Job, Run
+from services.site.db import Base, Bundle, Checkpoint, Dataset, Evaluation, Job, Run
 from services.site.errors import Refusal
 
 Row = TypeVar("Row", bound=Base)

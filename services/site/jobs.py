@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from services.site import artifacts, audit
-from services.site.db.models import DeviceLease, Job, JobEvent, clock, now
+from services.site.db import DeviceLease, Job, JobEvent, clock, now
 from services.site.errors import Refusal
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from services.site.db.models import DeviceLease, Job, clock, now
+from services.site.db import DeviceLease, Job, clock, now
 from services.site.errors import Refusal
 from services.site.jobs import HELD, add_events, end, free_devices, move
 

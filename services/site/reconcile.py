@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from relay_core.errors import RelayError
 from services.site import artifacts, jobs, leases, workers
 from services.site.artifacts import ArtifactStore
-from services.site.db.engine import Database
+from services.site.db import Database
 from services.site.dispatch import Doorbell
 from services.site.inbox import Inbox
 from services.site.settings import Settings

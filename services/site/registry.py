@@ -13,10 +13,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from relay_core.config.solvers import Task
-from relay_core.inference.outputs import SCORE
+from relay_core.config import Task
+from relay_core.inference import SCORE
 from services.site import artifacts, audit
-from services.site.db.models import Job, Model, ModelName, Promotion
+from services.site.db import Job, Model, ModelName, Promotion
 from services.site.errors import Refusal
 
 FILE = "model.onnx"

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from relay_core.config import RunFile, parse_run
 from relay_core.errors import RunFileError
 from services.site import audit
-from services.site.db.models import Run
+from services.site.db import Run
 from services.site.errors import Refusal
 
 MAX_NAME = 100

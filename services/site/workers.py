@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from services.site.db.models import Job, Worker, clock, now
+from services.site.db import Job, Worker, clock, now
 from services.site.jobs import HELD
 
 FORGET = 86400.0

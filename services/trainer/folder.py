@@ -11,8 +11,7 @@ from pathlib import Path
 import yaml
 
 from relay_core.config import RunFile
-from services.site.checkpoint_header import CheckpointFile, read_header
-from services.site.leases import Claim, LeaseLost
+from services.site import CheckpointFile, Claim, LeaseLost, read_header
 from services.trainer.training_process import NOTE, end_leftover
 
 _NOT_CARRIED = frozenset({NOTE, "events.jsonl"})

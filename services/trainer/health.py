@@ -5,9 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 
-from services.site import workers
-from services.site.db.engine import Database
-from services.site.settings import load_settings
+from services.site import load_settings, workers
+from services.site.db import Database
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
-from services.site.settings import load_settings
+from services.site import load_settings
 from services.trainer.worker_loop import WorkerLoop
 
 PERIOD = 1.0

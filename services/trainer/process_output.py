@@ -10,10 +10,8 @@ from typing import Any
 
 from sqlalchemy.dialects import postgresql, sqlite
 
-from services.site import jobs, leases
-from services.site.db.engine import Database
-from services.site.db.models import Metric
-from services.site.leases import Claim
+from services.site import Claim, jobs, leases
+from services.site.db import Database, Metric
 
 MAX_LOG = 10_000
 """Log lines of an attempt that are kept."""

@@ -9,12 +9,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, audit, bundle_exchange, registry
-from services.site.artifacts import ArtifactStore
-from services.site.checkpoint_header import CheckpointFile
-from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, Run
-from services.site.errors import Refusal
-from services.site.job_plans import need
+from services.site import ArtifactStore, CheckpointFile, Refusal, artifacts, audit, bundle_exchange, need, registry
+from services.site.db import Checkpoint, Dataset, Evaluation, Job, Run
 from services.trainer.folder import newest_checkpoints
 from services.trainer.training_process import NOTE
 from services.trainer.work import PREDICTIONS, STAGED, PreparedJob

@@ -17,13 +17,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from relay_core.errors import RelayError, Stopped
-from services.site import jobs, leases
-from services.site.artifacts import ArtifactStore
-from services.site.db.engine import Database, DatabaseError
-from services.site.db.models import Job
-from services.site.errors import CATALOGUE
-from services.site.leases import Claim, LeaseLost
-from services.site.settings import Settings
+from services.site import CATALOGUE, ArtifactStore, Claim, LeaseLost, Settings, jobs, leases
+from services.site.db import Database, DatabaseError, Job
 from services.trainer import results, work
 from services.trainer.folder import attempt_folder
 from services.trainer.process_output import ProcessOutput

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
-from services.site.dispatch import TASK
+from services.site import TASK
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -14,15 +14,19 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, bundle_exchange, folders, registry
-from services.site.artifacts import ArtifactStore
-from services.site.db.engine import Database
-from services.site.db.models import Bundle, Checkpoint, Dataset, Job, Run
-from services.site.errors import Refusal
-from services.site.job_plans import need
-from services.site.leases import Claim
-from services.site.runs import run_file
-from services.site.settings import Settings
+from services.site import (
+    ArtifactStore,
+    Claim,
+    Refusal,
+    Settings,
+    artifacts,
+    bundle_exchange,
+    folders,
+    need,
+    registry,
+    run_file,
+)
+from services.site.db import Bundle, Checkpoint, Database, Dataset, Job, Run
 from services.trainer.folder import write_run_files
 
 INPUT = "input"

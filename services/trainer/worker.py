@@ -13,9 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from relay_core.errors import RelayError
-from services.site import workers
-from services.site.dispatch import QUEUE, celery_app
-from services.site.settings import Settings, SettingsError, load_settings
+from services.site import QUEUE, Settings, SettingsError, celery_app, load_settings, workers
 from services.trainer import tasks
 from services.trainer.process_guard import die_with_parent
 from services.trainer.worker_loop import WorkerLoop

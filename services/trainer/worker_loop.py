@@ -19,10 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
-from services.site import jobs, leases, workers
-from services.site.db.engine import Database
-from services.site.db.models import Job, now
-from services.site.settings import Settings
+from services.site import Settings, jobs, leases, workers
+from services.site.db import Database, Job, now
 from services.trainer.runner import Runner
 
 TIDY_EVERY = 3600.0

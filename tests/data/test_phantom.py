@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from relay_core.config.datasets import FundusKwargs
-from relay_core.data import make_phantoms, preflight, read_image, read_mask
+from relay_core.data import make_phantoms, preflight
 from relay_core.data.phantom_styles import MAX_SITES, style_of
 from relay_core.errors import DataError
+from relay_core.imaging import read_image, read_mask
 
 
 def contents(folder: Path) -> dict[str, bytes]:

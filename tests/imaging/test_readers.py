@@ -5,8 +5,8 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from relay_core.data import read_image, read_mask, write_mask
 from relay_core.errors import DataError
+from relay_core.imaging import read_image, read_mask, write_mask
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 COLOUR = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

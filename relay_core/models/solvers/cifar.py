@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relay_core.config.solvers import CifarResNetKwargs, Task
+from relay_core.config import CifarResNetKwargs, Task
 from relay_core.models.solvers.blocks import make_activation, make_norm
 from relay_core.models.solvers.classifier import Classifier
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from relay_core.config.solvers import OwmNetKwargs, Task
+from relay_core.config import OwmNetKwargs, Task
 from relay_core.models.solvers.blocks import make_activation
 
 WIDTHS = (64, 128, 256)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from relay_core.config.solvers import PretrainedKwargs, ResNetKwargs, Task
+from relay_core.config import PretrainedKwargs, ResNetKwargs, Task
 from relay_core.errors import CheckpointError
 from relay_core.models.solvers.blocks import make_activation, make_norm
 from relay_core.models.solvers.classifier import Classifier

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relay_core.config.solvers import Task, UNetKwargs
+from relay_core.config import Task, UNetKwargs
 from relay_core.models.solvers.blocks import DoubleConv
 from relay_core.models.solvers.classifier import Classifier
 from relay_core.models.solvers.resnet import ResNetEncoder

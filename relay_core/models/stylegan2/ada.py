@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relay_core import distributed
-from relay_core.cuda.ops import upfirdn2d
+from relay_core.cuda import upfirdn2d
 from relay_core.models.stylegan2 import ada_transforms as transforms
 
 Pipe = Literal["b", "bg", "bgc", "bgcf", "bgcfn"]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_core import distributed
-from relay_core.cuda import setup_filter, styled_conv2d, upsample2d
-from relay_core.cuda.ops import bias_act, modulated_conv2d
+from relay_core.cuda import bias_act, modulated_conv2d, setup_filter, styled_conv2d, upsample2d
 from relay_core.models.stylegan2.layers import (
     RESAMPLE_TAPS,
     FullyConnected,

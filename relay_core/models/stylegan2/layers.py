@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relay_core import distributed
-from relay_core.cuda import conv2d_resample, setup_filter
-from relay_core.cuda.ops import bias_act
+from relay_core.cuda import bias_act, conv2d_resample, setup_filter
 
 RESAMPLE_TAPS = (1, 3, 3, 1)
 CLAMP = 256.0

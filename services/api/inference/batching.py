@@ -20,11 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from services.site.errors import Refusal
-from services.site.settings import Settings
+from services.site import Refusal, Settings
 
 if TYPE_CHECKING:
-    from relay_core.inference.onnx_model import OnnxModel
+    from relay_core.inference import OnnxModel
 
 Array = npt.NDArray[Any]
 Results = dict[str, Array]

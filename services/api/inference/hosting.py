@@ -14,9 +14,7 @@ from starlette.requests import Request
 
 from relay_core.errors import RelayError
 from services.api.inference.batching import Hosted, Meters, Statistics
-from services.site.artifacts import ArtifactStore
-from services.site.errors import Refusal
-from services.site.settings import Settings
+from services.site import ArtifactStore, Refusal, Settings
 
 OVERHEAD = 32 << 20
 """Bytes that a session needs besides twice its file (an estimate)."""

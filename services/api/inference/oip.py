@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from relay_core.config.solvers import Task
-from relay_core.inference.outputs import OUTPUTS, shapes
-from services.site.errors import Refusal
+from relay_core.config import Task
+from relay_core.inference import OUTPUTS, shapes
+from services.site import Refusal
 
 LENGTH = "Inference-Header-Content-Length"
 TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}

@@ -30,4 +30,4 @@ ROUTERS = (
     audit.router,
 )
 
-__all__ = ["ROUTERS"]
+__all__ = ["ROUTERS", "imports"]

@@ -11,8 +11,8 @@ from services.api import pages, schemas
 from services.api.deps import Admin, Site
 from services.api.docs import refusals, success
 from services.api.pages import PageQuery
-from services.site.audit import GENESIS
-from services.site.db.models import AuditRecord
+from services.site import audit
+from services.site.db import AuditRecord
 
 router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
 
@@ -43,5 +43,5 @@ def list_audit(
     with site.database.read() as session:
         rows, cursor = pages.read(session, site.settings.key, AuditRecord, paging, filters, [AuditRecord.seq])
         head = session.scalars(select(AuditRecord.hash).order_by(AuditRecord.seq.desc()).limit(1)).first()
-    response.headers["Audit-Head"] = head or GENESIS
+    response.headers["Audit-Head"] = head or audit.GENESIS
     return schemas.Page(items=[schemas.AuditRecord.model_validate(row) for row in rows], next_cursor=cursor)

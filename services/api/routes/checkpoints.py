@@ -14,11 +14,8 @@ from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, che
 from services.api.docs import ETAG, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Part, PartQuery, download, stored
-from services.site import artifacts, audit
-from services.site.db.models import Artifact, Checkpoint, Evaluation, Job
-from services.site.errors import Refusal
-from services.site.job_plans import need
-from services.site.jobs import ACTIVE
+from services.site import ACTIVE, Refusal, artifacts, audit, need
+from services.site.db import Artifact, Checkpoint, Evaluation, Job
 
 MEDIA_TYPE = "application/octet-stream"
 

@@ -14,11 +14,8 @@ from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, che
 from services.api.docs import ETAG, LOCATION, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import HEADERS, stored
-from services.site import artifacts, audit, folders
-from services.site.db.models import Dataset, Job
-from services.site.errors import Refusal
-from services.site.job_plans import need
-from services.site.jobs import ACTIVE
+from services.site import ACTIVE, Refusal, artifacts, audit, folders, need
+from services.site.db import Dataset, Job
 
 router = APIRouter(prefix="/api/v1/datasets", tags=["data sets"])
 

@@ -11,10 +11,8 @@ from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import HEADERS, stored
-from services.site import artifacts
-from services.site.db.models import Evaluation
-from services.site.errors import Refusal
-from services.site.job_plans import need
+from services.site import Refusal, artifacts, need
+from services.site.db import Evaluation
 
 router = APIRouter(prefix="/api/v1/evaluations", tags=["evaluations"])
 

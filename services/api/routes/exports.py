@@ -11,10 +11,8 @@ from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
 from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Part, PartQuery, download, stored
-from services.site import artifacts, audit, bundle_exchange, job_plans, jobs
-from services.site.db.models import Bundle
-from services.site.errors import Refusal
-from services.site.job_plans import JobPlan, need
+from services.site import JobPlan, Refusal, artifacts, audit, bundle_exchange, job_plans, jobs, need
+from services.site.db import Bundle
 
 router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
 

@@ -17,10 +17,8 @@ from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.middleware import drain
 from services.api.pages import PageQuery
 from services.api.streaming import HEADERS, stored
-from services.site import artifacts, bundle_exchange
-from services.site.db.models import Bundle, Job
-from services.site.errors import Refusal
-from services.site.job_plans import need
+from services.site import Refusal, artifacts, bundle_exchange, need
+from services.site.db import Bundle, Job
 
 PATH = "/api/v1/imports"
 TYPES = (bundle_exchange.MEDIA_TYPE, "application/octet-stream")

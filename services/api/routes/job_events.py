@@ -21,13 +21,9 @@ from relay_core.errors import RelayError
 from services.api import schemas
 from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
-from services.api.schemas.common import Words
 from services.api.streaming import HEADERS, stored
-from services.site import artifacts
-from services.site.db.models import Job, JobEvent, Metric
-from services.site.errors import Refusal
-from services.site.job_plans import need
-from services.site.jobs import TERMINAL
+from services.site import TERMINAL, Refusal, artifacts, need
+from services.site.db import Job, JobEvent, Metric
 
 POLL = 0.5
 """Seconds between two looks for new events."""
@@ -151,8 +147,8 @@ def get_metrics(
     job_id: schemas.JobId,
     site: Site,
     caller: Viewer,
-    name: Annotated[Words | schemas.Absent, Query(description="Only this metric.")] = None,
-    site_name: Annotated[Words | schemas.Absent, Query(alias="site", description="Only this site's.")] = None,
+    name: Annotated[schemas.Words | schemas.Absent, Query(description="Only this metric.")] = None,
+    site_name: Annotated[schemas.Words | schemas.Absent, Query(alias="site", description="Only this site's.")] = None,
     every: Annotated[int, Query(ge=1, le=10_000, description="At most so many points of a series.")] = 1000,
 ) -> list[schemas.Series]:
     """Losses, scores and speed over the steps, thinned evenly; the newest point is always there."""

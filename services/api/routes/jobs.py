@@ -11,9 +11,8 @@ from services.api import pages, schemas
 from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
 from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
 from services.api.pages import PageQuery
-from services.site import job_plans, jobs
-from services.site.db.models import Job
-from services.site.job_plans import JobPlan, need
+from services.site import JobPlan, job_plans, jobs, need
+from services.site.db import Job
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 

@@ -18,12 +18,11 @@ from relay_core.errors import ImageError
 from services.api import pages, schemas
 from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer
 from services.api.docs import ETAG, Responses, changes, refusals, success
-from services.api.inference.batching import Hosted
+from services.api.inference import Hosted
 from services.api.pages import PageQuery
 from services.api.streaming import PartQuery, download, stored
-from services.site import registry
-from services.site.db.models import Artifact, Model, Promotion
-from services.site.errors import Refusal
+from services.site import Refusal, registry
+from services.site.db import Artifact, Model, Promotion
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 VersionQuery = Annotated[
@@ -189,8 +188,8 @@ def _predict(site: ServiceParts, name: str, version: int | None, content: bytes,
 
 def _seen(hosted: Hosted, content: bytes, output: schemas.Output | None) -> tuple[bytes, str, list[str]]:
     """The answer, its media type, and what to warn of."""
-    from relay_core.imaging.study import read_study
-    from relay_core.inference.prediction import classify, predict
+    from relay_core.imaging import read_study
+    from relay_core.inference import classify, predict
 
     facts, whole = hosted.session.facts, hosted.session.facts.task == "classification"
     if whole and output is not None:

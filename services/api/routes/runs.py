@@ -10,11 +10,8 @@ from services.api import pages, schemas
 from services.api.deps import IfMatch, Operator, Site, Viewer, check_version, etag
 from services.api.docs import ETAG, LOCATION, changes, refusals, success
 from services.api.pages import PageQuery
-from services.api.schemas.datasets import Name
-from services.site import audit, runs
-from services.site.db.models import Run
-from services.site.errors import Refusal
-from services.site.job_plans import need
+from services.site import Refusal, audit, need, runs
+from services.site.db import Run
 
 MAX_FILE = 1 << 20
 TYPES = ("application/yaml", "text/yaml", "application/x-yaml", "text/plain")
@@ -54,7 +51,7 @@ def register_run(
     text: Annotated[str, Depends(_run_file)],
     site: Site,
     response: Response,
-    name: Annotated[Name, Query(description="What people call it.")] = "run",
+    name: Annotated[schemas.Name, Query(description="What people call it.")] = "run",
 ) -> schemas.Run:
     """Register a run file, given as the body itself. Its id is the same at every site of the relay."""
     read = runs.read(text, name)

@@ -12,8 +12,7 @@ import relay_core
 from services.api import schemas
 from services.api.deps import Site, Viewer
 from services.api.docs import refusals, success
-from services.site import workers
-from services.site.errors import CATALOGUE, Refusal
+from services.site import CATALOGUE, Refusal, workers
 
 router = APIRouter(tags=["system"])
 

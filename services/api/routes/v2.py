@@ -13,12 +13,10 @@ import relay_core
 from services.api import schemas
 from services.api.deps import ModelCaller, ServiceParts, Site
 from services.api.docs import refusals, success
-from services.api.inference import oip
-from services.api.inference.batching import Hosted
+from services.api.inference import Hosted, oip
 from services.api.routes.models import borrowed
-from services.site import registry
-from services.site.db.models import Model
-from services.site.errors import Refusal
+from services.site import Refusal, registry
+from services.site.db import Model
 
 router = APIRouter(prefix="/v2", tags=["inference"])
 INLINE = 1 << 18

@@ -1,7 +1,7 @@
 """What goes over the wire: request and response bodies, and the values of parameters."""
 
 from services.api.schemas.common import Absent, CheckpointId, DatasetId, EvaluationId, JobId, Page, Problem, RunId, Words
-from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest
+from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest, Name
 from services.api.schemas.handoff import BundleId, Export, ExportRequest, HandOffRequest, Import, Rejection, ReportRequest
 from services.api.schemas.jobs import (
     EvaluateRequest,
@@ -66,6 +66,7 @@ __all__ = [
     "Measurements",
     "ModelName",
     "ModelVersion",
+    "Name",
     "Output",
     "Page",
     "PredictRequest",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
 
-from relay_core.config.datasets import DATASETS
+from relay_core.config import DATASETS
 from services.api.schemas.common import EXAMPLE_DATASET, EXAMPLE_TIME, DatasetId, Note, RequestBody, ResponseBody
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]

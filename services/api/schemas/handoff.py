@@ -20,7 +20,7 @@ from services.api.schemas.common import (
     ResponseBody,
 )
 from services.api.schemas.jobs import JobError
-from services.site.bundle_exchange import Purpose, Shown
+from services.site import Purpose, Shown
 
 EXAMPLE_BUNDLE = "bundle-019a8c1d2e3f4a5b6c7d8e9f0a1b"
 

@@ -22,8 +22,7 @@ from services.api.schemas.common import (
 )
 from services.api.schemas.models import ModelName
 from services.api.schemas.runs import TaskNumber
-from services.site.jobs import Kind, State
-from services.site.registry import Precision
+from services.site import Kind, Precision, State
 
 TaskKey = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}$")]
 DatasetsBySite = Annotated[

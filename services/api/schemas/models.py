@@ -18,7 +18,7 @@ from services.api.schemas.common import (
     ResponseBody,
     RunId,
 )
-from services.site.registry import Precision
+from services.site import Precision
 
 ModelName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), Field(examples=["fundus"], description="Of a model.")

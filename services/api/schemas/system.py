@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from services.api.schemas.common import EXAMPLE_JOB, EXAMPLE_RUN, EXAMPLE_TIME, ResponseBody
-from services.site.auth import Role
+from services.site import Role
 
 
 class Health(ResponseBody):

@@ -1,6 +1,65 @@
 """The site's database: models, sessions, migrations."""
 
-from services.site.db.engine import Database
-from services.site.db.models import Base, new_id
+from typing import TYPE_CHECKING
 
-__all__ = ["Base", "Database", "new_id"]
+import lazy_loader
+
+if TYPE_CHECKING:
+    from services.site.db import migrate
+    from services.site.db.engine import Database, DatabaseError
+    from services.site.db.models import (
+        Artifact,
+        Attachment,
+        AuditRecord,
+        Base,
+        Bundle,
+        Checkpoint,
+        Dataset,
+        DeviceLease,
+        Evaluation,
+        Job,
+        JobEvent,
+        Lockout,
+        Metric,
+        Model,
+        ModelName,
+        Promotion,
+        Run,
+        Token,
+        Worker,
+        clock,
+        new_id,
+        now,
+    )
+else:
+    __getattr__, __dir__, __all__ = lazy_loader.attach(
+        __name__,
+        ["migrate"],
+        {
+            "engine": ["Database", "DatabaseError"],
+            "models": [
+                "Artifact",
+                "Attachment",
+                "AuditRecord",
+                "Base",
+                "Bundle",
+                "Checkpoint",
+                "Dataset",
+                "DeviceLease",
+                "Evaluation",
+                "Job",
+                "JobEvent",
+                "Lockout",
+                "Metric",
+                "Model",
+                "ModelName",
+                "Promotion",
+                "Run",
+                "Token",
+                "Worker",
+                "clock",
+                "new_id",
+                "now",
+            ],
+        },
+    )
