@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import relay_core
 from relay_core.bundle import canonical
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_mean, is_moment, is_name, is_number, is_version
 from relay_core.bundle.weights import Table, read_table
-from relay_core.config import RunFile
+from relay_core.config import RunFile, StrategyFacts
 from relay_core.errors import BundleError
 
 FORMAT = 1
@@ -20,10 +22,6 @@ _FIELDS = frozenset({
     "metrics", "checkpoint", "tools",
 })  # fmt: skip
 _CHECKPOINT = frozenset({"strategy", "step", "steps", "images", "consumed", "state"})
-REMEMBERING = ("si", "owm", "ewc", "lwf")
-"""Strategies that count the sites that they have been at."""
-REAL_IMAGES = "rehearsal"
-"""The strategy whose checkpoints hold images of patients, and never leave their machine."""
 MAX_STEPS = 10**8
 """Checkpoints are named by their step, with eight digits."""
 Manifest = dict[str, Any]
@@ -69,12 +67,12 @@ def check(data: bytes) -> tuple[Manifest, Table]:
         and found["checkpoint"]["steps"] <= found["checkpoint"]["step"] < MAX_STEPS
         and _are_looks(found["checkpoint"].get("looks", {}))
         and is_name(found["checkpoint"]["strategy"])
+        and isinstance(found["checkpoint"]["state"], dict)
         and isinstance(found["tools"], dict)
         and all(is_name(name) and is_name(version) for name, version in found["tools"].items())
     )
     if not sound:
         raise BundleError("bundle_damaged", "manifest.json lacks a field, or has one that this format does not know")
-    _check_state(found["checkpoint"]["strategy"], found["checkpoint"]["state"])
     return found, read_table(found["tensors"])
 
 
@@ -118,20 +116,19 @@ def _major(version: str) -> int:
     return int(version.partition(".")[0])
 
 
-def _check_state(strategy: str, state: Any) -> None:
-    """A number of sites at most; of a relay the site banks and how strongly the discriminators' inputs are augmented."""
+def require_handed_over(state: object, facts: StrategyFacts) -> None:
+    """Check a strategy's state against the schema that the strategy states of itself.
+
+    Raises:
+        BundleError: `bundle_damaged`.
+    """
     try:
-        sound = state == {} or (state.keys() == {"sites"} and is_count(state["sites"])) if strategy != "relay" else (
-            state.keys() - {"label"} == {"previous", "current", "stage", "img", "frozen"}
-            and state["frozen"] == []
-            and type(state["stage"]) is int and 1 <= state["stage"] <= 3
-            and all(_is_bank(state[bank]) for bank in ("previous", "current"))
-            and all(_is_game(state[game]) for game in ("label", "img") if game in state)
-        )  # fmt: skip
-    except (AttributeError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise BundleError("bundle_damaged", "the manifest's site bank or augmentation state is not sound")
+        facts.handed_over.model_validate(state)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "state"
+        raise BundleError(
+            "bundle_damaged", f"the state of the strategy in the manifest is not sound: {where[:100]!r}"
+        ) from None
 
 
 def _are_looks(looks: Any) -> bool:
@@ -152,30 +149,6 @@ def _are_numbers(known: Any) -> bool:
     )
 
 
-def _is_bank(bank: Any) -> bool:
-    known = [slot for slot in bank.values() if slot.keys() - {"classes"} == {"id", "frequency"} and _are_classes(slot)]
-    slots = [(slot["id"], slot["frequency"]) for slot in known]
-    plain = all(is_count(i) and is_count(n) and 1 <= n < 1 << 40 for i, n in slots)
-    return plain and len(slots) == len(bank) and len({i for i, _ in slots}) == len(bank)
-
-
-def _are_classes(slot: Any) -> bool:
-    """Images of each class, which sum up to all; a segmentation's bank has none."""
-    counts = slot.get("classes", [slot["frequency"]])
-    return isinstance(counts, list) and all(map(is_count, counts)) and sum(counts) == slot["frequency"]
-
-
-def _is_game(game: Any) -> bool:
-    ada = game["ada"]
-    return (
-        game.keys() == {"ada", "path_mean"}
-        and ada.keys() == {"p", "sign_sum", "count"}
-        and all(is_number(value) for value in (game["path_mean"], ada["p"], ada["sign_sum"]))
-        and 0 <= ada["p"] <= 1
-        and is_count(ada["count"])
-    )
-
-
 def require_fit(made: Manifest, records: Sequence[Mapping[str, Any]], run: RunFile) -> None:
     """Whether the run can have led to this history and state: its sites in its order, slots that its networks have.
 
@@ -184,10 +157,11 @@ def require_fit(made: Manifest, records: Sequence[Mapping[str, Any]], run: RunFi
         RunFileError: the run file is not valid.
     """
     sites = [run.site(i) for i in run.task_ids[: len(records)]]
-    due = [(site.task_id, "joint" if site.mode == "joint" else site.name) for site in sites]
+    due = [(site.task_id, "joint" if site.facts.sequence == "at_once" else site.name) for site in sites]
     if [(record["task_id"], record["site"]) for record in records] != due:
         raise BundleError("history_broken", "the history does not go from site to site as the run does")
     settings, state = sites[-1], made["checkpoint"]["state"]
+    require_handed_over(state, settings.facts)
     slots = {name: slot["id"] for bank in ("previous", "current") for name, slot in state.get(bank, {}).items()}
     room = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
     classes = [slot.get("classes") for bank in ("previous", "current") for slot in state.get(bank, {}).values()]
@@ -198,7 +172,7 @@ def require_fit(made: Manifest, records: Sequence[Mapping[str, Any]], run: RunFi
         or any(slot >= room for slot in slots.values())
         or any((None if known is None else len(known)) != counted for known in classes)
         or ("img" in state and ("label" in state) != (counted is None))
-        or state.get("sites", None if settings.strategy.name in REMEMBERING else len(records)) != len(records)
-        or settings.strategy.name == REAL_IMAGES
+        or state.get("sites", len(records)) != len(records)
+        or settings.facts.holds_real_images
     ):
         raise BundleError("bundle_damaged", "the manifest's strategy or site bank is not one that the run's networks have")

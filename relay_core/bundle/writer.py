@@ -125,13 +125,14 @@ def write_beside(folder: Path, members: Mapping[str, bytes], provenance: Provena
 
 def _check(meta: Mapping[str, Any], run: RunFile, parent: Provenance | None) -> None:
     """Whether the checkpoint may leave, and its history has no gap."""
-    if meta["strategy"] == manifest.REAL_IMAGES:
-        raise BundleError(
-            "weights_invalid",
-            "a checkpoint of strategy rehearsal holds real images of patients: it never leaves its machine",
-        )
     if meta["run"] != run.digest:
         raise BundleError("bundle_other_run", "the checkpoint was trained with another run file than the one given")
+    stated = run.site(meta["task_id"]).facts.holds_real_images
+    if meta.get("holds_real_images", stated) or stated:
+        raise BundleError(
+            "weights_invalid",
+            f"a checkpoint of strategy {meta['strategy']} holds real images of patients: it never leaves its machine",
+        )
     if meta["step"] < meta["steps"]:
         done = f"{meta['step']} of {meta['steps']} steps"
         raise BundleError(

@@ -12,7 +12,7 @@ from relay_core.config.datasets import (
     dataset_options,
 )
 from relay_core.config.explain import suggestion
-from relay_core.config.losses import LOSSES
+from relay_core.config.losses import LOSSES, LossKwargs
 from relay_core.config.model import (
     MODELS,
     Corrections,
@@ -33,17 +33,31 @@ from relay_core.config.solvers import (
     OwmNetKwargs,
     PretrainedKwargs,
     ResNetKwargs,
+    SolverKwargs,
     SolverSettings,
     Task,
     UNetKwargs,
 )
-from relay_core.config.strategies import STRATEGIES, EwcKwargs, LwfKwargs, OwmKwargs, RehearsalKwargs, SiKwargs
+from relay_core.config.states import HandedOverState, NoState, SiteCountState
+from relay_core.config.strategies import (
+    SEQUENCES,
+    STRATEGIES,
+    EwcKwargs,
+    LwfKwargs,
+    OwmKwargs,
+    RehearsalKwargs,
+    SiKwargs,
+    StrategyFacts,
+    StrategyKwargs,
+    strategy_facts,
+)
 from relay_core.config.train import OptimizerSettings, SchedulerSettings, TrainSettings
 
 __all__ = [
     "DATASETS",
     "LOSSES",
     "MODELS",
+    "SEQUENCES",
     "SOLVERS",
     "STRATEGIES",
     "CifarResNetKwargs",
@@ -55,9 +69,12 @@ __all__ = [
     "EwcKwargs",
     "FolderKwargs",
     "GeneratorKwargs",
+    "HandedOverState",
+    "LossKwargs",
     "LwfKwargs",
     "MediastinumKwargs",
     "MidlineKwargs",
+    "NoState",
     "OptimizerConf",
     "OptimizerSettings",
     "OwmKwargs",
@@ -71,9 +88,13 @@ __all__ = [
     "SchedulerSettings",
     "Settings",
     "SiKwargs",
+    "SiteCountState",
     "SiteSettings",
     "SlicedKwargs",
+    "SolverKwargs",
     "SolverSettings",
+    "StrategyFacts",
+    "StrategyKwargs",
     "Task",
     "TrainSettings",
     "UNetKwargs",
@@ -83,5 +104,6 @@ __all__ = [
     "outside_values",
     "parse_run",
     "recipes",
+    "strategy_facts",
     "suggestion",
 ]

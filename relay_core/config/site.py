@@ -12,7 +12,7 @@ from relay_core.config.base import Settings
 from relay_core.config.datasets import CommonDatasetKwargs, DatasetSettings
 from relay_core.config.model import DoubleGanKwargs, ModelSettings
 from relay_core.config.solvers import PretrainedKwargs, SolverKwargs, SolverSettings
-from relay_core.config.strategies import BaselineKwargs, StrategySettings
+from relay_core.config.strategies import BaselineKwargs, StrategyFacts, StrategySettings, strategy_facts
 from relay_core.config.train import OptimizerSettings, TrainSettings
 from relay_core.errors import RunFileError
 
@@ -71,8 +71,8 @@ class SiteSettings(Settings):
         Raises:
             RunFileError: they do not; the message names the keys.
         """
-        if self.strategy.name == "relay" and self.model.name != "doublegan":
-            raise RunFileError(f"strategy relay needs model doublegan, not {self.model.name!r}")
+        if self.facts.has_generators and self.model.name != "doublegan":
+            raise RunFileError(f"strategy {self.strategy.name} needs model doublegan, not {self.model.name!r}")
         if isinstance(self.model.kwargs, DoubleGanKwargs) and self.model.kwargs.task != self.data.task:
             raise RunFileError(f"model.kwargs.task is {self.model.kwargs.task}, dataset.kwargs.task is {self.data.task}")
         if self.data.task not in self.solver.kwargs.tasks:
@@ -95,7 +95,7 @@ class SiteSettings(Settings):
                 f"train.loss.kwargs.weight has {len(weight)} numbers, one for each of {found[1]} classes is needed"
             )
         side = self.model.kwargs.img_resolution if isinstance(self.model.kwargs, DoubleGanKwargs) else self.resolution
-        if self.strategy.name == "relay" and self.resolution != side:
+        if self.facts.has_generators and self.resolution != side:
             raise RunFileError(f"dataset.kwargs.img_size is {self.resolution}, the generators draw {side} (img_resolution)")
 
     def shared(self) -> dict[str, Any]:
@@ -166,6 +166,11 @@ class SiteSettings(Settings):
         if not isinstance(kwargs, BaselineKwargs):
             return self.strategy.name
         return kwargs.mode or ("joint" if self.train.joint_training else "sequential")
+
+    @property
+    def facts(self) -> StrategyFacts:
+        """What the strategy states of itself. Raises RunFileError where it states nothing."""
+        return strategy_facts(self.mode)
 
     @property
     def folder_name(self) -> str:

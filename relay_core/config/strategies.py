@@ -2,32 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from relay_core.config.base import Settings
 from relay_core.config.registry import Choice, Entry, Registry
+from relay_core.config.states import HandedOverState, NoState, RelayState, SiteCountState
+from relay_core.errors import RunFileError
+
+
+@dataclass(frozen=True)
+class StrategyFacts:
+    """What the rest of the system must know of a strategy without loading its code; nothing of it has a default.
+
+    Bundles, services and commands decide by these facts, never by a strategy's name.
+    """
+
+    holds_real_images: bool
+    """Whether its checkpoints hold images of patients. Then they never leave their machine: no export, no bundle."""
+    sequence: Literal["continues", "anew", "at_once"]
+    """continues: a site goes on from the checkpoint of the site before. anew: every site starts from nothing.
+    at_once: the images of all sites are trained on together."""
+    handed_over: type[HandedOverState]
+    """Schema of the state that goes to the next site beside the networks."""
+    has_generators: bool
+    """Whether its checkpoints hold generators that draw pseudo images (model `doublegan`)."""
+    in_service: bool
+    """Whether a site's service may run it."""
 
 
 class StrategyKwargs(Settings):
     """What the settings of every strategy derive from."""
 
+    facts: ClassVar[StrategyFacts | None] = None
+    """Stated by every strategy: one that does not is refused. A subclass of settings takes its parent's over."""
+
 
 class RelayKwargs(StrategyKwargs):
     """Relay learning: replay from generators that travel along. Its settings stand with the model `doublegan`."""
 
+    facts = StrategyFacts(
+        holds_real_images=False, sequence="continues", handed_over=RelayState, has_generators=True, in_service=True
+    )
+
 
 class BaselineKwargs(StrategyKwargs):
     """Plain training: each site alone (local), one after the other (sequential), or all data in one place (joint)."""
+
+    facts = StrategyFacts(
+        holds_real_images=False, sequence="continues", handed_over=NoState, has_generators=False, in_service=True
+    )
 
     mode: Literal["local", "sequential", "joint"] | None = None
     """local: each site alone. sequential: fine-tune on from site to site. joint: all data in one place.
     None: joint where `train.joint_training` says so, sequential otherwise."""
 
 
+_REMEMBERING = StrategyFacts(
+    holds_real_images=False, sequence="continues", handed_over=SiteCountState, has_generators=False, in_service=True
+)
+"""Facts of the strategies that count the sites that they have been at."""
+
+
 class SiKwargs(StrategyKwargs):
     """Synaptic intelligence: weights that mattered are held where they are (Zenke 2017, arXiv 1703.04200)."""
+
+    facts = _REMEMBERING
 
     c: float = Field(default=0.5, ge=0)
     """Strength of the penalty."""
@@ -40,6 +82,8 @@ class SiKwargs(StrategyKwargs):
 
 class OwmKwargs(StrategyKwargs):
     """Orthogonal weight modification: gradients leave out the directions of earlier inputs (Zeng 2019, arXiv 1810.01256)."""
+
+    facts = _REMEMBERING
 
     alpha: float = Field(default=10.0, gt=0)
     """How little of a direction is left out at first."""
@@ -57,6 +101,8 @@ class OwmKwargs(StrategyKwargs):
 class EwcKwargs(StrategyKwargs):
     """Elastic weight consolidation, online: the Fisher information says what mattered (arXiv 1612.00796, 1805.06370)."""
 
+    facts = _REMEMBERING
+
     strength: float = Field(default=10_000.0, ge=0)
     """Factor of the penalty (lambda)."""
     decay: float = Field(default=1.0, ge=0, le=1)
@@ -68,6 +114,8 @@ class EwcKwargs(StrategyKwargs):
 class LwfKwargs(StrategyKwargs):
     """Learning without forgetting: distil the previous solver on the site's own images (Li 2016, arXiv 1606.09282)."""
 
+    facts = _REMEMBERING
+
     weight: float = Field(default=1.0, ge=0)
     """Weight of the distillation."""
     tau: float = Field(default=2.0, gt=0)
@@ -76,6 +124,8 @@ class LwfKwargs(StrategyKwargs):
 
 class RehearsalKwargs(StrategyKwargs):
     """Rehearsal of REAL images of earlier sites: leaves the air-gap promise, for studies on a single machine only."""
+
+    facts = replace(_REMEMBERING, holds_real_images=True, in_service=False)
 
     images: int = Field(default=200, ge=1)
     """Real images that are kept, of all sites together."""
@@ -102,3 +152,31 @@ class StrategySettings(Choice):
     """How a site learns."""
 
     registry = STRATEGIES
+
+
+SEQUENCES: dict[str, Literal["continues", "anew", "at_once"]] = {
+    "local": "anew", "sequential": "continues", "joint": "at_once"
+}  # fmt: skip
+"""Kinds of baseline, and in which sequence each trains the sites."""
+
+
+def strategy_facts(mode: str) -> StrategyFacts:
+    """The facts of a strategy by its name, or of the baseline by its kind (local, sequential, joint).
+
+    Raises:
+        RunFileError: there is no such strategy here, or it states no facts.
+    """
+    if mode in SEQUENCES:
+        assert BaselineKwargs.facts is not None
+        return replace(BaselineKwargs.facts, sequence=SEQUENCES[mode])
+    try:
+        kwargs = STRATEGIES[mode].kwargs
+    except KeyError:
+        raise RunFileError(f"strategy.name: {STRATEGIES.unknown(mode)}") from None
+    facts = getattr(kwargs, "facts", None)
+    if not isinstance(facts, StrategyFacts):
+        raise RunFileError(
+            f"the strategy {mode!r} does not state its facts (does it hold real images, does a site go on from the one "
+            f"before, ...): {kwargs.__name__} needs `facts = StrategyFacts(...)`, see docs/extend.md"
+        )
+    return facts

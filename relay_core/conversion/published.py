@@ -81,7 +81,7 @@ def convert(source: Path, run: RunFile, task_id: int, out: Path, warn: Callable[
 def _is_relay(tensors: Mapping[str, Tensor], settings: SiteSettings, source: Path) -> bool:
     """Whether there are generators; the run file must be of the same kind."""
     relay = any(key.startswith("model.G_img.") for key in tensors)
-    if relay != (settings.strategy.name == "relay"):
+    if relay != settings.facts.has_generators:
         held = "a relay's generators" if relay else "no generators, a solver alone"
         raise CheckpointError(f"{source} holds {held}, and the run file's strategy is {settings.strategy.name}")
     if relay and settings.data.task == "classification":

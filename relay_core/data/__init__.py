@@ -1,14 +1,17 @@
 """Labelled images of a site: layouts of folders, checks, augmentation, phantoms."""
 
 from relay_core.data.augment import SolverAugment
-from relay_core.data.pairs import Split, data_error, relative
+from relay_core.data.pairs import Layout, Listing, Pair, Split, data_error, relative
 from relay_core.data.phantom import make_phantoms
 from relay_core.data.preflight import PreflightReport, Survey, has_test, image_reader, listed, load_site, preflight, survey
 from relay_core.data.previews import write_previews
 from relay_core.data.site import Original, SiteData
 
 __all__ = [
+    "Layout",
+    "Listing",
     "Original",
+    "Pair",
     "PreflightReport",
     "SiteData",
     "SolverAugment",

@@ -70,18 +70,19 @@ class RelayRun:
         if distributed.rank() == 0:
             self._write_run_file()
         rows = self._earlier_rows() if self.only else {}
-        if sites[0].mode == "joint":
+        sequence = sites[0].facts.sequence
+        if sequence == "at_once":
             rows["joint"] = self._train(_joint_settings(sites, images), Joined([images[s.name] for s in sites]), None)
         else:
             previous: Checkpoint | None = None
             for settings in sites:
                 base = self._base(settings, previous)
-                if base is None and settings.mode != "local" and not rows and self.tests:
+                if base is None and sequence == "continues" and not rows and self.tests:
                     self._score_untrained(settings)
                 rows[settings.name] = self._train(settings, images[settings.name], base)
                 previous = checkpoint.find(self.out / settings.folder_name, lambda _: None)
-                self._write_matrices(rows, settings.mode != "local")
-        return self._write_matrices(rows, sites[0].mode not in ("local", "joint"))
+                self._write_matrices(rows, sequence == "continues")
+        return self._write_matrices(rows, sequence == "continues")
 
     def _load_images(self, sites: list[SiteSettings]) -> dict[str, SiteData]:
         """Decode the training sets of `sites`, and every test set that this machine has; report all faults together."""
@@ -134,7 +135,7 @@ class RelayRun:
 
     def _base(self, settings: SiteSettings, previous: Checkpoint | None) -> Checkpoint | None:
         """What a site starts from: as its settings say, else the site before."""
-        if settings.mode == "local":
+        if settings.facts.sequence == "anew":
             return None
         if "load" not in settings.checkpoint.model_fields_set:
             before = self._site_before(settings) if self.only else None
@@ -268,7 +269,7 @@ def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> S
 
 def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.device, per_site: int = SAMPLES) -> list[Any]:
     """Generated images and labels for each site that a checkpoint knows; empty where it has no generators."""
-    if settings.strategy.name != "relay":
+    if not settings.facts.has_generators:
         return []
     strategy = make_strategy(settings.without_pretraining(), device)
     strategy.load_state(last.meta["state"])

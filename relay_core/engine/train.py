@@ -229,6 +229,7 @@ class _Saver:
             "ended": step >= self.steps,
             "settings": settings.shared(),
             "hand_over": self.strategy.hand_over(),
+            "holds_real_images": settings.facts.holds_real_images,
             **self.origin,
             **state,
         }

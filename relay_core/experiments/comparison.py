@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay_core import events
-from relay_core.config import STRATEGIES, RunFile, load_run, suggestion
+from relay_core.config import SEQUENCES, STRATEGIES, RunFile, load_run, suggestion
 from relay_core.errors import RunFileError
 from relay_core.events import Emit, Event, Stop
 from relay_core.experiments.report import Outcome, write_report
@@ -23,7 +23,6 @@ from relay_core.files import write_atomically
 if TYPE_CHECKING:
     import torch
 
-BASELINES = ("local", "sequential", "joint")
 _FOLDER = re.compile(r"[^\w.=-]+")
 PLAIN = "-plain"
 """Ending of a strategy's name that leaves its augmentation out."""
@@ -41,13 +40,13 @@ def overrides_of(text: str) -> list[str]:
         RunFileError: no such strategy.
     """
     name, *own = text.split()
-    known = [*(n for n in STRATEGIES if n != "baseline"), *BASELINES]
+    known = [*(n for n in STRATEGIES if n != "baseline"), *SEQUENCES]
     strategy = name.removesuffix(PLAIN)
     if strategy not in known and ":" not in strategy:
         raise RunFileError(
             f"--strategies: {strategy!r} is not known{suggestion(strategy, known)}; known: {', '.join(known)}"
         )
-    chosen = f"{{name: baseline, kwargs: {{mode: {strategy}}}}}" if strategy in BASELINES else f"{{name: '{strategy}'}}"
+    chosen = f"{{name: baseline, kwargs: {{mode: {strategy}}}}}" if strategy in SEQUENCES else f"{{name: '{strategy}'}}"
     return [f"strategy={chosen}", *(["train.augment=none"] if name.endswith(PLAIN) else []), *own]
 
 

@@ -20,7 +20,8 @@ def export_checkpoint(
     """Write a checkpoint's solver as ONNX, with its proof beside it; return the proof, and what the model says of itself.
 
     Raises:
-        ExportError: an unknown precision, or the model does not give what the solver gives; nothing is written then.
+        ExportError: an unknown precision, a strategy that keeps real images, or the model does not give what the solver
+            gives; nothing is written then.
         DataError: none of the run's test sets is on this machine.
     """
     from relay_core.export.onnx import export
@@ -28,6 +29,10 @@ def export_checkpoint(
     if precision not in get_args(Precision):
         raise ExportError(f"--precision {precision}: one of {', '.join(get_args(Precision))}")
     trained = settings_of(checkpoint)
+    if trained.facts.holds_real_images:
+        raise ExportError(
+            f"{checkpoint.path}: strategy {trained.strategy.name} keeps real images: nothing of its checkpoints is exported"
+        )
     tests = site_data(checkpoint, trained, run, data_root, "test")
     if not tests:
         raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")

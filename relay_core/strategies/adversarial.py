@@ -1,4 +1,7 @@
-"""Generators against discriminators in a relay: label maps, and images given label maps or classes (StyleGAN2-ADA, arXiv 2006.06676)."""
+"""Generators against discriminators (StyleGAN2-ADA, arXiv 2006.06676).
+
+One pair for label maps, one for images given label maps; for classification one for images given classes.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ class AdversarialPair:
         self.path_mean = torch.zeros([], device=device)
 
     def styles(self, codes: SiteCodes) -> tuple[Tensor, Tensor]:
-        """Draw styles for random latents; return them (N, num_ws, w_dim) and the site code that conditions the discriminator.
+        """Draw styles for random latents; return them (N, num_ws, w_dim) and the discriminator's conditioning (N, c_dim).
 
         With probability `style_mixing_prob` the styles of a sample are those of two latents, split at a random layer; the
         discriminator then sees both sites of it.

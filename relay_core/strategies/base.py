@@ -48,6 +48,10 @@ class Strategy(ABC):
     ends: ClassVar[bool] = False
     """Whether `end_site` takes something from the site: then a site that has ended cannot be trained on."""
 
+    holds_real_images: ClassVar[bool] = False
+    """Whether `networks` or `state` hold images of patients. Once True it is True of every subclass, and the settings must
+    state the same in their `facts`."""
+
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
         self.settings, self.device = settings, device
         self.name = settings.strategy.name

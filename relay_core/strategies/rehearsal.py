@@ -65,6 +65,8 @@ class Memory(nn.Module):
 class RehearsalStrategy(RememberingStrategy):
     """From the second site on a share of each batch is drawn from the kept images of earlier sites."""
 
+    holds_real_images = True
+
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
         super().__init__(settings, device)
         self.kwargs = cast(RehearsalKwargs, settings.strategy.kwargs)

@@ -41,6 +41,7 @@ CATALOGUE: dict[str, Entry] = {
     "range_not_satisfiable": Entry(416, "The file has no such bytes"),
     "name_taken": Entry(409, "The name is taken"),
     "in_use": Entry(409, "Something still needs it"),
+    "real_images": Entry(403, "It holds images of patients, and does not leave this machine"),
     # data sets
     "path_escape": Entry(422, "The path leaves the site's data root"),
     "dataset_missing": Entry(422, "A data set is not registered"),

@@ -15,7 +15,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
-from services.site import artifacts, workers
+from relay_core.config import strategy_facts
+from services.site import artifacts, runs, workers
 from services.site.db import Base, Bundle, Checkpoint, Dataset, Evaluation, Job, Run
 from services.site.errors import Refusal
 
@@ -64,7 +65,12 @@ def train(
         if task_id not in found:
             raise _missing(run, task_id)
     base = None
-    if site is not None and run.strategy in ("relay", "sequential"):
+    facts = strategy_facts(run.strategy)
+    if facts.holds_real_images or not facts.in_service:
+        raise Refusal(
+            "invalid_request", f"the strategy of run {run.name}, {run.strategy}, is not one that a service may run"
+        )
+    if site is not None and facts.sequence == "continues":
         place = order.index(site)
         base = _base(session, run, order[place - 1] if place else None, checkpoint_id)
     elif checkpoint_id is not None:
@@ -163,10 +169,11 @@ def export(session: Session, checkpoint_id: str, *, recipient: str | None = None
         half: whether to carry weights in half precision.
 
     Raises:
-        Refusal: `not_found`; `conflict` for one that was imported; `bundle_incomplete` where the site before it in the
-            relay was trained here too, and never exported.
+        Refusal: `not_found`; `real_images`; `conflict` for one that was imported; `bundle_incomplete` where the site
+            before it in the relay was trained here too, and never exported.
     """
     checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    runs.require_no_images(need(session, Run, checkpoint.run_id))
     if (brought := _bundle_of(session, checkpoint.id, "import")) is not None:
         raise Refusal("conflict", f"{checkpoint.id} was brought here, by {brought.id}: export what is trained from it")
     before = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from relay_core.config import RunFile, parse_run
+from relay_core.config import RunFile, parse_run, strategy_facts
 from relay_core.errors import RunFileError
 from services.site import audit
 from services.site.db import Run
@@ -42,6 +42,15 @@ def read(text: str, name: str) -> Run:
         raise RunFileError(f"{name}: a strategy's name has at most {MAX_STRATEGY} characters here")
     for site in sites:
         site.require_consistent()
+        if site.facts.holds_real_images:
+            raise RunFileError(
+                f"{name}: strategy {site.strategy.name} keeps real images in its checkpoints, which may not leave their "
+                "machine: the service does not run it; relay train does, for a study on one machine"
+            )
+        if not site.facts.in_service:
+            raise RunFileError(
+                f"{name}: strategy {site.strategy.name} states that a service may not run it: use relay train"
+            )
     if len({site.mode for site in sites}) > 1:
         raise RunFileError(f"{name}: the sites of one run need the same strategy")
     return Run(
@@ -65,6 +74,17 @@ def keep(session: Session, row: Run, actor: str) -> tuple[Run, bool]:
         return session.get_one(Run, row.id), False
     audit.record(session, actor, "run.register", row.id, name=row.name)
     return row, True
+
+
+def require_no_images(row: Run) -> None:
+    """Refuse to hand out a checkpoint of a run whose strategy keeps images of patients.
+
+    Raises:
+        Refusal: `real_images`.
+        RunFileError: the strategy is not known here, or does not state whether it keeps any.
+    """
+    if strategy_facts(row.strategy).holds_real_images:
+        raise Refusal("real_images", f"the checkpoints of strategy {row.strategy} hold images of patients")
 
 
 def run_file(row: Run) -> RunFile:

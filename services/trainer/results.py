@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from relay_core.config import strategy_facts
 from services.site import ArtifactStore, CheckpointFile, Refusal, artifacts, audit, bundle_exchange, need, registry
 from services.site.db import Checkpoint, Dataset, Evaluation, Job, Run
 from services.trainer.folder import newest_checkpoints
@@ -89,11 +90,12 @@ def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str
 def _publish_checkpoints(session: Session, work: PreparedJob, stored: _Stored) -> list[str]:
     made: list[str] = []
     parent = work.base.id if work.base else None
-    local = work.job.run_id is not None and need(session, Run, work.job.run_id).strategy == "local"
+    run = need(session, Run, work.job.run_id) if work.job.run_id is not None else None
+    anew = run is not None and strategy_facts(run.strategy).sequence == "anew"
     for file, digest, size in stored.checkpoints:
         artifacts.keep(session, digest, size, CHECKPOINT)
         row = Checkpoint(
-            run_id=work.job.run_id, job_id=work.job.id, parent_id=None if local else parent, digest=digest,
+            run_id=work.job.run_id, job_id=work.job.id, parent_id=None if anew else parent, digest=digest,
             task_id=int(file.meta["task_id"]), site=str(file.meta["site"]), step=int(file.meta["step"]),
             content_digest=file.digest,
         )  # fmt: skip

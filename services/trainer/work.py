@@ -122,7 +122,7 @@ def _train(session: Session, settings: Settings, claim: Claim, work: PreparedJob
     run = run_file(need(session, Run, str(job.run_id)))
     file = write_run_files(folder, run, _image_folders(session, settings, job.params))
     site = job.params["site"]
-    work.sites = 1 if site is not None or run.sites()[0].mode == "joint" else len(run.task_ids)
+    work.sites = 1 if site is not None or run.sites()[0].facts.sequence == "at_once" else len(run.task_ids)
     if job.checkpoint_id is not None:
         work.base = need(session, Checkpoint, job.checkpoint_id)
         _place_history(session, work, work.base, {i: run.site(i).folder_name for i in run.all_ids})

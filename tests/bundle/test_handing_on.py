@@ -379,12 +379,12 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from relay_core.bundle.keys import KeyFolder
-from relay_core.bundle.writer import export
+from relay_core.bundle.writer import export_bundle
 from relay_core.config import load_run
 checkpoint, run, keys, target, recipient, limit = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 try:
-    export(Path(checkpoint), load_run(run), KeyFolder(Path(keys)), Path(target), recipient=recipient or None)
+    export_bundle(Path(checkpoint), load_run(run), KeyFolder(Path(keys)), Path(target), recipient=recipient or None)
 except OSError as error:
     sys.exit(75)
 """

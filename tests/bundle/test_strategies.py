@@ -1,27 +1,30 @@
 """What each strategy hands over travels in a bundle, and the next site goes on from it; real images never travel."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 from relay_core.bundle import importer, manifest, writer
 from relay_core.bundle.provenance import KnownRelays
-from relay_core.config import load_run
+from relay_core.config import STRATEGIES, load_run
 from relay_core.engine import RelayRun, checkpoint
 from relay_core.engine.checkpoint import newest
 from relay_core.engine.layout import hand_over_layout
-from relay_core.errors import BundleError
+from relay_core.errors import BundleError, ExportError, RunFileError
+from relay_core.export import export_checkpoint
+from relay_core.strategies import make_strategy
 from tests.bundle.kit import members, packed, resigned
 
 CPU = torch.device("cpu")
 
 
-def trained(toy, common, site=1):
+def trained(toy, common, site=1, out="out"):
     path = toy.write(train={"num_mimgs": 16e-6}, **common)
     run = load_run(str(path))
-    RelayRun(run, toy.folder / "out", toy.data, CPU, only=site)()
-    return run, newest(toy.folder / "out" / f"task_{site}", print)
+    RelayRun(run, toy.folder / out, toy.data, CPU, only=site)()
+    return run, newest(toy.folder / out / f"task_{site}", print)
 
 
 CASES = {
@@ -59,14 +62,14 @@ def test_a_count_of_sites_that_the_history_does_not_have_is_refused(toy, world):
     writer.export_bundle(last.path, run, world.north, path)
 
     honest = members(path)
-    for state in ({"sites": 3}, {}):
+    for state, words in (({"sites": 3}, "strategy or site bank"), ({}, "is not sound: 'sites'")):
 
         def lie(made, state=state):
             made["checkpoint"]["state"] = state
             return made
 
         path.write_bytes(packed(resigned(honest, world.north, manifest=lie)))
-        with pytest.raises(BundleError, match="strategy or site bank"):
+        with pytest.raises(BundleError, match=words):
             importer.import_bundle(
                 path, KnownRelays({run.digest: (run, 2)}, []), world.south, toy.folder / "south", hand_over_layout
             )
@@ -92,3 +95,62 @@ def test_real_images_never_travel(toy, world):
     assert error.value.code == "weights_invalid"
     assert not (toy.folder / "one.relay").exists()
     assert json.loads((toy.folder / "out/task_1/scores.json").read_text())["checkpoint"] == last.digest
+
+
+PLUGIN = '''
+from dataclasses import replace
+from relay_core.config import Entry
+from relay_core.config.strategies import RehearsalKwargs
+
+class HonestKwargs(RehearsalKwargs):
+    """Inherits what rehearsal states."""
+
+class DenyingKwargs(RehearsalKwargs):
+    """States that it holds no images."""
+    facts = replace(RehearsalKwargs.facts, holds_real_images=False, in_service=True)
+
+HONEST = Entry(HonestKwargs, "own_rehearsal_parts:Own")
+DENYING = Entry(DenyingKwargs, "own_rehearsal_parts:Own")
+'''
+PARTS = '''
+from relay_core.strategies.rehearsal import RehearsalStrategy
+
+class Own(RehearsalStrategy):
+    """A plug-in's, built on rehearsal; it even says that it holds none."""
+    holds_real_images = False
+'''
+
+
+def test_a_plug_in_that_is_built_on_rehearsal_hands_nothing_on(toy, world, tmp_path, monkeypatch):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/own_rehearsal.py").write_text(PLUGIN)
+    (tmp_path / "plugins/own_rehearsal_parts.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path / "plugins"))
+    monkeypatch.setenv("RELAY_PLUGINS", "own_rehearsal")
+    run, last = trained(toy, {"strategy": {"name": "own_rehearsal:HONEST", "kwargs": {"images": 4}}})
+    assert last.meta["holds_real_images"] is True
+    with pytest.raises(BundleError, match="real images of patients"):
+        writer.export_bundle(last.path, run, world.north, toy.folder / "one.relay")
+    with pytest.raises(ExportError, match="keeps real images"):
+        export_checkpoint(last, run, toy.data, toy.folder / "model.onnx", "fp32")
+    with pytest.raises(RunFileError, match="built on one that keeps real images"):
+        trained(toy, {"strategy": {"name": "own_rehearsal:DENYING", "kwargs": {"images": 4}}}, out="denying")
+    monkeypatch.setattr(sys.modules["own_rehearsal"].HonestKwargs, "facts", sys.modules["own_rehearsal"].DenyingKwargs.facts)
+    with pytest.raises(BundleError, match="real images of patients"):  # the checkpoint itself says so
+        writer.export_bundle(last.path, run, world.north, toy.folder / "one.relay")
+    assert not (toy.folder / "one.relay").exists()
+
+
+@pytest.mark.parametrize("name", STRATEGIES.builtin)
+def test_a_strategy_hands_over_what_its_schema_says(toy, name):
+    """The state that training leaves is one that the next site takes; anything more, or another type, is refused."""
+    settings = toy.run(strategy={"name": name}).site(1)
+    strategy = make_strategy(settings, CPU)
+    strategy.begin_site("Domain1", 8)
+    state = json.loads(json.dumps({**strategy.state(), **({"frozen": []} if "frozen" in strategy.state() else {})}))
+    manifest.require_handed_over(state, settings.facts)
+    wrong = [{**state, "images": [0.5]}, [state], None, {**state, "sites": True}]
+    wrong += [{key: value for key, value in state.items() if key != left_out} for left_out in state if left_out != "label"]
+    for other in wrong:
+        with pytest.raises(BundleError, match="not sound"):
+            manifest.require_handed_over(other, settings.facts)

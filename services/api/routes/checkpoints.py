@@ -14,8 +14,8 @@ from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, che
 from services.api.docs import ETAG, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Part, PartQuery, download, stored
-from services.site import ACTIVE, Refusal, artifacts, audit, need
-from services.site.db import Artifact, Checkpoint, Evaluation, Job
+from services.site import ACTIVE, Refusal, artifacts, audit, need, runs
+from services.site.db import Artifact, Checkpoint, Evaluation, Job, Run
 
 MEDIA_TYPE = "application/octet-stream"
 
@@ -52,7 +52,7 @@ _DOWNLOAD: Any = {
     "response_class": Response,
     "responses": {
         **download("The safetensors file.", MEDIA_TYPE),
-        **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
+        **refusals("not_found", "artifact_damaged", "range_not_satisfiable", "real_images", "run_file_invalid"),
     },
 }
 
@@ -75,6 +75,7 @@ def head_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Vie
 def _file(site: ServiceParts, checkpoint_id: str, body: bool, part: Part) -> Response:
     with site.database.read() as session:
         row = need(session, Checkpoint, checkpoint_id)
+        runs.require_no_images(need(session, Run, row.run_id))
         artifact = session.get_one(Artifact, row.digest)
     return stored(site, artifact, MEDIA_TYPE, filename=f"{row.id}.safetensors", body=body, part=part)
 
