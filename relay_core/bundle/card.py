@@ -9,8 +9,7 @@ from typing import Any
 from relay_core.bundle.history import Record
 from relay_core.bundle.trust import spoken_fingerprint
 from relay_core.config import RunFile
-
-_SHOWN = ("dice_per_sample", "dice", "accuracy", "hd95")
+from relay_core.metrics import Metric, metrics_of
 
 
 def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile) -> str:
@@ -22,6 +21,8 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         run: the relay's run file.
     """
     settings = run.site(made["task_id"])
+    metrics = metrics_of(settings.data.task)
+    drawn = " The generators draw pseudo images for that training only." if settings.facts.has_generators else ""
     images = sum(record["images"] for record in records)
     counts = {name: shape for name, (_, shape) in made["tensors"].items()}
     networks = list(dict.fromkeys(name.split("/")[1] for name in counts))
@@ -44,10 +45,10 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "",
         "Each site's solver on the test sets that its site had, when it left that site.",
         "",
-        f"| after | test set | {' | '.join(_SHOWN)} |",
-        f"|---|---|{'--:|' * len(_SHOWN)}",
+        f"| after | test set | {' | '.join(metric.title for metric in metrics)} |",
+        f"|---|---|{'--:|' * len(metrics)}",
         *(
-            f"| {_plain(record['site'])} | {_plain(name)} | {' | '.join(_number(row.get(key)) for key in _SHOWN)} |"
+            f"| {_plain(record['site'])} | {_plain(name)} | {' | '.join(_value(metric, row) for metric in metrics)} |"
             for record in records
             for name, row in record["metrics"].items()
         ),
@@ -61,8 +62,8 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "",
         "## Intended use",
         "",
-        "Segmentation of images like those of the sites above, as a research aid; and as the start of the next site's "
-        "training. The generators draw pseudo images for that training only.",
+        f"{settings.data.task.capitalize()} of images like those of the sites above, as a research aid; and as the start of "
+        f"the next site's training.{drawn}",
         "",
         "## Limits",
         "",
@@ -82,5 +83,7 @@ def _day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
-def _number(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else ""
+def _value(metric: Metric, scores: Mapping[str, Any]) -> str:
+    """A score with its unit; empty where the test set has none."""
+    value = scores.get(metric.name)
+    return f"{metric.text(float(value))} {metric.unit(scores)}".rstrip() if isinstance(value, int | float) else ""

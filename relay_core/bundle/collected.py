@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from relay_core.bundle.manifest import Scores
 from relay_core.bundle.signed_report import SignedReport
 from relay_core.config import RunFile
 from relay_core.errors import BundleError
-from relay_core.metrics import ScoreMatrix, write_matrix
-
-METRICS = ("dice_per_sample", "dice", "accuracy", "hd95")
+from relay_core.metrics import ScoreMatrix, score_matrices, write_matrix
 
 
 def collected_matrices(reports: Sequence[SignedReport], run: RunFile, out: Path | None = None) -> dict[str, ScoreMatrix]:
-    """Each metric's matrix; a cell that nobody reported is missing, of two reports the later one counts.
+    """The matrix of each metric of the run's task.
+
+    A cell that nobody reported is missing; of two reports of it the later one counts.
 
     Args:
         reports: verified ones.
@@ -24,25 +25,16 @@ def collected_matrices(reports: Sequence[SignedReport], run: RunFile, out: Path 
     Raises:
         BundleError: `bundle_other_run`.
     """
-    cells: dict[tuple[int, str], dict[str, float | str | None]] = {}
+    cells: dict[int, Scores] = {}
     for report in sorted(reports, key=lambda report: report.created_at):
         if report.run != run.digest:
             raise BundleError("bundle_other_run", f"{report.by}'s report is of another run than the one given")
-        for name, row in report.scores.items():
-            cells[report.task_id, name] = row
-    names = {task_id: run.site(task_id).name for task_id in run.all_ids}
-    rows = [i for i in run.task_ids if any(task_id == i for task_id, _ in cells)]
-    columns = [name for name in names.values() if any(test == name for _, test in cells)]
-    made = {}
-    for metric in METRICS:
-        units = {str(row["hd95_unit"]) for row in cells.values() if "hd95_unit" in row} if metric == "hd95" else set()
-        values = [[_number(cells.get((i, name), {}).get(metric)) for name in columns] for i in rows]
-        unit = units.pop() if len(units) == 1 else ""
-        made[metric] = ScoreMatrix([names[i] for i in rows], columns, metric, values, unit=unit)
-        if out is not None:
-            write_matrix(made[metric], out, metric)
+        cells.setdefault(report.task_id, {}).update(report.scores)
+    names = [run.site(task_id).name for task_id in run.all_ids]
+    columns = [name for name in names if any(name in row for row in cells.values())]
+    rows = {run.site(i).name: cells[i] for i in run.task_ids if i in cells}
+    made = score_matrices(rows, columns, run.site(run.all_ids[0]).data.task)
+    if out is not None:
+        for key, matrix in made.items():
+            write_matrix(matrix, out, key)
     return made
-
-
-def _number(value: float | str | None) -> float | None:
-    return float(value) if isinstance(value, int | float) else None

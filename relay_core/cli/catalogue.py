@@ -23,7 +23,7 @@ from relay_core.config import (
     Settings,
     TrainSettings,
 )
-from relay_core.metrics import METRICS, TITLES, table_row
+from relay_core.metrics import METRICS, table_row
 
 PARTS = (
     ("Data sets", "dataset", DATASETS),
@@ -32,18 +32,6 @@ PARTS = (
     ("Losses", "train.loss", LOSSES),
 )
 """Heading, key of the run file, registry."""
-_METRICS = {
-    "dice_per_sample": "Dice of each sample (a subject's slices together), mean of the foreground classes, then of samples; "
-    "1 for a class that is in neither",
-    "dice": "Dice over all pixels of the test set at once, mean of the foreground classes, and of each class",
-    "hd95": "95 % Hausdorff distance, mean of the foreground classes and of subjects; mm where the spacing is known; 0 if "
-    "both are empty, 100 if one is",
-    "accuracy": "mean over the classes of the share of a class's pixels (images) that were found",
-    "accuracy_images": "share of the images that are right",
-    "accuracy_subjects": "share of the subjects whose mean probability is largest for their class",
-    "f1": "mean over the classes of the harmonic mean of precision and recall",
-    "auroc": "area under the ROC curve, each class against the others, mean over the classes",
-}
 
 
 def catalogue(plugins: bool = True) -> str:
@@ -67,7 +55,7 @@ def catalogue(plugins: bool = True) -> str:
         "Of every test set, with 95 % confidence intervals by t and by bootstrap (5,000 draws), and as a matrix of sites by "
         "test sets, with average, backward and forward transfer and forgetting.", "",
         table_row(["metric", "task", "title", "what it is"]), "|---|---|---|---|",
-        *(table_row([f"`{m}`", task, TITLES[m], _METRICS[m]]) for task, metrics in METRICS.items() for m in metrics),
+        *(table_row([f"`{m.name}`", ", ".join(m.tasks), m.title, m.averaged]) for m in METRICS.values()),
         "",
         "Of the generators, by `relay generated`: `fid` and `kid` with a feature network from an ONNX file, or "
         "`fid_solver_encoder` and `kid_solver_encoder` with the features of the site's own solver, which are not comparable "

@@ -11,31 +11,29 @@ from relay_core.cuda import backend
 from relay_core.engine import Checkpoint, generated_rows, settings_of, write_picture
 from relay_core.errors import CheckpointError
 from relay_core.inference import SCORE
-from relay_core.metrics import metrics_of, table_row
+from relay_core.metrics import metrics_of, table_row, task_of
 
 
 def scores_table(scores: dict[str, Any]) -> str:
-    """A Markdown table: test sites x metrics, the first with its 95 % interval (t) where it has one."""
-    metrics = metrics_of(next(iter(scores.values())))
-    lines = [table_row(["test site", "images", *metrics]), table_row(["---"] * (2 + len(metrics)))]
+    """A Markdown table: test sites x metrics, each with its unit, and with its 95 % interval (t) where it has one."""
+    metrics = metrics_of(task_of(next(iter(scores.values()))))
+    titles = [metric.title for metric in metrics]
+    lines = [table_row(["test site", "images", *titles]), table_row(["---"] * (2 + len(metrics)))]
     for site, row in scores.items():
-        cells = ["-" if row[name] is None else f"{row[name]:.3f}" for name in metrics]
-        for i, name in enumerate(metrics):
-            interval = row["ci95"].get(name, {}).get("t")
-            if interval is not None and name != "hd95":
-                cells[i] += f" ({interval[0]:.3f} to {interval[1]:.3f})"
-            if name == "hd95":
-                cells[i] += f" {row['hd95_unit']}"
+        cells = []
+        for metric in metrics:
+            cell = f"{metric.text(row[metric.name])} {metric.unit(row)}".rstrip()
+            interval = row["ci95"].get(metric.name, {}).get("t")
+            cells.append(cell + (f" ({metric.text(interval[0])} to {metric.text(interval[1])})" if interval else ""))
         lines.append(table_row([site, str(row["num_images"]), *cells]))
     return "\n".join(lines)
 
 
 def proof_text(tests: dict[str, dict[str, Any]]) -> str:
     """What a proof says of each test set, in a line: the score beside torch's."""
-    name = next(name for name in SCORE.values() if all(name.lower() in row for row in tests.values()))
-    key = name.lower()
+    task, key = next((task, key) for task, key in SCORE.items() if all(key in row for row in tests.values()))
     scores = (f"{site} {row[key]:.3f} ({row[f'{key}_torch']:.3f} in torch)" for site, row in tests.items())
-    return f"{name} {', '.join(scores)}"
+    return f"{metrics_of(task)[0].short} {', '.join(scores)}"
 
 
 def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch.device) -> None:

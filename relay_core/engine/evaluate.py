@@ -13,7 +13,7 @@ from relay_core.config import SiteSettings
 from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.errors import CheckpointError
-from relay_core.metrics import ClassificationScores, ScoreMatrix, SegmentationScores, metrics_of, write_matrix
+from relay_core.metrics import ClassificationScores, ScoreMatrix, SegmentationScores, score_matrices, task_of, write_matrix
 from relay_core.models import make_solver
 
 BATCH = 32
@@ -126,18 +126,8 @@ def write_matrices(
         start: test site -> the untrained model's scores.
         sequential: whether each row's model grew out of the one above.
     """
-    matrices = {}
-    for metric in metrics_of(next(iter(rows.values()))[names[0]]):
-        unit = ""
-        if metric == "hd95":
-            units = {row[name]["hd95_unit"] for row in rows.values() for name in names}
-            unit = units.pop() if len(units) == 1 else "px"
-        matrix = ScoreMatrix(
-            rows=list(rows), columns=list(names), metric=metric,
-            values=[[row[name][metric] for name in names] for row in rows.values()],
-            start=[start[name][metric] for name in names] if start and all(n in start for n in names) else None,
-            sequential=sequential, unit=unit,
-        )  # fmt: skip
-        write_matrix(matrix, folder, metric)
-        matrices[metric] = matrix
+    first = next(iter(next(iter(rows.values())).values()))
+    matrices = score_matrices(rows, names, task_of(first), start, sequential)
+    for key, matrix in matrices.items():
+        write_matrix(matrix, folder, key)
     return matrices

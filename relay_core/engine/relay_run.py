@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from relay_core import distributed, events
-from relay_core.config import RunFile, SiteSettings, SlicedKwargs
+from relay_core.config import RunFile, SiteSettings, SlicedKwargs, Task
 from relay_core.data import SiteData, data_error, has_test, load_site
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from relay_core.engine.train import SiteTraining, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
-from relay_core.metrics import METRICS, ScoreMatrix
+from relay_core.metrics import ScoreMatrix, metrics_of
 from relay_core.strategies import Strategy, make_strategy
 
 SAMPLES = 8
@@ -181,7 +181,7 @@ class RelayRun:
         interval = max(1, round(epochs * shown / train.batch_size)) if epochs else 0
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
-            site.say(events.Scores(name, name, step, {m: scores[m] for m in METRICS[site.settings.data.task]}))
+            site.say(events.Scores(name, name, step, _brief(scores, site.settings.data.task)))
         if train.sample_every_n_steps and step % train.sample_every_n_steps == 0:
             drawn = strategy.samples(SAMPLES)
             if drawn:
@@ -200,8 +200,7 @@ class RelayRun:
         row = {}
         for name, data in self.tests.items():
             row[name] = evaluate(solver, data, self.device)
-            brief = {metric: row[name][metric] for metric in METRICS[data.task]}
-            self.emit(events.Scores(settings.name, name, int(last.meta["step"]), brief))
+            self.emit(events.Scores(settings.name, name, int(last.meta["step"]), _brief(row[name], data.task)))
         classes = settings.data.num_classes
         step = int(last.meta["step"])
         rows = prediction_rows(solver, self.tests, self.device)
@@ -220,9 +219,7 @@ class RelayRun:
         torch.manual_seed(settings.random_seed)
         solver = make_strategy(settings, self.device).solver
         row = {name: evaluate(solver, data, self.device) for name, data in self.tests.items()}
-        write_atomically(
-            path, json.dumps({n: {m: r[m] for m in METRICS[settings.data.task]} for n, r in row.items()}).encode()
-        )
+        write_atomically(path, json.dumps({n: _brief(r, settings.data.task) for n, r in row.items()}).encode())
 
     def _write_run_file(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -237,6 +234,11 @@ class RelayRun:
 
     def _warn(self, settings: SiteSettings) -> Any:
         return lambda message: self.emit(events.Warned(settings.name, message))
+
+
+def _brief(scores: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The scores of a test set that matrices are made of, without intervals and single samples."""
+    return {metric.name: scores[metric.name] for metric in metrics_of(task)}
 
 
 def _check_processes(sites: list[SiteSettings]) -> None:

@@ -143,6 +143,8 @@ def _differences(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
 def _mean_matrix(runs: Sequence[Outcome], metric: str | None = None) -> ScoreMatrix:
     matrices = [run.main if metric is None else run.matrices[metric] for run in runs]
     first = matrices[0]
+    if len({(matrix.metric, matrix.unit) for matrix in matrices}) > 1:
+        raise ValueError(f"matrices of different metrics or units have no mean: {sorted({m.title for m in matrices})}")
     values = [[_mean([m.values[t][i] for m in matrices]) for i in range(len(first.columns))] for t in range(len(first.rows))]
     starts = [m.start for m in matrices if m.start is not None]
     start = [_mean(list(column)) for column in zip(*starts, strict=True)] if len(starts) == len(matrices) else None
@@ -155,7 +157,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    metrics = list(next(iter(by_name.values()))[0].matrices)[1:]
+    every = [run.matrices for runs in by_name.values() for run in runs]
+    metrics = [key for key in every[0] if all(key in matrices for matrices in every)][1:]
     head = [next(iter(by_name.values()))[0].matrices[metric].title for metric in metrics]
     lines = [table_row(["strategy", *head]), "|---|" + "--:|" * len(head)]
     for name, runs in by_name.items():
@@ -181,8 +184,7 @@ def render_figure(outcomes: Sequence[Outcome]) -> bytes:
             axes.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color="#d55e00", linewidth=2.5)
     axes.set_yticks(range(len(by_name)), by_name)
     axes.set_ylim(len(by_name) - 0.5, -0.5)
-    unit = f" in {matrix.unit}" if matrix.unit else ""
-    axes.set_xlabel(f"{matrix.title}{unit}, average over test sites\na dot: a seed; a line: their mean")
+    axes.set_xlabel(f"{matrix.title}, average over test sites\na dot: a seed; a line: their mean")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

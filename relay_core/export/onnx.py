@@ -28,7 +28,7 @@ from relay_core.data import SiteData
 from relay_core.engine import BATCH, Checkpoint, load_solver
 from relay_core.errors import ExportError
 from relay_core.inference import ANSWER, INPUT, KEY, OUTPUTS, SCORE, ModelFacts, OnnxModel, Precision, ServedSolver
-from relay_core.metrics import METRICS, ClassificationScores, SegmentationScores
+from relay_core.metrics import ClassificationScores, SegmentationScores, metrics_of
 
 OPSET = 20
 TOLERANCE = 1e-4
@@ -187,7 +187,7 @@ def prove(
         proof.tests[name] = found = _on_images(session, reference, data)
         if precision == "fp32" and found["differ"]:
             raise ExportError(f"the exported model chooses other classes on {found['differ']} {of} {name}'s test images")
-        lost = found[f"{score.lower()}_torch"] - found[score.lower()]
+        lost = found[f"{score}_torch"] - found[score]
         if lost > LOSS:
             raise ExportError(f"{precision} loses {lost:.3f} {score} on {name}'s test images; at most {LOSS:g} is let pass")
     return proof
@@ -216,7 +216,7 @@ def _on_images(session: OnnxModel, reference: ServedSolver, data: SiteData) -> d
         differ, ties, seen = differ + int((other & ~tie).sum()), ties + int(tie.sum()), seen + other.numel()
         _count(theirs, wanted, labels, data, index)
         _count(ours, found, labels, data, index)
-    score, metric = SCORE[data.task].lower(), METRICS[data.task][0]
+    score, metric = SCORE[data.task], metrics_of(data.task)[0].name
     counts = {"images": len(data), **({"pixels": seen} if data.task == "segmentation" else {}), "differ": differ}
     ours_is, theirs_is = (round(scores.compute()[metric], 6) for scores in (ours, theirs))
     return {**counts, "ties": ties, score: ours_is, f"{score}_torch": theirs_is}

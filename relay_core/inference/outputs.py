@@ -10,8 +10,8 @@ OUTPUTS: dict[Task, tuple[str, ...]] = {
     task: ("logits", "probabilities", "confidence", answer, "looks") for task, answer in ANSWER.items()
 }
 """All outputs, in the graph's order."""
-SCORE: dict[Task, str] = {"segmentation": "Dice", "classification": "accuracy"}
-"""What is compared on each test set, for a proof and for a promotion; in lower case its key there."""
+SCORE: dict[Task, str] = {"segmentation": "dice", "classification": "accuracy"}
+"""Key of the main metric (see `relay_core.metrics`) in the proof of an exported model."""
 
 
 def shapes(task: Task, channels: int, classes: int) -> dict[str, list[int]]:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from relay_core.metrics.figures import heat_map, sample_grid, write_matrix
     from relay_core.metrics.generated import OnnxFeatures, SolverFeatures, generator_scores
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
-    from relay_core.metrics.matrix import METRICS, TITLES, ScoreMatrix, headline, metrics_of, table_row
+    from relay_core.metrics.matrix import ScoreMatrix, score_matrices, table_row
+    from relay_core.metrics.registry import METRICS, Metric, headline, metrics_of, task_of
     from relay_core.metrics.segmentation import SegmentationScores
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -22,7 +23,8 @@ else:
             "figures": ["heat_map", "sample_grid", "write_matrix"],
             "generated": ["OnnxFeatures", "SolverFeatures", "generator_scores"],
             "intervals": ["bootstrap_interval", "t_interval"],
-            "matrix": ["METRICS", "TITLES", "ScoreMatrix", "headline", "metrics_of", "table_row"],
+            "matrix": ["ScoreMatrix", "score_matrices", "table_row"],
+            "registry": ["METRICS", "Metric", "headline", "metrics_of", "task_of"],
             "segmentation": ["SegmentationScores"],
         },
     )

@@ -41,8 +41,8 @@ class ClassificationScores:
     def compute(self) -> dict[str, Any]:
         """All scores of what was added so far; safe for JSON.
 
-        - `accuracy`: mean over the classes of the share of a class's images that were found (macro; a class without images
-          is left out); `accuracy_images`: share of all images that are right.
+        - `accuracy`, the same as `balanced_accuracy`: mean over the classes of the share of a class's images that were
+          found (mean recall; a class without images is left out); `accuracy_images`: share of all images that are right.
         - `f1`: mean over the classes that occur in targets or predictions; `recall_per_class`: None for a class without
           images.
         - `auroc`: mean over the classes of the area under the curve, one class against the others; None where only one
@@ -66,7 +66,8 @@ class ClassificationScores:
         return {
             "num_samples": len(samples),
             "num_images": len(targets),
-            "accuracy": float(recall[counts > 0].mean()),
+            "accuracy": (balanced := float(recall[counts > 0].mean())),
+            "balanced_accuracy": balanced,
             "accuracy_images": float(right.mean()),
             "accuracy_subjects": sum(s["right"] for s in samples) / len(samples),
             "f1": float(multiclass_f1_score(predicted, targets, k, average="macro")),

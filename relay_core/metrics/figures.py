@@ -88,10 +88,10 @@ def _crowded(matrix: ScoreMatrix) -> bool:
 
 
 def _colour_range(cells: np.ndarray, matrix: ScoreMatrix) -> Normalize:
-    """At least 0.1 (2 for distances) wide, so that noise does not look like a difference."""
+    """As wide as the metric asks for at least, so that noise does not look like a difference."""
     known = cells[np.isfinite(cells)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    pad = max(0.0, (2.0 if matrix.lower_is_better else 0.1) - (high - low)) / 2
+    pad = max(0.0, matrix.registered.smallest_range - (high - low)) / 2
     low, high = low - pad, high + pad
     if matrix.lower_is_better:
         return Normalize(max(low, 0.0), high)

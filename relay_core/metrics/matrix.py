@@ -10,33 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TITLES = {
-    "accuracy": "Accuracy (macro)",
-    "accuracy_images": "Accuracy (images)",
-    "accuracy_subjects": "Accuracy (subjects)",
-    "auroc": "Area under the curve",
-    "dice": "Dice (all pixels)",
-    "dice_per_sample": "Dice (per sample)",
-    "f1": "F1 (macro)",
-    "hd95": "95 % Hausdorff distance",
-}
-"""What each is called in tables and figures."""
-METRICS = {
-    "segmentation": ("dice_per_sample", "dice", "hd95", "accuracy"),
-    "classification": ("accuracy", "accuracy_images", "accuracy_subjects", "f1", "auroc"),
-}
-"""By task: the scores that a site x test-set matrix is made of, the one that is shown where there is room for one first."""
-
-
-def headline(row: Mapping[str, Any]) -> tuple[str, float | None]:
-    """The one score of a test set that is shown where there is room for one: what it is called, and its value."""
-    return ("Dice", row["dice_per_sample"]) if "dice_per_sample" in row else ("accuracy", row.get("accuracy"))
-
-
-def metrics_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of `METRICS` a test set's scores are of."""
-    return METRICS["segmentation" if "dice_per_sample" in row else "classification"]
-
+from relay_core.config import Task
+from relay_core.metrics.registry import METRICS, Metric, metrics_of
 
 _FORMAT = 1
 
@@ -57,7 +32,7 @@ class ScoreMatrix:
     columns: Sequence[str]
     """Test sites (S names, all different)."""
     metric: str
-    """As `SegmentationScores.compute` names it."""
+    """Its name in the registry of metrics; another one is taken for a share of which more is better."""
     values: Sequence[Sequence[float | None]]
     """(T, S)."""
     start: Sequence[float | None] | None = None
@@ -80,14 +55,19 @@ class ScoreMatrix:
             raise ValueError(f"start must be {len(self.columns)} numbers, one a test site")
 
     @property
+    def registered(self) -> Metric:
+        """What the registry says of the metric."""
+        return METRICS.get(self.metric) or Metric(self.metric, (), self.metric, "")
+
+    @property
     def title(self) -> str:
         """The metric in words, with its unit."""
-        return TITLES.get(self.metric, self.metric) + (f" [{self.unit}]" if self.unit else "")
+        return self.registered.title + (f" [{self.unit}]" if self.unit else "")
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a smaller value is the better one: distances."""
-        return self.metric.startswith("hd95")
+        """Whether a smaller value is the better one, as of a distance."""
+        return not self.registered.higher_is_better
 
     def final(self) -> list[float | None]:
         """(S,): the last row; where every row is a model of its own, the mean over the models."""
@@ -157,7 +137,9 @@ class ScoreMatrix:
         content = {
             "format": _FORMAT,
             "metric": self.metric,
+            "title": self.title,
             "unit": self.unit,
+            "higher_is_better": not self.lower_is_better,
             "sequential": self.sequential,
             "rows": self.rows,
             "columns": self.columns,
@@ -206,15 +188,47 @@ class ScoreMatrix:
         return "\n".join(lines) + "\n"
 
     def text(self, value: float | None, signed: bool = False) -> str:
-        """A value of this metric for people: 3 decimals, 2 for distances, a dash where it is missing."""
-        if value is None:
-            return "\N{EN DASH}"
-        return f"{value:{'+' if signed else ''}.{2 if self.lower_is_better else 3}f}".replace("-", "\N{MINUS SIGN}")
+        """A value of this metric for people; a dash where it is missing."""
+        return self.registered.text(value, signed)
 
     def _order(self) -> list[int]:
         """Column of each row's site; empty where the rows are no sequence of different test sites."""
         known = self.sequential and set(self.rows) <= set(self.columns) and len(set(self.rows)) == len(self.rows)
         return [list(self.columns).index(name) for name in self.rows] if known else []
+
+
+def score_matrices(
+    rows: Mapping[str, Mapping[str, Mapping[str, Any]]], columns: Sequence[str], task: Task,
+    start: Mapping[str, Mapping[str, Any]] | None = None, sequential: bool = True,
+) -> dict[str, ScoreMatrix]:  # fmt: skip
+    """The site x test-set matrix of each metric of a task, by its name.
+
+    A length that some test sets have in mm and others in pixels is kept apart: one matrix a unit, `hd95_mm` and `hd95_px`,
+    each with the test sets that have it in that unit.
+
+    Args:
+        rows: after which site -> test site -> its scores; what is missing stays empty.
+        columns: the test sites.
+        task: what the models do.
+        start: test site -> the untrained model's scores; None, or without one of the columns: not known.
+        sequential: whether each row's model grew out of the one above.
+    """
+    found: dict[str, ScoreMatrix] = {}
+    for metric in metrics_of(task):
+        places: dict[str, list[str]] = {}
+        for name in columns:
+            for unit in dict.fromkeys(metric.unit(row[name]) for row in rows.values() if name in row) or [""]:
+                places.setdefault(unit, []).append(name)
+        for unit, names in places.items():
+            values = [
+                [row[name].get(metric.name) if name in row and metric.unit(row[name]) == unit else None for name in names]
+                for row in rows.values()
+            ]
+            known = start is not None and all(name in start for name in names)
+            begin = [start[name].get(metric.name) for name in names] if start is not None and known else None
+            key = metric.name if len(places) == 1 else f"{metric.name}_{unit or 'unknown'}"
+            found[key] = ScoreMatrix(list(rows), names, metric.name, values, begin, sequential, unit)
+    return found
 
 
 def table_row(cells: Sequence[str]) -> str:

@@ -114,8 +114,8 @@ class SegmentationScores:
     def compute(self) -> dict[str, Any]:
         """All scores of what was added so far; safe for JSON. Lists per class hold the foreground, class 1 first.
 
-        - `accuracy`: mean over the classes of the share of a class's pixels that were found; a class that is in
-          neither prediction nor target of the whole set is left out.
+        - `accuracy`, the same as `balanced_accuracy`: mean over the classes of the share of a class's pixels that were
+          found (mean recall); a class that is in neither prediction nor target of the whole set is left out.
         - `dice`, `dice_per_class`: over all pixels of the set at once; a class that is in neither is None and
           left out of the mean (None if there is no foreground at all).
         - `dice_per_sample`: mean over the samples of their `dice`, which is the mean over the foreground classes; 1 for
@@ -139,7 +139,8 @@ class SegmentationScores:
         return {
             "num_samples": len(samples),
             "num_images": sum(sample.slices for sample in self._samples.values()),
-            "accuracy": float(self._accuracy.compute()),
+            "accuracy": (balanced := float(self._accuracy.compute())),
+            "balanced_accuracy": balanced,
             "dice": float(known.mean()) if known.size else None,
             "dice_per_class": [None if np.isnan(value) else float(value) for value in overall],
             "dice_per_sample": float(np.mean(dices)),

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from relay_core.errors import RelayError
 from relay_core.inference import SCORE
+from relay_core.metrics import metrics_of
 from services.client.http import Client
 from services.client.tables import watch_job
 
@@ -25,9 +26,10 @@ def models_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def proved(row: dict[str, Any]) -> str:
-    """The Dice, or a classifier's accuracy, of a version on each test set."""
-    score = SCORE[row["facts"].get("task", "segmentation")]
-    return f"{score} " + ", ".join(f"{site} {found[score.lower()]:.3f}" for site, found in row["proof"]["tests"].items())
+    """The Dice, or a classifier's balanced accuracy, of a version on each test set."""
+    task = row["facts"].get("task", "segmentation")
+    scores = (f"{site} {found[SCORE[task]]:.3f}" for site, found in row["proof"]["tests"].items())
+    return f"{metrics_of(task)[0].short} {', '.join(scores)}"
 
 
 def export_model(client: Client, checkpoint_id: str | None, name: str | None, precision: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def compare(new: Model, current: Model | None) -> dict[str, Any]:
         row["site"] for row in sites
         if row["current"] is not None and (row["difference"] is None or row["difference"] < -EQUAL)
     ]  # fmt: skip
-    return {"metric": SCORE[task_of(new)].lower(), "sites": sites, "worse": worse}
+    return {"metric": SCORE[task_of(new)], "sites": sites, "worse": worse}
 
 
 def task_of(row: Model) -> Task:
@@ -117,7 +117,7 @@ def task_of(row: Model) -> Task:
 
 
 def _scores(row: Model) -> dict[str, float]:
-    return {site: found[SCORE[task_of(row)].lower()] for site, found in row.facts["proof"]["tests"].items()}
+    return {site: found[SCORE[task_of(row)]] for site, found in row.facts["proof"]["tests"].items()}
 
 
 def promote(session: Session, name: str, wanted: int, actor: str, reason: str | None, action: str = "promote") -> Promotion:

@@ -7,7 +7,7 @@ import os
 import httpx
 import pytest
 
-from services.site.db.models import Evaluation
+from services.site.db.models import Evaluation, Run
 from tests.api.kit import MATRIX, ok, refused
 
 
@@ -44,6 +44,20 @@ def test_a_checkpoint_that_something_needs_stays(site):
     with site.database.read() as session:
         assert session.get_one(Evaluation, evaluation.id).checkpoint_id is None
     assert ok(site.viewer.get(f"/api/v1/evaluations/{evaluation.id}"))["checkpoint_id"] is None
+
+
+def test_a_checkpoint_that_holds_images_of_patients_is_not_handed_out(site):
+    """Of a run that an older version accepted."""
+    row = site.checkpoint()
+    with site.database.write() as session:
+        session.get_one(Run, row.run_id).strategy = "rehearsal"
+    for answer in (site.viewer.get, site.operator.get):
+        refused(answer(f"/api/v1/checkpoints/{row.id}/download"), 403, "real_images")
+    refused(
+        site.operator.post("/api/v1/exports", json={"checkpoint_id": row.id}, headers={"Idempotency-Key": row.id}),
+        403,
+        "real_images",
+    )
 
 
 def test_a_download_is_verified_and_says_what_it_is(site):

@@ -79,3 +79,9 @@ def test_a_file_too_large_or_of_another_type_is_not_read(site):
     refused(upload(site, "{}", headers={"Content-Type": "application/json"}), 415, "unsupported_media_type")
     refused(upload(site, "{}", headers={}), 415, "unsupported_media_type")
     refused(upload(site, run_text(1), params={"name": "../x"}), 422, "invalid_request")
+
+
+def test_a_strategy_that_keeps_real_images_is_not_accepted(site):
+    text = run_text(next(NUMBERS)).replace("name: relay\n", "name: rehearsal\n")
+    assert "rehearsal" in text
+    assert "real images" in refused(upload(site, text), 422, "run_file_invalid")["detail"]

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
+from relay_core.metrics import metrics_of, task_of
 from services.api import pages, schemas
 from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
@@ -18,7 +19,10 @@ router = APIRouter(prefix="/api/v1/evaluations", tags=["evaluations"])
 
 MetricName = Annotated[
     schemas.Words | schemas.Absent,
-    Query(description="Which matrix; default: dice_per_sample, or the first that there is.", examples=["dice_per_sample"]),
+    Query(
+        description="Which matrix; default: the main metric of the run's task, or the first that there is.",
+        examples=["dice_per_sample"],
+    ),
 ]
 
 
@@ -110,7 +114,8 @@ def _attachment(site: ServiceParts, evaluation_id: str, metric: str | None, kind
         row = need(session, Evaluation, evaluation_id)
         found = artifacts.attached(session, row.id)
     if metric is None:
-        metric = "dice_per_sample" if "dice_per_sample" in row.matrices else min(row.matrices, default="none")
+        main = metrics_of(task_of(row.matrices))[0].name
+        metric = main if main in row.matrices else min(row.matrices, default="none")
     if f"{metric}.{kind}" not in found:
         raise _no_matrix(evaluation_id, [name.removesuffix(f".{kind}") for name in found if name.endswith(f".{kind}")])
     return found[f"{metric}.{kind}"]

@@ -1,0 +1,101 @@
+"""Every metric that a test set is scored with, in one place: what it is, its unit, which way is better. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relay_core.config import Task
+
+SEGMENTATION: tuple[Task, ...] = ("segmentation",)
+CLASSIFICATION: tuple[Task, ...] = ("classification",)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One score of a model on a test set."""
+
+    name: str
+    """Its key in `scores.json`, in bundles, and in the names of matrix files."""
+    tasks: tuple[Task, ...]
+    """What a solver must do to be scored with it."""
+    title: str
+    """Its name in tables and figures."""
+    averaged: str
+    """How it is averaged over classes, images and subjects, for people to read."""
+    short: str = ""
+    """Its name where there is room for one or two words; empty: `title`."""
+    unit_key: str | None = None
+    """Key of the scores that says the unit of the value, for a length; None: a share of 1, which has no unit."""
+    higher_is_better: bool = True
+    decimals: int = 3
+    """Digits behind the point that people are shown."""
+    smallest_range: float = 0.1
+    """Width that a colour scale has at least, so that noise does not look like a difference."""
+
+    def unit(self, scores: Mapping[str, Any]) -> str:
+        """The unit of the value in a test set's scores, such as "mm"; empty for a share of 1."""
+        return str(scores.get(self.unit_key) or "") if self.unit_key else ""
+
+    def text(self, value: float | None, signed: bool = False) -> str:
+        """A value for people; a dash where it is missing."""
+        if value is None:
+            return "\N{EN DASH}"
+        return f"{value:{'+' if signed else ''}.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "dice_per_sample", SEGMENTATION, "Dice (per sample)",
+            "Dice of each sample (a subject's slices together), mean of the foreground classes, then of samples; 1 for a "
+            "class that is in neither", short="Dice",
+        ),
+        Metric(
+            "dice", SEGMENTATION, "Dice (all pixels)",
+            "Dice over all pixels of the test set at once, mean of the foreground classes, and of each class",
+        ),
+        Metric(
+            "hd95", SEGMENTATION, "95 % Hausdorff distance",
+            "95 % Hausdorff distance, mean of the foreground classes and of subjects; mm where the spacing is known, else "
+            "pixels, and the two are never averaged together; 0 if both are empty, 100 if one is",
+            short="HD95", unit_key="hd95_unit", higher_is_better=False, decimals=2, smallest_range=2.0,
+        ),
+        Metric(
+            "accuracy", SEGMENTATION + CLASSIFICATION, "Balanced accuracy (mean recall)",
+            "balanced accuracy: mean over the classes of the share of a class's pixels (images) that were found; also under "
+            "the key `balanced_accuracy`", short="balanced accuracy",
+        ),
+        Metric("accuracy_images", CLASSIFICATION, "Accuracy (images)", "share of the images that are right"),
+        Metric(
+            "accuracy_subjects", CLASSIFICATION, "Accuracy (subjects)",
+            "share of the subjects whose mean probability is largest for their class",
+        ),
+        Metric("f1", CLASSIFICATION, "F1 (macro)", "mean over the classes of the harmonic mean of precision and recall"),
+        Metric(
+            "auroc", CLASSIFICATION, "Area under the ROC curve",
+            "area under the ROC curve, each class against the others, mean over the classes",
+        ),
+    )
+}  # fmt: skip
+"""The metrics by name, in the order in which they are shown."""
+_MAIN: dict[Task, str] = {"segmentation": "dice_per_sample", "classification": "accuracy"}
+
+
+def metrics_of(task: Task) -> tuple[Metric, ...]:
+    """The metrics of a task, its main one first: the one that is shown where there is room for one."""
+    main = METRICS[_MAIN[task]]
+    return (main, *(metric for metric in METRICS.values() if task in metric.tasks and metric is not main))
+
+
+def task_of(scores: Mapping[str, Any]) -> Task:
+    """The task that a test set's scores are of."""
+    return "segmentation" if _MAIN["segmentation"] in scores else "classification"
+
+
+def headline(scores: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The one score of a test set that is shown where there is room for one: what it is called, and its value."""
+    main = metrics_of(task_of(scores))[0]
+    return main.short, scores.get(main.name)
