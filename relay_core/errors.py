@@ -49,7 +49,7 @@ class ImageError(RelayError):
     """An image that was sent in cannot be used; the message names no file, whose name may be a patient's."""
 
     code = "image_invalid"
-    exit_code = 4
+    exit_code = 14
 
 
 class CheckpointError(RelayError):

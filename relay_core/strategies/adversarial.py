@@ -127,7 +127,12 @@ class AdversarialPair:
         return (lengths - self.path_mean).square().mean()
 
     def discriminate_real(self, x: Tensor, code: Tensor, regularise: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits of real images, and their R1 penalty where wanted."""
+        """Logits of augmented real images, and their R1 penalty where `regularise` asks for it.
+
+        R1 is the squared norm of the gradient by what the discriminator sees, the augmented images (Mescheder 2018, for the
+        discriminator's own input distribution), not by the images before the augmentation, as the code of StyleGAN2-ADA has
+        it: the two differ where p > 0. So nothing is differentiated twice through the augmentation.
+        """
         if not regularise:
             return self.discriminate(x, code), None
         x = self.pipe(x, self.ada.p).detach().requires_grad_()

@@ -33,14 +33,14 @@ class ServiceUnreachable(RelayError):
     """There is no service at the address."""
 
     code = "service_unreachable"
-    exit_code = 8
+    exit_code = 11
 
 
 class DownloadDamaged(RelayError):
     """What was fetched is not what the service has."""
 
     code = "download_damaged"
-    exit_code = 5
+    exit_code = 12
 
 
 class ServiceRefused(RelayError):

@@ -25,7 +25,7 @@ class SettingsError(RelayError):
     """The site's settings do not allow a start."""
 
     code = "settings_invalid"
-    exit_code = 3
+    exit_code = 13
 
 
 class _FileSecrets(EnvSettingsSource):

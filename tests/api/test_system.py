@@ -202,5 +202,5 @@ def test_settings_that_are_not_safe_are_refused(tmp_path):
     done = subprocess.run(
         command, env={"RELAY_HOME": str(tmp_path), "PATH": "/usr/bin"}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 3
+    assert done.returncode == 13
     assert "RELAY_SECRET_KEY" in done.stderr

@@ -28,6 +28,21 @@ def signed(world, tmp_path):
     return paths
 
 
+@pytest.fixture
+def toy_classification(toy):
+    """A run of two sites that classify, and what one of its models scored."""
+    solver = {"in_channels": 1, "num_classes": 2}
+    run = toy.run(
+        dataset={"name": "mediastinum-tumor", "kwargs": {"task": "classification", "class_by": "positive", "num_classes": 2,
+                                                         "img_channels": 1}},
+        strategy={"name": "baseline", "kwargs": {"mode": "sequential"}},
+        model={"kwargs": {"task": "classification", "img_channels": 1, "label_num_classes": 2, "solver_kwargs": solver}},
+        train={"loss": {"name": "cross_entropy"}},
+    )  # fmt: skip
+    names = ("accuracy", "accuracy_images", "accuracy_subjects", "f1", "auroc")
+    return run, {f"Domain{i}": {name: 0.1 * i + 0.01 * k for k, name in enumerate(names)} for i in (1, 2)}
+
+
 def test_the_matrix_of_all_reports_is_that_of_the_relay(world, signed, tmp_path):
     found = collected_matrices(
         [signed_report.read_report(path, world.north) for path in signed], world.run, tmp_path / "matrix"
@@ -42,7 +57,7 @@ def test_the_matrix_of_all_reports_is_that_of_the_relay(world, signed, tmp_path)
 def test_a_report_holds_means_alone(signed):
     told = canonical.load(base64.b64decode(json.loads(signed[0].read_bytes())["payload"]), "report")
     assert set(told["scores"]["Domain1"]) == {
-        "accuracy", "dice", "dice_per_sample", "hd95", "hd95_unit", "num_images", "num_samples",
+        "accuracy", "balanced_accuracy", "dice", "dice_per_sample", "hd95", "hd95_unit", "num_images", "num_samples",
     }  # fmt: skip
 
 
@@ -124,3 +139,26 @@ def test_a_report_too_large_is_not_read(world, tmp_path):
         file.truncate(signed_report.MAX_SIZE + 1)
     with refusal("bundle_too_large"):
         signed_report.read_report(tmp_path / "r.json", world.north)
+
+
+def test_the_coordinator_of_a_classification_sees_its_metrics(toy_classification, world):
+    """Balanced accuracy, F1, AUROC, ...; no Dice, which no such site reports."""
+    run, scores = toy_classification
+    reports = [
+        signed_report.SignedReport(run.digest, task_id, name, None, scores, 1.0 + task_id, "north")
+        for task_id, name in ((1, "Domain1"), (2, "Domain2"))
+    ]
+    found = collected_matrices(reports, run)
+    assert list(found) == ["accuracy", "accuracy_images", "accuracy_subjects", "f1", "auroc"]
+    for name, matrix in found.items():
+        assert matrix.values == [[scores["Domain1"][name], scores["Domain2"][name]]] * 2
+    assert found["accuracy"].title.startswith("Balanced accuracy")
+
+
+def test_distances_in_millimetres_and_in_pixels_are_not_averaged(world):
+    row = {"dice_per_sample": 0.9, "dice": 0.9, "accuracy": 0.9}
+    scores = {"Domain1": {**row, "hd95": 4.0, "hd95_unit": "mm"}, "Domain2": {**row, "hd95": 20.0, "hd95_unit": "px"}}
+    reports = [signed_report.SignedReport(world.run.digest, 1, "Domain1", None, scores, 1.0, "north")]
+    found = collected_matrices(reports, world.run)
+    assert (found["hd95_mm"].average(), found["hd95_mm"].unit, found["hd95_px"].average()) == (4.0, "mm", 20.0)
+    assert "hd95" not in found

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from relay_core.engine.checkpoint import newest
 from tests.ports import free_port
 
 
@@ -49,3 +50,29 @@ def test_a_relay_draws_the_same_numbers_and_stays_close(toy):
     assert two[0]["losses"]["D_label"] == pytest.approx(one[0]["losses"]["D_label"], rel=1e-4)
     assert two[0]["losses"]["r1_label"] == pytest.approx(one[0]["losses"]["r1_label"], rel=1e-3)
     compare(one, two, rel=0.3, abs=0.3)
+
+
+def test_path_lengths_and_accumulated_gradients_are_those_of_one_process(toy):
+    """The running mean of path lengths is over all processes' images, and a step's gradient over all of its batches."""
+    run = toy.write(
+        sites=1, train={"loss": {"name": "cross_entropy"}, "accumulate_grad_batches": 2, "num_mimgs": 64e-6},
+        model={"kwargs": {"solver_kwargs": {"norm": "group"}, "pl_weight": 2, "G_reg_interval": 2}},
+    )  # fmt: skip
+    one, two = (train(toy, run, f"out{n}", n) for n in (1, 2))
+    states = [newest(toy.folder / f"out{n}/task_1", print).meta["state"] for n in (1, 2)]
+    assert states[0]["label"]["path_mean"] > 0
+    assert states[1]["label"]["path_mean"] == pytest.approx(states[0]["label"]["path_mean"], rel=1e-3)
+    for a, b in zip(one, two, strict=True):  # the label nets have no batch statistics
+        for name in ("G_label", "D_label", "path_label", "r1_label"):
+            assert (name in a["losses"]) == (name in b["losses"])
+            if name in a["losses"]:
+                assert b["losses"][name] == pytest.approx(a["losses"][name], rel=2e-3, abs=1e-5), (name, a["step"])
+
+
+def test_a_solver_accumulates_the_same_gradient(toy):
+    run = toy.write(
+        sites=1, strategy={"name": "baseline"}, model={"kwargs": {"solver_kwargs": {"norm": "group"}}},
+        train={"loss": {"name": "cross_entropy"}, "accumulate_grad_batches": 3},
+    )  # fmt: skip
+    one, two = (train(toy, run, f"out{n}", n) for n in (1, 2))
+    compare(one, two, rel=2e-4, abs=1e-5)

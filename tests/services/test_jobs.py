@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from services.site import audit, jobs, leases
 from services.site.db.models import AuditRecord, DeviceLease, Job, JobEvent
@@ -25,6 +26,11 @@ def submit(site: SiteKit, gpus: int = 0, **options: object) -> str:
     with site.database.write() as session:
         values: dict = {"kind": "preflight", "params": {}, "actor": "test", "key": None, "body": {}, "gpus": gpus, **options}
         return jobs.submit(session, **values)[0].id
+
+
+def submit_within(session: Session) -> str:
+    """Queue a job in a transaction that is open."""
+    return jobs.submit(session, kind="preflight", params={}, actor="test", key=None, body={}, gpus=1)[0].id
 
 
 def claim(site: SiteKit, worker: str = "w", devices: tuple[str, ...] = ("cpu",), lease: float = 30) -> Claim | None:
@@ -83,6 +89,26 @@ def test_one_device_holds_one_training(site: SiteKit) -> None:
     assert after is not None
     assert after.job_id == second
     assert site.job(first).state == "succeeded"
+
+
+def test_a_lease_is_not_renewed_once_another_job_has_its_device(site: SiteKit) -> None:
+    """The device's own lease ran out while the job's did not, and another job took the device: two may not train on it."""
+    job_id = submit(site, gpus=1)
+    old = claim(site)
+    assert old is not None
+    with site.database.write() as session:
+        row = session.scalars(select(DeviceLease)).one()
+        row.job_id, row.attempt = submit_within(session), 1
+    before = site.job(job_id).lease_until
+    with pytest.raises(LeaseLost), site.database.write() as session:
+        leases.held(session, old, 300)
+    assert site.job(job_id).lease_until == before
+    with site.database.read() as session:
+        assert session.scalars(select(DeviceLease)).one().job_id != job_id
+    with site.database.write() as session:  # without renewing it may still say how it ended
+        assert leases.finish(session, old, "failed", error={"code": "hung", "message": "-"}).state == "failed"
+    with site.database.read() as session:  # and that frees nobody else's device
+        assert len(session.scalars(select(DeviceLease)).all()) == 1
 
 
 def test_a_job_for_two_devices_waits_for_both(site: SiteKit) -> None:

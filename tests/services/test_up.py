@@ -281,6 +281,6 @@ def test_a_client_without_a_service_says_so(tmp_path: Path) -> None:
         answer = subprocess.run(
             [*RELAY, *command], env=environment, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
         )
-        assert answer.returncode == 8
+        assert answer.returncode == 11
         assert "relay up" in answer.stderr
         assert "Traceback" not in answer.stderr

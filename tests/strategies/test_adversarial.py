@@ -1,5 +1,8 @@
 """The regularisers against the published values."""
 
+import copy
+
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -85,3 +88,48 @@ def test_the_penalties_compute_no_gradient_by_weights(phantom_data, tmp_path):
         r1_penalty(logits, x, 3)
     assert len(seen) > 10
     assert {mask[1] for mask in seen} == {False}
+
+
+def relay(toy, **kwargs):
+    """A relay at its first site."""
+    torch.manual_seed(0)
+    strategy = make_strategy(toy.run(model={"kwargs": kwargs}).site(1), torch.device("cpu"))
+    strategy.begin_site("A", 8)
+    return strategy
+
+
+def test_r1_is_the_gradient_by_what_the_discriminator_sees(toy):
+    """By the augmented images, not by the images before the augmentation: the two differ where p > 0."""
+    pair = relay(toy).gan.pairs[1]
+    pair.ada.p = 0.9
+    x, code = torch.randn(8, 4, 16, 16), one_hot(torch.zeros(8, dtype=torch.long), pair.c_dim)
+    torch.manual_seed(3)
+    logits, penalty = pair.discriminate_real(x, code, regularise=True)
+
+    torch.manual_seed(3)
+    before = x.clone().requires_grad_()
+    seen = pair.pipe(before, 0.9)
+    assert not torch.allclose(seen, before)
+    again = pair.discriminator(seen, code)
+    torch.testing.assert_close(again, logits)
+    by_seen, by_image = torch.autograd.grad(again.sum(), [seen, before])
+    torch.testing.assert_close(penalty, by_seen.square().sum(dim=[1, 2, 3]).mean())
+    assert penalty.item() != pytest.approx(float(by_image.square().sum(dim=[1, 2, 3]).mean()), rel=1e-3)
+
+
+def test_the_average_of_a_generator_is_the_one_computed_by_hand(toy):
+    """After n images: keep^n of what it was, keep = 0.5 at `generator_ema_kimg` thousand images; buffers too."""
+    strategy = relay(toy, generator_ema_kimg=0.016)
+    averaged, generator = strategy.networks["G_img_ema"], strategy.networks["G_img"]
+    start = copy.deepcopy(averaged.state_dict())
+    with torch.no_grad():
+        for value in (*generator.parameters(), *(b for b in generator.buffers() if b.is_floating_point())):
+            value.add_(1.0)
+    strategy.gan._average(8)  # half of 16 images
+    keep = 0.5 ** (8 / 16)
+    for name, value in averaged.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, keep * start[name] + (1 - keep) * generator.state_dict()[name])
+    strategy.gan._average(8)
+    name = "mapping.embed.weight"
+    torch.testing.assert_close(averaged.state_dict()[name], start[name] + 0.5)

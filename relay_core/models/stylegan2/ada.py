@@ -24,8 +24,8 @@ class AugmentPipe(nn.Module):
     """Random, differentiable augmentation of real and fake images alike.
 
     Blit (flip, quarter turns, whole-pixel shift) and geometry (scalings, rotations, shift) become one resampling with
-    an orthogonal lowpass; then colour, frequency bands and noise. Only operations with second derivatives are used, so
-    that R1 may be taken through the pipe.
+    an orthogonal lowpass; then colour, frequency bands and noise. Generators learn through the pipe; the R1 penalty is
+    taken behind it (see `AdversarialPair.discriminate_real`).
 
     Args:
         pipe: steps to apply, by initials.
