@@ -4,7 +4,7 @@ Every process keeps the same state of torch's random generator. A draw for a bat
 each process keeps the samples `rank, rank + world, rank + 2 world, ...`. So a training draws the same numbers for the
 same samples on one process and on many, a checkpoint holds one random state whatever the number of processes, and
 the strided slices keep the groups of the minibatch standard deviation together.
-Alone (no process group) everything here is plain torch.
+In a single process (no process group) everything here is plain torch.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """Return this process's number, 0 when alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """The number of processes, 1 when alone."""
+    """Return the number of processes, 1 when alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def take_share(values: Tensor) -> Tensor:
-    """This process's samples of a global batch (first dimension)."""
+    """Return this process's samples of a global batch (first dimension)."""
     return values[rank() :: world()] if world() > 1 else values
 
 
 def randn(n: int, *shape: int, device: torch.device | str | None = None) -> Tensor:
-    """Standard normal numbers of shape (n, *shape) for this process's n samples."""
+    """Return standard normal numbers of shape (n, *shape) for this process's n samples."""
     return take_share(torch.randn(n * world(), *shape, device=device))
 
 
 def rand(n: int, *shape: int, device: torch.device | str | None = None) -> Tensor:
-    """Uniform numbers in [0, 1) of shape (n, *shape) for this process's n samples."""
+    """Return uniform numbers in [0, 1) of shape (n, *shape) for this process's n samples."""
     return take_share(torch.rand(n * world(), *shape, device=device))
 
 
 def randint(low: int, high: int, n: int, *shape: int, device: torch.device | str | None = None) -> Tensor:
-    """Integers in [low, high) of shape (n, *shape) for this process's n samples."""
+    """Return integers in [low, high) of shape (n, *shape) for this process's n samples."""
     return take_share(torch.randint(low, high, (n * world(), *shape), device=device))
 
 

@@ -1,4 +1,4 @@
-"""The one tree of errors. Each has a `code` for machines and an `exit_code` for scripts.
+"""All errors of relay, in one tree. Each has a `code` for machines and an `exit_code` for scripts.
 
 A message says what was wrong, where (file, row, key) and what to do about it.
 """
@@ -25,7 +25,7 @@ class RunFileError(RelayError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with one file of a data set; `file` is relative to the site's folder."""
+    """A fault in one file of a data set; `file` is relative to the site's folder."""
 
     file: str
     message: str
@@ -63,8 +63,8 @@ class BundleError(RelayError):
     """A bundle is refused, or cannot be made.
 
     Args:
-        code: which of `CODES`.
-        message: what was wrong, where, and the way out.
+        code: one of `CODES`.
+        message: what was wrong, where, and what to do about it.
     """
 
     exit_code = 10
@@ -82,7 +82,7 @@ class BundleError(RelayError):
 
 
 class ExportError(RelayError):
-    """An exported model did not give what the network gives, or an ONNX file is none of ours."""
+    """An exported model did not give what the network gives, or an ONNX file cannot be used."""
 
     code = "model_invalid"
     exit_code = 8

@@ -1,6 +1,6 @@
-"""What a training says while it runs: one stream of JSON-able events (no torch here).
+"""The events that a training emits while it runs: one stream of JSON-able objects (no torch here).
 
-The engine calls an `Emit` with each; a terminal, a log file, a service or a test is what receives them.
+The engine calls an `Emit` with each event; a terminal, a log file, a service or a test receives them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Event:
     site: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain mapping with the key `event` naming the kind."""
+        """Return a plain mapping, in which the key `event` names the kind."""
         return {"event": self.kind, **asdict(self)}
 
 
@@ -36,7 +36,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Step(Event):
-    """Mean losses since the last such event."""
+    """Training goes on: mean losses since the last such event, and the time left."""
 
     kind: ClassVar[str] = "step"
     step: int
@@ -58,7 +58,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Scores(Event):
-    """The solver on one test set."""
+    """The solver was scored on one test set."""
 
     kind: ClassVar[str] = "scores"
     test_site: str
@@ -68,7 +68,7 @@ class Scores(Event):
 
 @dataclass(frozen=True)
 class Samples(Event):
-    """A picture was written."""
+    """A picture was written, of generated images or of predictions."""
 
     kind: ClassVar[str] = "samples"
     step: int
@@ -77,7 +77,7 @@ class Samples(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something that a person should know, and that does not stop the training."""
+    """Something happened that a person should know, and that does not stop the training."""
 
     kind: ClassVar[str] = "warning"
     message: str
@@ -93,7 +93,7 @@ class Finished(Event):
 
 
 def from_json(data: Mapping[str, Any]) -> Event | None:
-    """The event that `to_json` made; None for what is none, or lacks a field."""
+    """Return the event that `to_json` gave as a mapping; None for a mapping that is no event or lacks a field."""
     kind = next((c for c in Event.__subclasses__() if c.kind == data.get("event")), None)
     if kind is None:
         return None
@@ -106,9 +106,9 @@ Stop = Callable[[], bool]
 
 
 def ignore(event: Event) -> None:
-    """An `Emit` that drops everything."""
+    """Drop the event: an `Emit` for those who want none."""
 
 
 def never() -> bool:
-    """A `Stop` that never asks to."""
+    """Return False: a `Stop` that never asks to stop."""
     return False

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, synced, renamed."""
+"""Atomic writes: a file is whole or not there, as it is written under another name, synced and renamed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def replace_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, rename it; the folder is created.
+    """Let `write` fill a temporary file beside `path`, sync it, rename it to `path`; the folder is created.
 
     Whatever fails, `path` is what it was before, and nothing half-written stays.
 
     Raises:
-        OSError: not writable, or the disk is full.
+        OSError: the folder is not writable, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".writing-{path.name}-{secrets.token_hex(4)}")
@@ -28,7 +28,7 @@ def replace_with(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """`replace_with` for bytes at hand; `mode` as in `os.open`. Raises OSError."""
+    """Write `content` with `replace_with`; `mode` is the permissions of a new file, as in `os.open`. Raises OSError."""
 
     def write(temporary: Path) -> None:
         temporary.touch(mode, exist_ok=False)

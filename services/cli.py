@@ -1,4 +1,4 @@
-"""The service's part of the command `relay`. Heavy imports are late."""
+"""Add the service's commands to `relay`. Each command imports what it needs when it runs, since the imports are slow."""
 
 from __future__ import annotations
 
@@ -117,11 +117,11 @@ def jobs(
     if context.invoked_subcommand is not None:
         return
     with _client(url, token) as client:
-        found = list(islice(client.pages("/api/v1/jobs", **({"state": state} if state else {})), limit))
-    print(json.dumps(found)) if as_json else jobs_table(found)
+        rows = list(islice(client.pages("/api/v1/jobs", **({"state": state} if state else {})), limit))
+    print(json.dumps(rows)) if as_json else jobs_table(rows)
 
 
-def _one(context: typer.Context, method: str, path: str) -> None:
+def _print_answer(context: typer.Context, method: str, path: str) -> None:
     with _client(*context.obj) as client:
         print(json.dumps(client.call(method, path), indent=1))
 
@@ -129,19 +129,19 @@ def _one(context: typer.Context, method: str, path: str) -> None:
 @jobs_app.command()
 def show(context: typer.Context, job_id: str) -> None:
     """Everything about one job, as JSON."""
-    _one(context, "GET", f"/api/v1/jobs/{job_id}")
+    _print_answer(context, "GET", f"/api/v1/jobs/{job_id}")
 
 
 @jobs_app.command()
 def cancel(context: typer.Context, job_id: str) -> None:
     """Ask a job to write a checkpoint and end."""
-    _one(context, "POST", f"/api/v1/jobs/{job_id}/cancel")
+    _print_answer(context, "POST", f"/api/v1/jobs/{job_id}/cancel")
 
 
 @jobs_app.command()
 def retry(context: typer.Context, job_id: str) -> None:
     """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
-    _one(context, "POST", f"/api/v1/jobs/{job_id}/retry")
+    _print_answer(context, "POST", f"/api/v1/jobs/{job_id}/retry")
 
 
 @jobs_app.command()
@@ -228,8 +228,8 @@ def models(
     if context.invoked_subcommand is not None:
         return
     with _client(url, token) as client:
-        found = list(client.pages("/api/v1/models"))
-    print(json.dumps(found)) if as_json else models_table(found)
+        rows = list(client.pages("/api/v1/models"))
+    print(json.dumps(rows)) if as_json else models_table(rows)
 
 
 @models_app.command("export")
@@ -245,8 +245,10 @@ def export_model(
     from services.client import export_model as export
 
     with _client(*context.obj) as client:
-        made = export(client, checkpoint, name, precision)
-    print(f"{made['model']} version {made['version']}: relay models promote {made['model']} {made['version']}")
+        exported = export(client, checkpoint, name, precision)
+    print(
+        f"{exported['model']} version {exported['version']}: relay models promote {exported['model']} {exported['version']}"
+    )
 
 
 @models_app.command()
@@ -272,7 +274,7 @@ def rollback(context: typer.Context, name: str, reason: Annotated[str, typer.Opt
 
 @contextmanager
 def _site(home: Path | None) -> Iterator[tuple[Settings, Database]]:
-    """The site's own database, for commands that an administrator runs on its machine."""
+    """Open the site's own database, for commands that an administrator runs on its machine."""
     from services.site import load_settings
     from services.site.db import Database
 
@@ -311,7 +313,7 @@ def token_create(
     """Make a token and print it, this once."""
     from services.site import audit, auth
 
-    chosen = next((known for known in auth.ROLES if known == role), None)
+    chosen = next((allowed for allowed in auth.ROLES if allowed == role), None)
     if chosen is None:
         raise RelayError(f"--role {role}: use {', '.join(auth.ROLES)}")
     with _site(home) as (settings, database), database.write() as session:

@@ -1,4 +1,4 @@
-"""One way to write JSON, so that a digest of it means something: sorted keys, no spaces, UTF-8, no NaN."""
+"""Writes and reads canonical JSON, so that equal values have equal digests: sorted keys, no spaces, UTF-8, no NaN."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from relay_core.errors import BundleError
 
 
 def dump(value: Any) -> bytes:
-    """Canonical JSON. Raises ValueError for NaN and infinities."""
+    """Return a value as canonical JSON. Raises ValueError for NaN and infinities."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def load(data: bytes, what: str) -> Any:
     """Read canonical JSON.
 
+    Args:
+        data: the JSON text in UTF-8.
+        what: the name of the source, for the error message.
+
     Raises:
-        BundleError: `bundle_damaged` where `data` is not JSON, or not in the canonical form (keys given twice, for one).
+        BundleError: `bundle_damaged` where `data` is not JSON, or not in the canonical form (a repeated key, for example).
     """
     try:
         value = json.loads(data)
@@ -30,5 +34,5 @@ def load(data: bytes, what: str) -> Any:
 
 
 def sha256(data: bytes) -> str:
-    """Hexadecimal digest."""
+    """Return the SHA-256 digest of data in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a person at the next hospital reads before the model is used. Facts only."""
+"""Writes `MODEL_CARD.md`, the facts that a person at the next hospital reads before the model is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relay_core.metrics import Metric, metrics_of
 
 
 def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile) -> str:
-    """The card, in Markdown.
+    """Return the model card in Markdown.
 
     Args:
         made: the manifest.
@@ -22,10 +22,10 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
     """
     settings = run.site(made["task_id"])
     metrics = metrics_of(settings.data.task)
-    drawn = " The generators draw pseudo images for that training only." if settings.facts.has_generators else ""
+    generator_note = " The generators draw pseudo images for that training only." if settings.facts.has_generators else ""
     images = sum(record["images"] for record in records)
-    counts = {name: shape for name, (_, shape) in made["tensors"].items()}
-    networks = list(dict.fromkeys(name.split("/")[1] for name in counts))
+    shapes = {name: shape for name, (_, shape) in made["tensors"].items()}
+    networks = list(dict.fromkeys(name.split("/")[1] for name in shapes))
     return "\n".join([
         f"# Relay model, hop {made['hop']} of {len(run.task_ids)}",
         "",
@@ -36,7 +36,7 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "| hop | site | labelled images | steps | signed | relay |",
         "|--:|---|--:|--:|---|---|",
         *(
-            f"| {r['hop']} | {_plain(r['site'])} | {r['images']} | {r['steps']} | {_day(r['created_at'])} | "
+            f"| {r['hop']} | {_plain(r['site'])} | {r['images']} | {r['steps']} | {_date(r['created_at'])} | "
             f"{_plain(r['relay'])} |"
             for r in records
         ),
@@ -48,7 +48,7 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         f"| after | test set | {' | '.join(metric.title for metric in metrics)} |",
         f"|---|---|{'--:|' * len(metrics)}",
         *(
-            f"| {_plain(record['site'])} | {_plain(name)} | {' | '.join(_value(metric, row) for metric in metrics)} |"
+            f"| {_plain(record['site'])} | {_plain(name)} | {' | '.join(_score(metric, row) for metric in metrics)} |"
             for record in records
             for name, row in record["metrics"].items()
         ),
@@ -63,7 +63,7 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "## Intended use",
         "",
         f"{settings.data.task.capitalize()} of images like those of the sites above, as a research aid; and as the start of "
-        f"the next site's training.{drawn}",
+        f"the next site's training.{generator_note}",
         "",
         "## Limits",
         "",
@@ -75,15 +75,15 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
 
 
 def _plain(text: str) -> str:
-    """A name in a table: what Markdown would read as something else is left out."""
+    """Return at most 100 characters of a text, with those that have a meaning in Markdown replaced by question marks."""
     return "".join(c if c.isalnum() or c in " .-_+()" else "?" for c in text[:100])
 
 
-def _day(seconds: float) -> str:
+def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
-def _value(metric: Metric, scores: Mapping[str, Any]) -> str:
-    """A score with its unit; empty where the test set has none."""
+def _score(metric: Metric, scores: Mapping[str, Any]) -> str:
+    """Return a score with its unit as text; empty where the test set has no such score."""
     value = scores.get(metric.name)
     return f"{metric.text(float(value))} {metric.unit(scores)}".rstrip() if isinstance(value, int | float) else ""

@@ -1,4 +1,4 @@
-"""The file: an uncompressed tar of fixed members in a fixed order, written and read as a stream.
+"""Writes and reads the bundle file as a stream: an uncompressed tar of fixed members in a fixed order.
 
 A header is accepted only when it is, byte for byte, the one that this module writes for the member that is due: other
 names, links, devices, sparse files, long-name extensions, other owners or times are all refused by that one comparison.
@@ -23,28 +23,28 @@ MEMBERS: dict[str, int] = {
     "MODEL_CARD.md": MIB,
     "weights.safetensors": (8 << 30) - 1,
 }
-"""Name -> largest size in bytes, in the order of the file. What is small comes first: a reader knows the signer and every
-digest before the weights."""
+"""Maps each member's name to its largest size in bytes, in the order of the file. The small members come first, so that a
+reader knows the signer and every digest before it reads the weights."""
 WEIGHTS = "weights.safetensors"
 CHUNK = 4 * MIB
 BLOCK = 512
 LARGEST = sum(MEMBERS.values()) + (2 * len(MEMBERS) + 2) * BLOCK
-"""Bytes that no file has more of."""
+"""No valid bundle, unencrypted, has more bytes than this."""
 
 Progress = Callable[[int, int], object]
-"""Called with bytes done and bytes in all."""
+"""A callback that is called with the bytes processed so far and the bytes in all."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress: the default where no caller wants it reported."""
 
 
 def write(file: BinaryIO, members: Mapping[str, bytes], weights: Path, progress: Progress = no_progress) -> None:
     """Write a bundle: the small members from memory, the weights from a file.
 
     Raises:
-        BundleError: `bundle_too_large`.
-        OSError: not writable, or the disk is full.
+        BundleError: `bundle_too_large` where a member exceeds its limit in `MEMBERS`.
+        OSError: the file is not writable, or the disk is full.
     """
     for name, limit in MEMBERS.items():
         size = weights.stat().st_size if name == WEIGHTS else len(members[name])
@@ -63,17 +63,20 @@ def write(file: BinaryIO, members: Mapping[str, bytes], weights: Path, progress:
 
 
 def read(file: BinaryIO) -> Iterator[tuple[str, int, Iterator[bytes]]]:
-    """The members in order: name, size in bytes, content in chunks. Each content must be used up before the next.
+    """Yield the members in order: name, size in bytes, content in chunks.
+
+    The caller must use up each content before it asks for the next member.
 
     Raises:
-        BundleError: `bundle_damaged`, `bundle_too_large`.
+        BundleError: `bundle_damaged` where the file is not exactly the expected tar; `bundle_too_large` where a member's
+            stated size exceeds its limit in `MEMBERS`.
     """
     for name in MEMBERS:
-        size = _size(_exactly(file, BLOCK, name), name)
-        yield name, size, _content(file, name, size)
-        if any(_exactly(file, -size % BLOCK, name)):
+        size = _checked_size(_read_exactly(file, BLOCK, name), name)
+        yield name, size, _read_content(file, name, size)
+        if any(_read_exactly(file, -size % BLOCK, name)):
             raise BundleError("bundle_damaged", f"there are bytes between {name} and what follows")
-    if any(_exactly(file, 2 * BLOCK, "the end")) or file.read(1):
+    if any(_read_exactly(file, 2 * BLOCK, "the end")) or file.read(1):
         raise BundleError("bundle_damaged", "there are bytes after the last member")
 
 
@@ -83,7 +86,7 @@ def _header(name: str, size: int) -> bytes:
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
-def _size(block: bytes, name: str) -> int:
+def _checked_size(block: bytes, name: str) -> int:
     digits = block[124:135]
     if not digits.isdigit() or any(d > ord("7") for d in digits):
         raise BundleError("bundle_damaged", f"this is no bundle of relay: the header of {name} is not readable")
@@ -95,7 +98,7 @@ def _size(block: bytes, name: str) -> int:
     return size
 
 
-def _content(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
+def _read_content(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
     while size:
         chunk = file.read(min(CHUNK, size))
         if not chunk:
@@ -104,5 +107,5 @@ def _content(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _exactly(file: BinaryIO, size: int, name: str) -> bytes:
-    return b"".join(_content(file, name, size))
+def _read_exactly(file: BinaryIO, size: int, name: str) -> bytes:
+    return b"".join(_read_content(file, name, size))

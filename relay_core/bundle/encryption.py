@@ -1,4 +1,4 @@
-"""Encryption to one recipient with age (https://age-encryption.org/v1), through pyrage."""
+"""Encrypts bundles for one recipient, and decrypts them, with age (https://age-encryption.org/v1) through pyrage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAGIC = b"age-encryption.org/v1"
 
 
 def is_encrypted(path: Path) -> bool:
-    """Whether a file begins like one of age's."""
+    """Return whether a file begins with the header of the age format."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
@@ -27,14 +27,15 @@ def encrypt(source: Path, out: BinaryIO, recipient: str) -> None:
 
 
 def decrypt(source: Path, target: Path, keys: KeyFolder) -> None:
-    """Decrypt a file to a new one, mode 600. Whatever goes wrong, no plaintext stays.
+    """Decrypt a file to a new one with mode 600; after any failure the new file is deleted, so that no plaintext stays.
 
     Raises:
-        BundleError: `wrong_recipient`, `bundle_damaged`, `bundle_too_large`, and as `KeyFolder.identity`.
+        BundleError: `wrong_recipient` where the file is encrypted for another key; `bundle_damaged`, `bundle_too_large`;
+            and as `KeyFolder.identity`.
     """
     import pyrage
 
-    if source.stat().st_size > container.LARGEST + container.LARGEST // 1000:  # age adds 16 bytes to 64 KiB
+    if source.stat().st_size > container.LARGEST + container.LARGEST // 1000:  # age adds 16 bytes per 64 KiB
         raise BundleError("bundle_too_large", f"no bundle has more than {container.LARGEST} bytes")
     identity = keys.identity()
     target.touch(0o600, exist_ok=False)
@@ -42,7 +43,7 @@ def decrypt(source: Path, target: Path, keys: KeyFolder) -> None:
         with source.open("rb") as file, target.open("wb") as out:
             pyrage.decrypt_io(file, out, [identity])
     except BaseException as error:
-        target.unlink(missing_ok=True)  # age has written what came before the damage
+        target.unlink(missing_ok=True)  # age has already written the plaintext before the damaged place
         if isinstance(error, pyrage.DecryptError) and "No matching keys" in str(error):
             raise BundleError(
                 "wrong_recipient", "the bundle is encrypted for another site; ask for one for this site"

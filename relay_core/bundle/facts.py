@@ -1,4 +1,4 @@
-"""What people and services are told about a bundle."""
+"""Summarises a bundle for people and services."""
 
 from __future__ import annotations
 
@@ -16,34 +16,54 @@ from relay_core.errors import BundleError
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """A bundle in brief; plain data, for JSON."""
+    """Summarises a bundle as plain data that can be written as JSON."""
 
     digest: str
-    """Of its content: the same whether or not it is encrypted."""
+    """The digest of the bundle's content, which is the same whether or not it is encrypted."""
     run: str
+    """The digest of the run."""
     hop: int
+    """The number of the hop: 1 at the first site."""
     task_id: int
+    """The number of the site that trained last."""
     site: str
+    """The name of the site that trained last."""
     signer: dict[str, Any]
-    """{name, fingerprint, trusted}."""
+    """The site that signed the bundle, as {name, fingerprint, trusted}."""
     recipient: str | None
+    """The fingerprint of the one site that the bundle is for; None: it is for anyone."""
     parent: str | None
+    """The digest of the bundle that the last training started from; None at the first hop."""
     created_at: float
+    """The time at which the bundle was made, in Unix seconds."""
     half: bool
+    """Whether weights are carried in half precision where they fit."""
     version: str
+    """The version of relay that made the bundle."""
     step: int
+    """The training step of the checkpoint."""
     images: int
+    """The number of the last site's labelled training images."""
     metrics: Scores
     """Test set -> metric -> mean."""
     history: list[dict[str, Any]]
-    """One entry a hop: {hop, task_id, site, signer, fingerprint, trusted, images, metrics, bundle, created_at}."""
+    """One entry per hop: {hop, task_id, site, signer, fingerprint, trusted, images, metrics, bundle, created_at}."""
     size: int
-    """Bytes of the file."""
+    """The size of the bundle file in bytes."""
     file_sha256: str
+    """The SHA-256 of the bundle file, as it is (encrypted or not)."""
 
     @classmethod
     def of(cls, made: dict[str, Any], records: Sequence[Record], digest: str, roster: Roster, file: Path) -> BundleFacts:
-        """From a manifest, a history and the file."""
+        """Collect the facts from a checked bundle.
+
+        Args:
+            made: the manifest.
+            records: the history.
+            digest: the digest of the bundle's content.
+            roster: the keys that this site trusts.
+            file: the bundle file.
+        """
         bundles = [record["parent"] for record in records[1:]] + [digest]
         hops = [
             {
@@ -63,12 +83,12 @@ class BundleFacts:
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
 
 def is_trusted(roster: Roster, fingerprint: str, run: str) -> bool:
-    """Whether the roster trusts a key for a run."""
+    """Return whether the roster trusts a key (its fingerprint) for a run (its digest)."""
     try:
         roster.require(fingerprint, run, "")
     except BundleError:

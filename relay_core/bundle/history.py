@@ -1,4 +1,4 @@
-"""Where a model has been: one record a hop, chained by hashes, each signed by its own site."""
+"""Writes and checks a model's history: one record per hop, chained by hashes, each signed by the site of that hop."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ Record = dict[str, Any]
 
 
 def link(record: Record) -> str:
-    """What the next record names as its `previous`."""
+    """Return the SHA-256 of a record, which the next record of the chain holds as its `previous`."""
     return canonical.sha256(canonical.dump(record))
 
 
 def add(history: Sequence[Record], record: Mapping[str, Any], keys: KeyFolder) -> list[Record]:
-    """The history with one more record, signed. Raises BundleError as `KeyFolder.sign`."""
+    """Return the history with one more record, linked to the last one and signed. Raises BundleError as `KeyFolder.sign`."""
     card = keys.card
     signer = {"name": card.name, "fingerprint": card.fingerprint, "public_key": card.public_key}
-    made = {**record, "signer": signer, "previous": link(history[-1]) if history else None}
-    (signature,) = keys.sign(_message(made))
-    return [*history, {**made, "signature": base64.b64encode(signature).decode()}]
+    unsigned = {**record, "signer": signer, "previous": link(history[-1]) if history else None}
+    (signature,) = keys.sign(_signed_bytes(unsigned))
+    return [*history, {**unsigned, "signature": base64.b64encode(signature).decode()}]
 
 
-def _message(record: Mapping[str, Any]) -> bytes:
+def _signed_bytes(record: Mapping[str, Any]) -> bytes:
     return b"relay hop 1\0" + canonical.dump({key: value for key, value in record.items() if key != "signature"})
 
 
 def check(history: Any, roster: Roster | None) -> list[Record]:
-    """The records, if they are an unbroken chain from the first site.
+    """Return the records if they are an unbroken chain from the first site.
 
     Args:
-        history: what `history.json` holds.
-        roster: whom to trust; None: any key that fits its signature.
+        history: the parsed content of `history.json`.
+        roster: the keys that this site trusts; None accepts every key that verifies its own record's signature.
 
     Raises:
-        BundleError: `history_broken`, `signer_unknown`, `signer_revoked`.
+        BundleError: `history_broken` where a record is malformed, not linked or not signed by its site; `signer_unknown` or
+            `signer_revoked` where the roster does not trust a signer.
     """
     if not isinstance(history, list) or not 1 <= len(history) <= MAX_HOPS:
         raise BundleError("history_broken", "history.json is not a list of hops")
@@ -58,7 +59,7 @@ def check(history: Any, roster: Roster | None) -> list[Record]:
     return history
 
 
-def _check_record(record: Any, number: int, before: Record | None) -> None:
+def _check_record(record: Any, number: int, previous_record: Record | None) -> None:
     try:
         signer, signature = record["signer"], base64.b64decode(record["signature"], validate=True)
         sound = (
@@ -71,9 +72,9 @@ def _check_record(record: Any, number: int, before: Record | None) -> None:
             and is_moment(record["created_at"])
             and is_digest(record["run"])
             and is_digest(record["weights"])
-            and record["previous"] == (link(before) if before else None)
-            and (is_digest(record["parent"]) if before else record["parent"] is None)
-            and (before is None or record["run"] == before["run"])
+            and record["previous"] == (link(previous_record) if previous_record else None)
+            and (is_digest(record["parent"]) if previous_record else record["parent"] is None)
+            and (previous_record is None or record["run"] == previous_record["run"])
             and signer.keys() == {"name", "fingerprint", "public_key"}
             and is_name(signer["name"])
             and signer["fingerprint"] == fingerprint(signer["public_key"])
@@ -84,5 +85,5 @@ def _check_record(record: Any, number: int, before: Record | None) -> None:
         raise BundleError(
             "history_broken", f"hop {number} of the history is not sound, or does not follow from the one before"
         )
-    if not verify(signer["public_key"], _message(record), signature):
+    if not verify(signer["public_key"], _signed_bytes(record), signature):
         raise BundleError("history_broken", f"hop {number} of the history was not signed by the site that it names")

@@ -1,8 +1,8 @@
-"""A site's keys: files in one folder, which never leaves the site.
+"""Keeps a site's keys as files in one folder, which never leaves the site.
 
 `signing.pem` (ECDSA P-256) and `age.key` (X25519) are encrypted with the site's passphrase, mode 600. `card.json` is the
-public half: a site gives it to the others, who check its fingerprint by telephone. `roster.json` is whom this site
-trusts.
+public half: a site gives it to the others, who check its fingerprint by telephone. `roster.json` lists the cards that
+this site trusts.
 """
 
 from __future__ import annotations
@@ -31,43 +31,47 @@ from relay_core.files import write_atomically
 _PEM = serialization.Encoding.PEM
 
 
-def _sealed(secret: bytes, passphrase: str) -> bytes:
-    """Encrypt with ChaCha20-Poly1305 under scrypt of a passphrase: 32 MiB, age's own form takes 512."""
+def _seal(secret: bytes, passphrase: str) -> bytes:
+    """Encrypt a secret with ChaCha20-Poly1305, under a key that scrypt derives from the passphrase; return canonical JSON.
+
+    scrypt takes 32 MiB of memory here; age's own encryption by passphrase would take 512 MiB.
+    """
     salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
-    data = ChaCha20Poly1305(_stretched(passphrase, salt)).encrypt(nonce, secret, None)
+    data = ChaCha20Poly1305(_derived_key(passphrase, salt)).encrypt(nonce, secret, None)
     parts = {"salt": salt, "nonce": nonce, "data": data}
     return canonical.dump({"format": 1, **{name: base64.b64encode(value).decode() for name, value in parts.items()}})
 
 
-def _unsealed(sealed: bytes, passphrase: str) -> bytes:
-    """The inverse. Raises BundleError `key_locked`."""
+def _unseal(sealed: bytes, passphrase: str) -> bytes:
+    """Decrypt what `_seal` returned. Raises BundleError `key_locked` where the passphrase is wrong or the data damaged."""
     try:
-        found = canonical.load(sealed, "age.key")
-        salt, nonce, data = (base64.b64decode(found[name], validate=True) for name in ("salt", "nonce", "data"))
-        return ChaCha20Poly1305(_stretched(passphrase, salt)).decrypt(nonce, data, None)
+        fields = canonical.load(sealed, "age.key")
+        salt, nonce, data = (base64.b64decode(fields[name], validate=True) for name in ("salt", "nonce", "data"))
+        return ChaCha20Poly1305(_derived_key(passphrase, salt)).decrypt(nonce, data, None)
     except (BundleError, InvalidTag, ValueError, KeyError, TypeError):
         raise BundleError("key_locked", "the passphrase does not open the site's decryption key") from None
 
 
-def _stretched(passphrase: str, salt: bytes) -> bytes:
+def _derived_key(passphrase: str, salt: bytes) -> bytes:
     return Scrypt(salt=salt, length=32, n=1 << 15, r=8, p=1).derive(passphrase.encode())
 
 
 class KeyFolder:
-    """The folder with a site's keys.
+    """Gives access to the folder with a site's keys, card and roster.
 
     Args:
-        folder: where.
-        ask: asks a person for the passphrase where no setting gives it; None: at the terminal, if there is one.
+        folder: the folder of the keys.
+        ask: asks a person for the passphrase, given a prompt, where neither environment nor file gives it; None: it is asked
+            for at the terminal, if there is one.
     """
 
     def __init__(self, folder: Path, ask: Callable[[str], str] | None = None) -> None:
         self.folder, self.ask = folder, ask
-        self._identity: Any = None  # opening it takes a second, on purpose
+        self._identity: Any = None  # kept, because scrypt makes decrypting it slow on purpose
 
     @property
     def roster(self) -> Roster:
-        """Whom the site trusts, itself included."""
+        """Read the roster of the keys that the site trusts, its own included. Raises BundleError as `Roster.read`."""
         roster = Roster.read(self.folder / "roster.json")
         if self.exists and roster.of(self.card.fingerprint) is None:
             roster.entries.append(Trusted(self.card))
@@ -79,21 +83,25 @@ class KeyFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a key."""
+        """Return whether the site has keys: whether the folder holds a `card.json`."""
         return (self.folder / "card.json").is_file()
 
     @property
     def card(self) -> Card:
-        """The site's own card. Raises BundleError `key_missing`."""
+        """Read the site's own card. Raises BundleError `key_missing`, and as `Card.from_json`."""
         if not self.exists:
             raise BundleError("key_missing", "this site has no key yet: relay keys create --name NAME")
         return Card.from_json((self.folder / "card.json").read_bytes(), "card.json")
 
     def create(self, name: str, passphrase: str) -> Card:
-        """Make both keys and the card.
+        """Create both keys and the card, and return the card.
+
+        Args:
+            name: the site's name.
+            passphrase: the passphrase that both private keys are encrypted with.
 
         Raises:
-            BundleError: `key_missing` where the folder has keys already: they are never overwritten.
+            BundleError: `key_missing` where the folder has keys already, because they are never overwritten.
         """
         import pyrage
 
@@ -102,18 +110,22 @@ class KeyFolder:
         key = ec.generate_private_key(ec.SECP256R1())
         public = key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
         identity = pyrage.x25519.Identity.generate()
-        bare = Card(name, public, str(identity.to_public()))
-        card = replace(bare, proof=base64.b64encode(key.sign(bare.message(), HASH)).decode())
-        sealed = serialization.BestAvailableEncryption(passphrase.encode())
-        private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, sealed)
+        unproven = Card(name, public, str(identity.to_public()))
+        card = replace(unproven, proof=base64.b64encode(key.sign(unproven.message(), HASH)).decode())
+        pem_encryption = serialization.BestAvailableEncryption(passphrase.encode())
+        private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, pem_encryption)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(self.folder / "age.key", _sealed(str(identity).encode(), passphrase), 0o600)
+        write_atomically(self.folder / "age.key", _seal(str(identity).encode(), passphrase), 0o600)
         write_atomically(self.folder / "signing.pem", private, 0o600)
         write_atomically(self.folder / "card.json", card.to_json())
         return card
 
     def sign(self, *messages: bytes) -> list[bytes]:
-        """ECDSA P-256 signatures. Raises BundleError `key_missing`, `key_locked`."""
+        """Sign each message with ECDSA P-256 and SHA-256; return the signatures in DER.
+
+        Raises:
+            BundleError: `key_missing` where the site has no key, `key_locked` where the passphrase does not open it.
+        """
         path = self.folder / "signing.pem"
         if not path.is_file():
             raise BundleError("key_missing", "this site has no key yet: relay keys create --name NAME")
@@ -124,31 +136,38 @@ class KeyFolder:
         return [key.sign(message, HASH) for message in messages]
 
     def identity(self) -> Any:
-        """The age identity. Raises BundleError `key_missing`, `key_locked`."""
+        """Return the age identity (X25519 private key) that decrypts bundles for this site.
+
+        Raises:
+            BundleError: `key_missing` where the site has no key, `key_locked` where the passphrase does not open it.
+        """
         import pyrage
 
         path = self.folder / "age.key"
         if not path.is_file():
             raise BundleError("key_missing", "the bundle is encrypted, and this site has no key yet: relay keys create")
         if self._identity is None:
-            self._identity = pyrage.x25519.Identity.from_str(_unsealed(path.read_bytes(), self.passphrase()).decode())
+            self._identity = pyrage.x25519.Identity.from_str(_unseal(path.read_bytes(), self.passphrase()).decode())
         return self._identity
 
     def passphrase(self) -> str:
-        """From RELAY_KEY_PASSPHRASE_FILE, RELAY_KEY_PASSPHRASE, the folder's file `passphrase`, or a person.
+        """Return the passphrase.
+
+        The sources, in this order, are the file that RELAY_KEY_PASSPHRASE_FILE names, RELAY_KEY_PASSPHRASE, the file
+        `passphrase` in the folder, and a person.
 
         Raises:
-            BundleError: `key_locked`.
+            BundleError: `key_locked` where the file cannot be read, or nobody can be asked.
         """
         path = os.environ.get("RELAY_KEY_PASSPHRASE_FILE")
-        beside = self.folder / "passphrase"
+        own_file = self.folder / "passphrase"
         try:
             if path:
                 return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
             if "RELAY_KEY_PASSPHRASE" in os.environ:
                 return os.environ["RELAY_KEY_PASSPHRASE"]
-            if beside.is_file():
-                return beside.read_text(encoding="utf-8").rstrip("\r\n")
+            if own_file.is_file():
+                return own_file.read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError("key_locked", f"the passphrase's file cannot be read: {error}") from None
         if self.ask is not None:
@@ -160,8 +179,11 @@ class KeyFolder:
         )
 
     def keep_passphrase(self) -> str:
-        """Make up a passphrase and leave it beside the keys, mode 600: for a machine whose disk is the protection."""
-        made = secrets.token_urlsafe(24)
+        """Create a random passphrase, write it beside the keys with mode 600, and return it.
+
+        This is for a machine where access to the disk is the only protection of the keys.
+        """
+        generated = secrets.token_urlsafe(24)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(self.folder / "passphrase", made.encode(), 0o600)
-        return made
+        write_atomically(self.folder / "passphrase", generated.encode(), 0o600)
+        return generated

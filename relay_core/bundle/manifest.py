@@ -1,4 +1,4 @@
-"""`manifest.json`: what a bundle is. FORMAT.md describes each field."""
+"""Checks `manifest.json`, which describes a bundle's contents. FORMAT.md describes each field."""
 
 from __future__ import annotations
 
@@ -23,92 +23,93 @@ _FIELDS = frozenset({
 })  # fmt: skip
 _CHECKPOINT = frozenset({"strategy", "step", "steps", "images", "consumed", "state"})
 MAX_STEPS = 10**8
-"""Checkpoints are named by their step, with eight digits."""
+"""Steps lie below this limit, because a checkpoint's file name has its step in eight digits."""
 Manifest = dict[str, Any]
 
 
 def check(data: bytes) -> tuple[Manifest, Table]:
-    """A manifest of this format, and the tensors that it lists.
+    """Parse a manifest, check each field, and return it with the tensors that it lists.
 
     Raises:
-        BundleError: `bundle_version_unknown`, `bundle_newer`, `bundle_damaged`, `weights_invalid`.
+        BundleError: `bundle_version_unknown` where its format is another; `bundle_newer` where a newer major version made
+            it; `bundle_damaged` where a field is missing, unknown or invalid; `weights_invalid` as `read_table`.
     """
-    found = canonical.load(data, "manifest.json")
-    if not isinstance(found, dict):
+    content = canonical.load(data, "manifest.json")
+    if not isinstance(content, dict):
         raise BundleError("bundle_damaged", "manifest.json is not readable")
-    if type(found.get("format")) is not int or found["format"] != FORMAT:
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise BundleError(
-            "bundle_version_unknown", f"its format is {str(found.get('format'))[:20]!r}; this version reads {FORMAT}"
+            "bundle_version_unknown", f"its format is {str(content.get('format'))[:20]!r}; this version reads {FORMAT}"
         )
-    if not is_version(found.get("relay")):
+    if not is_version(content.get("relay")):
         raise BundleError("bundle_damaged", "manifest.json does not say which version made it")
-    if _major(found["relay"]) > _major(relay_core.__version__):
+    if _major(content["relay"]) > _major(relay_core.__version__):
         raise BundleError(
             "bundle_newer",
-            f"it was made by relay {str(found['relay'])[:20]!r}; this is {relay_core.__version__}: update this site first",
+            f"it was made by relay {str(content['relay'])[:20]!r}; this is {relay_core.__version__}: update this site first",
         )
     sound = (
-        found.keys() == _FIELDS
-        and is_digest(found["run"])
-        and all(is_count(found[key]) and found[key] > 0 for key in ("hop", "task_id"))
-        and is_name(found["site"])
-        and isinstance(found["signer"], dict)
-        and found["signer"].keys() == {"name", "fingerprint"}
-        and is_name(found["signer"]["name"])
-        and is_digest(found["signer"]["fingerprint"])
-        and (found["recipient"] is None or is_digest(found["recipient"]))
-        and (found["parent"] is None or is_digest(found["parent"]))
-        and is_moment(found["created_at"])
-        and type(found["half"]) is bool
-        and are_metrics(found["metrics"])
-        and isinstance(found["checkpoint"], dict)
-        and found["checkpoint"].keys() in (_CHECKPOINT, _CHECKPOINT | {"looks"})
-        and all(is_count(found["checkpoint"][key]) for key in ("step", "steps", "images", "consumed"))
-        and found["checkpoint"]["steps"] <= found["checkpoint"]["step"] < MAX_STEPS
-        and _are_looks(found["checkpoint"].get("looks", {}))
-        and is_name(found["checkpoint"]["strategy"])
-        and isinstance(found["checkpoint"]["state"], dict)
-        and isinstance(found["tools"], dict)
-        and all(is_name(name) and is_name(version) for name, version in found["tools"].items())
+        content.keys() == _FIELDS
+        and is_digest(content["run"])
+        and all(is_count(content[key]) and content[key] > 0 for key in ("hop", "task_id"))
+        and is_name(content["site"])
+        and isinstance(content["signer"], dict)
+        and content["signer"].keys() == {"name", "fingerprint"}
+        and is_name(content["signer"]["name"])
+        and is_digest(content["signer"]["fingerprint"])
+        and (content["recipient"] is None or is_digest(content["recipient"]))
+        and (content["parent"] is None or is_digest(content["parent"]))
+        and is_moment(content["created_at"])
+        and type(content["half"]) is bool
+        and are_metrics(content["metrics"])
+        and isinstance(content["checkpoint"], dict)
+        and content["checkpoint"].keys() in (_CHECKPOINT, _CHECKPOINT | {"looks"})
+        and all(is_count(content["checkpoint"][key]) for key in ("step", "steps", "images", "consumed"))
+        and content["checkpoint"]["steps"] <= content["checkpoint"]["step"] < MAX_STEPS
+        and _are_looks(content["checkpoint"].get("looks", {}))
+        and is_name(content["checkpoint"]["strategy"])
+        and isinstance(content["checkpoint"]["state"], dict)
+        and isinstance(content["tools"], dict)
+        and all(is_name(name) and is_name(version) for name, version in content["tools"].items())
     )
     if not sound:
         raise BundleError("bundle_damaged", "manifest.json lacks a field, or has one that this format does not know")
-    return found, read_table(found["tensors"])
+    return content, read_table(content["tensors"])
 
 
 Scores = dict[str, dict[str, float | str | None]]
-"""Test set -> metric -> mean; the one text is `hd95_unit`."""
+"""Maps test set -> metric -> mean; the only text is that of `hd95_unit` (`px` or `mm`)."""
 
 
 def brief(scores: dict[str, Any]) -> Scores:
-    """A site's scores without anything about single patients."""
+    """Return a site's scores with the means of its test sets only, and nothing about single patients."""
     return {
-        name: {key: _plain(value) for key, value in row.items() if is_mean(key, _plain(value))}
+        name: {key: _finite_or_none(value) for key, value in row.items() if is_mean(key, _finite_or_none(value))}
         for name, row in scores.items()
     }
 
 
 def scores_of(path: Path, checkpoint: str) -> Scores:
-    """`brief` of a `scores.json`.
+    """Read a `scores.json` and return its means as `brief` does.
 
     Args:
-        path: the file.
-        checkpoint: digest of the checkpoint that it must be about.
+        path: the `scores.json`.
+        checkpoint: the digest of the checkpoint that the scores must belong to.
 
     Raises:
-        BundleError: `bundle_incomplete`: it is another file, or about another checkpoint.
+        BundleError: `bundle_incomplete` where the file is no `scores.json`, or belongs to another checkpoint.
     """
     try:
-        found = json.loads(path.read_text())
-        scored, metrics = found["checkpoint"], brief(found["scores"])
+        content = json.loads(path.read_text())
+        scored_checkpoint, metrics = content["checkpoint"], brief(content["scores"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BundleError("bundle_incomplete", f"{path} is not a scores.json of relay train or relay evaluate") from None
-    if scored != checkpoint:
+    if scored_checkpoint != checkpoint:
         raise BundleError("bundle_incomplete", f"{path} has the scores of another checkpoint: relay evaluate --out")
     return metrics
 
 
-def _plain(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not is_number(value) else value
 
 
@@ -117,10 +118,10 @@ def _major(version: str) -> int:
 
 
 def require_handed_over(state: object, facts: StrategyFacts) -> None:
-    """Check a strategy's state against the schema that the strategy states of itself.
+    """Check a strategy's state in a manifest against the schema that the strategy's facts declare.
 
     Raises:
-        BundleError: `bundle_damaged`.
+        BundleError: `bundle_damaged` where the state does not fit the schema.
     """
     try:
         facts.handed_over.model_validate(state)
@@ -131,47 +132,56 @@ def require_handed_over(state: object, facts: StrategyFacts) -> None:
         ) from None
 
 
-def _are_looks(looks: Any) -> bool:
-    return isinstance(looks, dict) and all(is_name(site) and _are_numbers(known) for site, known in looks.items())
+def _are_looks(statistics: Any) -> bool:
+    return isinstance(statistics, dict) and all(
+        is_name(site) and _are_feature_statistics(of_site) for site, of_site in statistics.items()
+    )
 
 
-def _are_numbers(known: Any) -> bool:
-    """What `imaging.outlier.looks` gives of one site."""
+def _are_feature_statistics(statistics: Any) -> bool:
+    """Return whether a value is the feature statistics of one site (`imaging.out_of_distribution.feature_statistics`)."""
     return (
-        isinstance(known, dict)
-        and known.keys() == {"images", "mean", "sd", "limit"}
-        and is_count(known["images"])
-        and known["images"] > 0
-        and is_number(known["limit"])
-        and known["limit"] >= 1
-        and all(isinstance(known[key], list) and all(map(is_number, known[key])) for key in ("mean", "sd"))
-        and 0 < len(known["mean"]) == len(known["sd"]) <= 16
+        isinstance(statistics, dict)
+        and statistics.keys() == {"images", "mean", "sd", "limit"}
+        and is_count(statistics["images"])
+        and statistics["images"] > 0
+        and is_number(statistics["limit"])
+        and statistics["limit"] >= 1
+        and all(isinstance(statistics[key], list) and all(map(is_number, statistics[key])) for key in ("mean", "sd"))
+        and 0 < len(statistics["mean"]) == len(statistics["sd"]) <= 16
     )
 
 
 def require_fit(made: Manifest, records: Sequence[Mapping[str, Any]], run: RunFile) -> None:
-    """Whether the run can have led to this history and state: its sites in its order, slots that its networks have.
+    """Require that the run can have led to this history and strategy state.
+
+    The history must have the run's sites in the run's order, and the site bank only slots that the run's networks have.
+
+    Args:
+        made: the manifest.
+        records: the history.
+        run: the run file.
 
     Raises:
         BundleError: `history_broken`, `bundle_damaged`.
         RunFileError: the run file is not valid.
     """
     sites = [run.site(i) for i in run.task_ids[: len(records)]]
-    due = [(site.task_id, "joint" if site.facts.sequence == "at_once" else site.name) for site in sites]
-    if [(record["task_id"], record["site"]) for record in records] != due:
+    expected_order = [(site.task_id, "joint" if site.facts.sequence == "at_once" else site.name) for site in sites]
+    if [(record["task_id"], record["site"]) for record in records] != expected_order:
         raise BundleError("history_broken", "the history does not go from site to site as the run does")
     settings, state = sites[-1], made["checkpoint"]["state"]
     require_handed_over(state, settings.facts)
     slots = {name: slot["id"] for bank in ("previous", "current") for name, slot in state.get(bank, {}).items()}
-    room = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
-    classes = [slot.get("classes") for bank in ("previous", "current") for slot in state.get(bank, {}).values()]
-    counted = settings.data.num_classes if settings.data.task == "classification" else None
+    slot_count = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
+    class_counts = [slot.get("classes") for bank in ("previous", "current") for slot in state.get(bank, {}).values()]
+    num_classes = settings.data.num_classes if settings.data.task == "classification" else None
     if (
         made["checkpoint"]["strategy"] != settings.strategy.name
-        or not slots.keys() <= {name for _, name in due}
-        or any(slot >= room for slot in slots.values())
-        or any((None if known is None else len(known)) != counted for known in classes)
-        or ("img" in state and ("label" in state) != (counted is None))
+        or not slots.keys() <= {name for _, name in expected_order}
+        or any(slot >= slot_count for slot in slots.values())
+        or any((None if counts is None else len(counts)) != num_classes for counts in class_counts)
+        or ("img" in state and ("label" in state) != (num_classes is None))
         or state.get("sites", len(records)) != len(records)
         or settings.facts.holds_real_images
     ):

@@ -1,4 +1,4 @@
-"""A folder for what nobody else may see, and for no longer than it is needed."""
+"""Provides private folders for plaintext and other confidential files, which are deleted after use."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _PREFIX = ".private-"
 
 @contextlib.contextmanager
 def private_folder(parent: Path) -> Iterator[Path]:
-    """A new folder below `parent`, mode 700, gone in the end.
+    """Create a new folder below `parent` with mode 700 and delete it at the end of the block.
 
-    What a process left there that was killed (plaintext, perhaps) goes first: its lock is free then. Raises OSError.
+    Folders that a killed process left behind, perhaps with plaintext, are deleted first: nobody holds their locks any more.
+    Raises OSError.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(f"{_PREFIX}*"):
@@ -25,19 +26,22 @@ def private_folder(parent: Path) -> Iterator[Path]:
             if free:
                 shutil.rmtree(stale, ignore_errors=True)
     while True:
-        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        with _lock(made) as held:
-            if held and made.is_dir():  # else somebody took it for a leftover before it was locked
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        with _lock(folder) as held:
+            if held and folder.is_dir():  # otherwise another process deleted it as a leftover before it was locked
                 try:
-                    yield made
+                    yield folder
                 finally:
-                    shutil.rmtree(made, ignore_errors=True)
+                    shutil.rmtree(folder, ignore_errors=True)
                 return
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock, if it is free; the kernel frees it whatever happens to this process."""
+    """Hold a folder's lock if it is free, and yield whether it is held.
+
+    The kernel frees the lock even if this process is killed.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Whether a bundle is the one that is due here."""
+"""Checks whether a bundle is the one that this site may import next: its run, its turn, and that it is no old one."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from relay_core.errors import BundleError
 
 @dataclass(frozen=True)
 class KnownRelays:
-    """What a site knows of its relays."""
+    """Holds the runs that a site takes part in, and the bundles that it has imported."""
 
     runs: dict[str, tuple[RunFile, int | None]]
-    """Run's digest -> its file, and which of its sites this one is (task_id); None: it only looks on."""
+    """Maps a run's digest to its run file and to this site's number in it (task_id); None where it does not train in it."""
     imported: list[dict[str, Any]]
-    """{digest, run, hop, created_at} of each bundle that was accepted."""
+    """The bundles that were accepted, each as {digest, run, hop, created_at}."""
 
     @classmethod
     def read(cls, path: Path) -> KnownRelays:
-        """From `{"runs": [{"file", "site"}], "imported": [...]}`; files are relative to it."""
-        found = json.loads(path.read_text())
-        runs = [(load_run(path.parent / entry["file"]), entry["site"]) for entry in found["runs"]]
-        return cls({run.digest: (run, site) for run, site in runs}, list(found["imported"]))
+        """Read a JSON file `{"runs": [{"file", "site"}], "imported": [...]}`; its paths are relative to its folder."""
+        content = json.loads(path.read_text())
+        runs = [(load_run(path.parent / entry["file"]), entry["site"]) for entry in content["runs"]]
+        return cls({run.digest: (run, site) for run, site in runs}, list(content["imported"]))
 
 
 def check(facts: BundleFacts, known: KnownRelays, *, evaluate: bool = False) -> RunFile:
-    """The run file, as this site has it, of a bundle that is due.
+    """Require that a bundle is due at this site, and return the run file as this site has it.
 
     Args:
-        facts: of a checked bundle.
-        known: of this site.
-        evaluate: it is to be scored only, not trained on: whose turn it is does not matter.
+        facts: the facts of a checked bundle.
+        known: the runs and the earlier imports of this site.
+        evaluate: whether the model is only to be scored, not trained on; order and age do not matter then.
 
     Raises:
-        BundleError: `bundle_other_run`, `bundle_used`, `hop_out_of_order`, `bundle_stale`.
+        BundleError: `bundle_other_run` where the run is not known here; `bundle_used` where the bundle was imported before;
+            `hop_out_of_order` where it is not that of the site before; `bundle_stale` where a later one was imported.
     """
     if facts.run not in known.runs:
         raise BundleError(
@@ -57,16 +58,20 @@ def check(facts: BundleFacts, known: KnownRelays, *, evaluate: bool = False) -> 
 
 
 def _check_turn(facts: BundleFacts, run: RunFile, site: int) -> None:
-    place = run.task_ids.index(site) if site in run.task_ids else len(run.task_ids)
-    due = run.task_ids[place - 1] if place else None
-    if facts.task_id != due:
-        wanted = f"{run.site(due).name}'s is due" if due is not None else "this site is the first and starts from nothing"
-        raise BundleError("hop_out_of_order", f"it is {facts.site}'s (hop {facts.hop}); {wanted}")
+    position = run.task_ids.index(site) if site in run.task_ids else len(run.task_ids)
+    due_task_id = run.task_ids[position - 1] if position else None
+    if facts.task_id != due_task_id:
+        expectation = (
+            f"{run.site(due_task_id).name}'s is due"
+            if due_task_id is not None
+            else "this site is the first and starts from nothing"
+        )
+        raise BundleError("hop_out_of_order", f"it is {facts.site}'s (hop {facts.hop}); {expectation}")
 
 
-def _check_age(facts: BundleFacts, earlier: Sequence[dict[str, Any]]) -> None:
-    for old in earlier:
-        if old["hop"] > facts.hop or (old["hop"] == facts.hop and old["created_at"] >= facts.created_at):
+def _check_age(facts: BundleFacts, imports_of_run: Sequence[dict[str, Any]]) -> None:
+    for earlier in imports_of_run:
+        if earlier["hop"] > facts.hop or (earlier["hop"] == facts.hop and earlier["created_at"] >= facts.created_at):
             raise BundleError(
-                "bundle_stale", f"it is older than the bundle of hop {old['hop']} that was imported here before"
+                "bundle_stale", f"it is older than the bundle of hop {earlier['hop']} that was imported here before"
             )

@@ -1,4 +1,4 @@
-"""A site's evaluation on its way to the coordinator: metrics only, signed (DSSE)."""
+"""Signs a site's evaluation for the coordinator, and reads it there: metrics only, in a DSSE envelope."""
 
 from __future__ import annotations
 
@@ -24,23 +24,33 @@ _FIELDS = frozenset({"format", "relay", "run", "task_id", "site", "checkpoint", 
 
 @dataclass(frozen=True)
 class SignedReport:
-    """Scores of one checkpoint at one site."""
+    """Holds the scores of one checkpoint on one site's test sets, as that site signed them."""
 
     run: str
+    """The digest of the run that the checkpoint belongs to."""
     task_id: int
-    """The checkpoint's site."""
+    """The number of the site that trained the checkpoint."""
     site: str
+    """The name of the site that trained the checkpoint."""
     bundle: str | None
-    """Digest of the bundle that the checkpoint came in; None: it was trained where it was scored."""
+    """The digest of the bundle that the checkpoint came in; None: it was trained where it was scored."""
     scores: Scores
     """Test set -> metric -> mean."""
     created_at: float
+    """The time of the report, in Unix seconds."""
     by: str
-    """Who signed."""
+    """The name of the site that signed the report."""
 
 
 def sign_report(scores: Path, checkpoint: Path, run: RunFile, keys: KeyFolder, target: Path) -> SignedReport:
-    """Write a signed report of a `scores.json`.
+    """Write a signed report of a `scores.json`, and return it.
+
+    Args:
+        scores: the `scores.json` of an evaluation.
+        checkpoint: the checkpoint that was evaluated.
+        run: the relay's run file.
+        keys: the keys of this site.
+        target: the file to write.
 
     Raises:
         BundleError: `bundle_other_run`, `bundle_incomplete`, `key_missing`, `key_locked`.
@@ -50,7 +60,7 @@ def sign_report(scores: Path, checkpoint: Path, run: RunFile, keys: KeyFolder, t
     meta = source.meta
     if meta["run"] != run.digest:
         raise BundleError("bundle_other_run", "the checkpoint was trained with another run file than the one given")
-    made = {
+    payload = {
         "format": 1,
         "relay": relay_core.__version__,
         "run": meta["run"],
@@ -62,52 +72,62 @@ def sign_report(scores: Path, checkpoint: Path, run: RunFile, keys: KeyFolder, t
         "created_at": round(time.time(), 3),
         "by": {"name": keys.card.name, "fingerprint": keys.card.fingerprint},
     }
-    write_atomically(target, canonical.dump(signing.envelope(canonical.dump(made), PAYLOAD, keys)))
-    return _report(made)
+    write_atomically(target, canonical.dump(signing.envelope(canonical.dump(payload), PAYLOAD, keys)))
+    return _report(payload)
 
 
 def read_report(path: Path, keys: KeyFolder) -> SignedReport:
-    """A report whose signer is trusted here.
+    """Read a report, verify its signature and require that its signer is trusted here.
 
     Raises:
         BundleError: `bundle_damaged`, `bundle_too_large`, `signature_invalid`, `signer_unknown`, `signer_revoked`.
     """
-    what = path.name
+    name = path.name
     if path.stat().st_size > MAX_SIZE:
-        raise BundleError("bundle_too_large", f"{what} is no report: it has more than {MAX_SIZE} bytes")
-    envelope = canonical.load(path.read_bytes(), what)
-    claimed = _payload(envelope, what)
-    card = keys.roster.require(claimed["by"]["fingerprint"], claimed["run"], what)
-    signing.opened(envelope, PAYLOAD, card.public_key, what)
+        raise BundleError("bundle_too_large", f"{name} is no report: it has more than {MAX_SIZE} bytes")
+    envelope = canonical.load(path.read_bytes(), name)
+    claimed = _unverified_payload(envelope, name)
+    card = keys.roster.require(claimed["by"]["fingerprint"], claimed["run"], name)
+    signing.opened(envelope, PAYLOAD, card.public_key, name)
     return _report(claimed)
 
 
-def _payload(envelope: Any, what: str) -> dict[str, Any]:
-    """What a report says; not to be believed before its signature has been checked."""
+def _unverified_payload(envelope: Any, file_name: str) -> dict[str, Any]:
+    """Return the payload of a report's envelope, checked for its form; its signature has not been verified yet.
+
+    Raises:
+        BundleError: `bundle_damaged`.
+    """
     try:
-        found: dict[str, Any] = canonical.load(base64.b64decode(envelope["payload"], validate=True), what)
+        payload: dict[str, Any] = canonical.load(base64.b64decode(envelope["payload"], validate=True), file_name)
         sound = (
-            found.keys() == _FIELDS
-            and is_count(found["format"])
-            and found["format"] == 1
-            and found["by"].keys() == {"name", "fingerprint"}
-            and is_name(found["by"]["name"])
-            and is_digest(found["by"]["fingerprint"])
-            and is_digest(found["run"])
-            and (found["bundle"] is None or is_digest(found["bundle"]))
-            and is_count(found["task_id"])
-            and is_name(found["site"])
-            and is_moment(found["created_at"])
-            and are_metrics(found["scores"])
+            payload.keys() == _FIELDS
+            and is_count(payload["format"])
+            and payload["format"] == 1
+            and payload["by"].keys() == {"name", "fingerprint"}
+            and is_name(payload["by"]["name"])
+            and is_digest(payload["by"]["fingerprint"])
+            and is_digest(payload["run"])
+            and (payload["bundle"] is None or is_digest(payload["bundle"]))
+            and is_count(payload["task_id"])
+            and is_name(payload["site"])
+            and is_moment(payload["created_at"])
+            and are_metrics(payload["scores"])
         )
         if sound:
-            return found
+            return payload
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise BundleError("bundle_damaged", f"{what} is not a report of relay")
+    raise BundleError("bundle_damaged", f"{file_name} is not a report of relay")
 
 
-def _report(made: dict[str, Any]) -> SignedReport:
+def _report(payload: dict[str, Any]) -> SignedReport:
     return SignedReport(
-        made["run"], made["task_id"], made["site"], made["bundle"], made["scores"], made["created_at"], made["by"]["name"]
+        payload["run"],
+        payload["task_id"],
+        payload["site"],
+        payload["bundle"],
+        payload["scores"],
+        payload["created_at"],
+        payload["by"]["name"],
     )

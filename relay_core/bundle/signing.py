@@ -1,8 +1,10 @@
-"""OpenSSF Model Signing (OMS) v1, key mode, ECDSA P-256: the public tool `model_signing` verifies these signatures.
+"""Signs and verifies with OpenSSF Model Signing (OMS) v1 in key mode, ECDSA P-256.
+
+The public tool `model_signing` verifies these signatures too.
 
 A Sigstore bundle v0.3 holds a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto Statement v1
 whose predicate lists each file's SHA-256; the subject's digest is the SHA-256 of these digests in the files' order by
-name. The predicate's `recipient` is ours: other verifiers ignore it.
+name. The predicate's field `recipient` is an addition of relay, which other verifiers ignore.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ _PREDICATE = "https://model_signing/signature/v1.0"
 
 
 def envelope(payload: bytes, payload_type: str, keys: KeyFolder) -> dict[str, Any]:
-    """A DSSE envelope. Raises BundleError as `KeyFolder.sign`."""
-    (signature,) = keys.sign(_authenticated(payload, payload_type))
+    """Sign a payload and return it in a DSSE envelope. Raises BundleError as `KeyFolder.sign`."""
+    (signature,) = keys.sign(_pre_authentication_encoding(payload, payload_type))
     return {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": payload_type,
@@ -36,39 +38,52 @@ def envelope(payload: bytes, payload_type: str, keys: KeyFolder) -> dict[str, An
     }
 
 
-def _authenticated(payload: bytes, payload_type: str) -> bytes:
-    """DSSE's pre-authentication encoding."""
+def _pre_authentication_encoding(payload: bytes, payload_type: str) -> bytes:
+    """Return DSSE's pre-authentication encoding (PAE) of a payload: the bytes that are signed."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
 def opened(found: Mapping[str, Any], payload_type: str, public_key: str, what: str) -> bytes:
-    """The payload of an envelope, verified. Raises BundleError `signature_invalid`."""
+    """Verify a DSSE envelope and return its payload.
+
+    Args:
+        found: the envelope as it was read.
+        payload_type: the payload type that it must state.
+        public_key: the PEM text of the signer's key.
+        what: the name of the signed thing, for the error message.
+
+    Raises:
+        BundleError: `signature_invalid`.
+    """
     try:
-        (one,) = found["signatures"]
+        (entry,) = found["signatures"]
         payload = base64.b64decode(found["payload"], validate=True)
-        signature = base64.b64decode(one["sig"], validate=True)
-        right = found["payloadType"] == payload_type
+        signature = base64.b64decode(entry["sig"], validate=True)
+        type_matches = found["payloadType"] == payload_type
     except (KeyError, TypeError, ValueError):
         raise BundleError("signature_invalid", f"{what} is not signed in a way that is known here") from None
-    if not right or not verify(public_key, _authenticated(payload, payload_type), signature):
+    if not type_matches or not verify(public_key, _pre_authentication_encoding(payload, payload_type), signature):
         raise BundleError("signature_invalid", f"{what} was changed after it was signed, or signed with another key")
     return payload
 
 
 def root_digest(digests: Mapping[str, str]) -> str:
-    """One digest for all files: the SHA-256 of theirs, in the order of the names."""
+    """Return one digest for all files: the SHA-256 over their digests (32 bytes each), in the order of the names."""
     return hashlib.sha256(b"".join(bytes.fromhex(digests[name]) for name in sorted(digests))).hexdigest()
 
 
 def sign(name: str, digests: Mapping[str, str], recipient: str | None, keys: KeyFolder) -> bytes:
-    """The signature over files.
+    """Sign files and return the content of `signature.json`.
 
     Args:
-        name: what they are together.
-        digests: file name -> SHA-256.
-        recipient: fingerprint of the one site that it is meant for.
-        keys: the signer's.
+        name: the name of the files as a whole.
+        digests: file name -> SHA-256, hexadecimal.
+        recipient: the fingerprint of the one site that the files are meant for; None: they are for anyone.
+        keys: the signer's keys.
+
+    Raises:
+        BundleError: as `KeyFolder.sign`.
     """
     statement = {
         "_type": _STATEMENT,
@@ -91,26 +106,31 @@ def sign(name: str, digests: Mapping[str, str], recipient: str | None, keys: Key
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature as it was read, not yet verified."""
+    """Holds a signature as it was read from `signature.json`, not yet verified."""
 
     hint: str
-    """Fingerprint of the key."""
+    """The fingerprint of the key that made the signature, as the file claims."""
     found: Mapping[str, Any]
+    """The DSSE envelope."""
 
     @classmethod
     def read(cls, data: bytes) -> Signature:
-        """Raises BundleError `signature_invalid`."""
+        """Parse the content of `signature.json`. Raises BundleError `signature_invalid`."""
         try:
-            found = json.loads(data)
-            hint = found["verificationMaterial"]["publicKey"]["hint"]
-            if found["mediaType"] != _MEDIA or not is_digest(hint):
+            content = json.loads(data)
+            hint = content["verificationMaterial"]["publicKey"]["hint"]
+            if content["mediaType"] != _MEDIA or not is_digest(hint):
                 raise ValueError
-            return cls(hint, found["dsseEnvelope"])
+            return cls(hint, content["dsseEnvelope"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise BundleError("signature_invalid", "signature.json is not a model signature (OMS v1, key mode)") from None
 
     def verify(self, public_key: str) -> tuple[dict[str, str], str | None]:
-        """What was signed: file name -> SHA-256, and the recipient. Raises BundleError `signature_invalid`."""
+        """Verify the signature; return the signed digests (file name -> SHA-256) and the recipient's fingerprint or None.
+
+        Raises:
+            BundleError: `signature_invalid`.
+        """
         payload = opened(self.found, _PAYLOAD, public_key, "the bundle")
         try:
             statement = json.loads(payload)

@@ -1,4 +1,4 @@
-"""Who is trusted: the cards that sites show to each other, and the roster of those that this site believes."""
+"""Defines whom a site trusts: the cards that sites give to each other, and the roster of the cards that a site trusts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from relay_core.errors import BundleError
 from relay_core.files import write_atomically
 
 HASH = ec.ECDSA(hashes.SHA256())
-"""How everything here is signed, with keys on P-256."""
+"""The signature algorithm of all signatures here, with keys on the curve P-256."""
 
 
 def fingerprint(public_key: str) -> str:
-    """SHA-256 of a public key's PEM text, hexadecimal: the key hint of OpenSSF Model Signing."""
+    """Return the SHA-256 of a public key's PEM text in hexadecimal, which is also the key hint of OpenSSF Model Signing."""
     return canonical.sha256(public_key.encode())
 
 
 def spoken_fingerprint(value: str) -> str:
-    """The first 128 bits of a fingerprint in groups to read aloud."""
+    """Return the first 128 bits of a fingerprint as eight groups of four hexadecimal digits, to be read aloud."""
     return " ".join(value[i : i + 4] for i in range(0, 32, 4))
 
 
 def verify(public_key: str, message: bytes, signature: bytes) -> bool:
-    """Whether an ECDSA P-256 SHA-256 signature is right; False too for a key that is none."""
+    """Return whether an ECDSA P-256 SHA-256 signature is valid; False also where `public_key` is not a P-256 key in PEM."""
     try:
         key = serialization.load_pem_public_key(public_key.encode())
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
@@ -44,39 +44,47 @@ def verify(public_key: str, message: bytes, signature: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Card:
-    """What a site shows to the others."""
+    """Holds what a site gives to the others: its name and its two public keys."""
 
     name: str
     public_key: str
-    """PEM."""
+    """The PEM text of the public key that verifies the site's signatures (ECDSA P-256)."""
     age: str
-    """X25519 recipient, `age1...`."""
+    """The X25519 recipient (`age1...`) that bundles for the site are encrypted to."""
     proof: str = ""
-    """Base64 signature by the key over name and recipient: nobody swapped the recipient."""
+    """The base64 signature by that key over name, key and recipient; it shows that nobody swapped the recipient."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the public key."""
+        """Return the fingerprint of the public key."""
         return fingerprint(self.public_key)
 
     def message(self) -> bytes:
-        """What `proof` signs."""
+        """Return the bytes that `proof` signs."""
         return canonical.dump({"relay card": 1, "name": self.name, "public_key": self.public_key, "age": self.age})
 
     def to_json(self) -> bytes:
-        """The file's content."""
+        """Return the content of the site's `card.json`."""
         return canonical.dump({"format": 1, **asdict(self)})
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Card:
-        """Read a card. Raises BundleError `signature_invalid` or `bundle_damaged`."""
+        """Read a card and verify its proof.
+
+        Args:
+            data: the content of a `card.json`.
+            where: the name of the source, for the error message.
+
+        Raises:
+            BundleError: `bundle_damaged` where it is no card; `signature_invalid` where the proof does not fit.
+        """
         import pyrage
 
         try:
-            found = dict(canonical.load(data.strip(), where))
-            if found.pop("format") != 1 or not all(isinstance(value, str) for value in found.values()):
+            fields = dict(canonical.load(data.strip(), where))
+            if fields.pop("format") != 1 or not all(isinstance(value, str) for value in fields.values()):
                 raise ValueError
-            card = cls(**found)
+            card = cls(**fields)
             if not is_name(card.name):
                 raise ValueError
             pyrage.x25519.Recipient.from_str(card.age)
@@ -90,59 +98,61 @@ class Card:
 
 @dataclass(frozen=True)
 class Trusted:
-    """A line of the roster."""
+    """Holds an entry of the roster: a card, and what it is trusted for."""
 
     card: Card
     run: str | None = None
-    """Run that the trust is for; None: every one."""
+    """The digest of the run that the trust is limited to; None: every run."""
     added_at: float = 0.0
+    """The time of the entry, in Unix seconds."""
     revoked_at: float | None = None
+    """The time at which the trust was withdrawn, in Unix seconds; None: it was not."""
 
 
 class Roster:
-    """Whom a site trusts."""
+    """Holds the keys that a site trusts, and those that it trusts no more."""
 
     def __init__(self, entries: list[Trusted]) -> None:
         self.entries = entries
 
     @classmethod
     def read(cls, path: Path) -> Roster:
-        """Read a roster; one that does not exist is empty. Raises BundleError `bundle_damaged`."""
+        """Read a roster; a file that does not exist gives an empty one. Raises BundleError `bundle_damaged`."""
         if not path.is_file():
             return cls([])
         try:
-            found = canonical.load(path.read_bytes().strip(), path.name)
+            content = canonical.load(path.read_bytes().strip(), path.name)
             return cls([
                 Trusted(Card(**entry["card"]), entry["run"], entry["added_at"], entry["revoked_at"])
-                for entry in found["entries"]
+                for entry in content["entries"]
             ])  # fmt: skip
         except (TypeError, KeyError):
             raise BundleError("bundle_damaged", f"{path} is not a roster") from None
 
     def write(self, path: Path) -> None:
-        """Write it whole."""
+        """Write the roster to a file, atomically. Raises OSError."""
         write_atomically(path, canonical.dump({"format": 1, "entries": [asdict(entry) for entry in self.entries]}))
 
     def of(self, key: str) -> Trusted | None:
-        """The first entry of a fingerprint."""
-        return next(iter(self._all_of(key)), None)
+        """Return the first entry of a key, given its fingerprint; None where it has none."""
+        return next(iter(self._entries_of(key)), None)
 
-    def _all_of(self, key: str) -> list[Trusted]:
-        """One for every run, or one for each of some."""
+    def _entries_of(self, key: str) -> list[Trusted]:
+        """Return all entries of a key: one if it is trusted for every run, else one per run that it is trusted for."""
         return [entry for entry in self.entries if entry.card.fingerprint == key]
 
     def require(self, key: str, run: str | None, who: str) -> Card:
-        """The card of a trusted signer.
+        """Return the card of a trusted signer.
 
         Args:
-            key: fingerprint.
-            run: digest of the run that it is about; None while that is not known.
-            who: what was signed, for the message.
+            key: the fingerprint of the signer's key.
+            run: the digest of the run that the signed thing belongs to; None while that is not known.
+            who: the name of the signed thing, for the error message.
 
         Raises:
-            BundleError: `signer_unknown`, `signer_revoked`.
+            BundleError: `signer_unknown` where the key is not trusted for the run, `signer_revoked` where it was revoked.
         """
-        entries = self._all_of(key)
+        entries = self._entries_of(key)
         if any(entry.revoked_at is not None for entry in entries):
             name = entries[0].card.name
             raise BundleError(
@@ -158,26 +168,40 @@ class Roster:
         return entries[0].card
 
     def find(self, name: str) -> Trusted:
-        """By fingerprint, its first letters, or name. Raises BundleError `signer_unknown`."""
-        wanted = name.replace(" ", "").lower()
-        found = [
-            e for e in self.entries if e.card.name == name or (len(wanted) >= 8 and e.card.fingerprint.startswith(wanted))
+        """Find the one entry with a name, a fingerprint, or at least eight first digits of one.
+
+        Raises:
+            BundleError: `signer_unknown` where no key fits, or several do.
+        """
+        prefix = name.replace(" ", "").lower()
+        matches = [
+            e for e in self.entries if e.card.name == name or (len(prefix) >= 8 and e.card.fingerprint.startswith(prefix))
         ]
-        if len({entry.card.fingerprint for entry in found}) != 1:
-            known = ", ".join(entry.card.name for entry in self.entries) or "nobody"
+        if len({entry.card.fingerprint for entry in matches}) != 1:
+            names = ", ".join(entry.card.name for entry in self.entries) or "nobody"
             raise BundleError(
-                "signer_unknown", f"{name!r} is {'not' if not found else 'more than once'} in the roster ({known})"
+                "signer_unknown", f"{name!r} is {'not' if not matches else 'more than once'} in the roster ({names})"
             )
-        return found[0]
+        return matches[0]
 
     def trust(self, card: Card, run: str | None = None) -> None:
-        """Add a card, or trust it anew. For one run after another, it is trusted for each; for every run, that is all."""
-        old = [e for e in self._all_of(card.fingerprint) if run is None or e.run in (None, run) or e.revoked_at is not None]
-        self.entries = [entry for entry in self.entries if entry not in old]
+        """Trust a card, also one that was revoked before.
+
+        Trust for a single run is added to that for other runs; it replaces an entry for the same run, one for every run, and
+        revoked ones. Trust for every run (`run` is None) replaces all entries of the key.
+        """
+        replaced = [
+            e for e in self._entries_of(card.fingerprint) if run is None or e.run in (None, run) or e.revoked_at is not None
+        ]
+        self.entries = [entry for entry in self.entries if entry not in replaced]
         self.entries.append(Trusted(card, run, round(time.time(), 3)))
 
     def revoke(self, name: str) -> Trusted:
-        """Trust a key no more; it stays on the list, so that it is known as revoked. Raises BundleError `signer_unknown`."""
+        """Revoke a key and return its first entry; it stays in the roster, so that it is known as revoked.
+
+        Raises:
+            BundleError: `signer_unknown` where `find` does not find the key.
+        """
         key, moment = self.find(name).card.fingerprint, round(time.time(), 3)
         self.entries = [replace(e, revoked_at=moment) if e.card.fingerprint == key else e for e in self.entries]
-        return self._all_of(key)[0]
+        return self._entries_of(key)[0]

@@ -1,4 +1,4 @@
-"""From a finished checkpoint to a signed bundle."""
+"""Exports a finished checkpoint as a signed bundle, encrypted if it is for one recipient."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from relay_core.files import replace_with, write_atomically
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the next hop needs to know of a bundle: its digest and its history."""
+    """Holds what the next hop needs to know of the bundle that it starts from: its digest and its history."""
 
     digest: str
     history: list[history.Record]
 
     @classmethod
     def read(cls, path: Path) -> Provenance:
-        """Raises BundleError `history_broken`, `bundle_damaged`."""
-        found = canonical.load(path.read_bytes(), path.name)
-        if not isinstance(found, dict) or found.keys() != {"digest", "history"} or not is_digest(found["digest"]):
+        """Read a `provenance.json`. Raises BundleError `history_broken`, `bundle_damaged`."""
+        content = canonical.load(path.read_bytes(), path.name)
+        if not isinstance(content, dict) or content.keys() != {"digest", "history"} or not is_digest(content["digest"]):
             raise BundleError("history_broken", f"{path.name} does not say where the model has been")
-        return cls(found["digest"], history.check(found["history"], None))
+        return cls(content["digest"], history.check(content["history"], None))
 
     def to_json(self) -> bytes:
-        """The file's content."""
+        """Return the content of `provenance.json`."""
         return canonical.dump({"digest": self.digest, "history": self.history})
 
 
@@ -45,45 +45,46 @@ def export_bundle(
     checkpoint: Path, run: RunFile, keys: KeyFolder, target: Path, *, scores: Path | None = None,
     parent: Provenance | None = None, recipient: str | None = None, half: bool = False, progress: Progress = no_progress,
 ) -> BundleFacts:  # fmt: skip
-    """Write a bundle, and beside it, below `bundle/`, what it says.
+    """Write a bundle, and its readable members to the folder `bundle/` beside it.
 
     Args:
-        checkpoint: a finished training of a site of `run`.
+        checkpoint: the checkpoint of a finished training of one of the run's sites.
         run: the relay's run file.
-        keys: of this site.
-        target: file to write; it appears whole or not at all.
+        keys: the keys of this site.
+        target: the file to write; it appears whole or not at all.
         scores: the site's `scores.json`, for history and model card.
-        parent: of the bundle that the training started from; None at the first site.
-        recipient: name or fingerprint in the roster of the one site that may read it; None: whoever has the file.
-        half: carry weights in half precision.
-        progress: told bytes done and in all, of the weights.
+        parent: the provenance of the bundle that the training started from; None at the first site.
+        recipient: the name or fingerprint, in the roster, of the one site that may read the bundle; None: the bundle is not
+            encrypted, and whoever has the file can read it.
+        half: whether to carry the weights in half precision.
+        progress: called with the bytes of the weights that are done, and in all.
 
     Raises:
         BundleError: `bundle_incomplete`, `bundle_other_run`, `weights_invalid`, `bundle_too_large`, `key_missing`,
-            `key_locked`, `signer_unknown`, `signer_revoked`, `history_broken`.
-        CheckpointError: damaged.
-        OSError: the disk is full.
+            `key_locked`, `signer_unknown`, `signer_revoked`, `history_broken`, `hop_out_of_order`.
+        CheckpointError: the checkpoint is damaged.
+        OSError: the target is not writable, or the disk is full.
     """
-    found = weights.read_checkpoint(checkpoint)
-    meta, stored = found.meta, found.tensors
-    _check(meta, run, parent)
-    before = parent.history if parent else []
-    to = keys.roster.find(recipient) if recipient is not None else None
-    if to is not None:
-        keys.roster.require(to.card.fingerprint, run.digest, f"the recipient {to.card.name}")
-    metrics = manifest.scores_of(scores, found.digest) if scores is not None else {}
+    source = weights.read_checkpoint(checkpoint)
+    meta, stored = source.meta, source.tensors
+    _require_exportable(meta, run, parent)
+    earlier_records = parent.history if parent else []
+    recipient_entry = keys.roster.find(recipient) if recipient is not None else None
+    if recipient_entry is not None:
+        keys.roster.require(recipient_entry.card.fingerprint, run.digest, f"the recipient {recipient_entry.card.name}")
+    metrics = manifest.scores_of(scores, source.digest) if scores is not None else {}
     with private_folder(target.parent) as staging:
-        carried = staging / container.WEIGHTS
-        table = weights.select(checkpoint, _handed_over(meta, stored), carried, half, progress)
-        made = {
+        weights_file = staging / container.WEIGHTS
+        table = weights.select(checkpoint, _handed_over_tensors(meta, stored), weights_file, half, progress)
+        manifest_data = {
             "format": manifest.FORMAT,
             "relay": relay_core.__version__,
             "run": run.digest,
-            "hop": len(before) + 1,
+            "hop": len(earlier_records) + 1,
             "task_id": meta["task_id"],
             "site": meta["site"],
             "signer": {"name": keys.card.name, "fingerprint": keys.card.fingerprint},
-            "recipient": to.card.fingerprint if to else None,
+            "recipient": recipient_entry.card.fingerprint if recipient_entry else None,
             "parent": parent.digest if parent else None,
             "created_at": round(time.time(), 3),
             "half": half,
@@ -96,39 +97,45 @@ def export_bundle(
             },
             "tools": {"python": platform.python_version()},
         }  # fmt: skip
-        record = {key: made[key] for key in ("hop", "task_id", "site", "run", "parent", "metrics", "relay", "created_at")}
-        digests = {container.WEIGHTS: weights.file_digest(carried)}
+        record = {
+            key: manifest_data[key] for key in ("hop", "task_id", "site", "run", "parent", "metrics", "relay", "created_at")
+        }
+        digests = {container.WEIGHTS: weights.file_digest(weights_file)}
         record |= {"weights": digests[container.WEIGHTS], "images": meta["images"], "steps": meta["steps"]}
-        records = history.add(before, record, keys)
+        records = history.add(earlier_records, record, keys)
         members = {
-            "manifest.json": canonical.dump(made),
+            "manifest.json": canonical.dump(manifest_data),
             "run.yaml": run.canonical().encode(),
             "history.json": canonical.dump(records),
-            "MODEL_CARD.md": card.model_card(made, records, run).encode(),
+            "MODEL_CARD.md": card.model_card(manifest_data, records, run).encode(),
         }
         digests |= {name: canonical.sha256(content) for name, content in members.items()}
-        manifest.check(members["manifest.json"])  # nothing leaves that the next site would refuse
-        manifest.require_fit(made, records, run)
-        members["signature.json"] = signing.sign(_name(made), digests, made["recipient"], keys)
-        _write(target, members, carried, to.card.age if to else None, progress)
+        manifest.check(members["manifest.json"])  # so that no bundle leaves which the next site would refuse
+        manifest.require_fit(manifest_data, records, run)
+        members["signature.json"] = signing.sign(_bundle_name(manifest_data), digests, manifest_data["recipient"], keys)
+        _write_bundle(target, members, weights_file, recipient_entry.card.age if recipient_entry else None, progress)
     digest = signing.root_digest(digests)
     write_beside(target.parent / "bundle", members, Provenance(digest, records))
-    return BundleFacts.of(made, records, digest, keys.roster, target)
+    return BundleFacts.of(manifest_data, records, digest, keys.roster, target)
 
 
 def write_beside(folder: Path, members: Mapping[str, bytes], provenance: Provenance) -> None:
-    """The readable members of a bundle, and its provenance, as files."""
+    """Write manifest, history and model card of a bundle, and its provenance, as files into a folder. Raises OSError."""
     for name in ("manifest.json", "history.json", "MODEL_CARD.md"):
         write_atomically(folder / name, members[name])
     write_atomically(folder / "provenance.json", provenance.to_json())
 
 
-def _check(meta: Mapping[str, Any], run: RunFile, parent: Provenance | None) -> None:
-    """Whether the checkpoint may leave, and its history has no gap."""
+def _require_exportable(meta: Mapping[str, Any], run: RunFile, parent: Provenance | None) -> None:
+    """Require that a checkpoint may leave the site and that its history has no gap.
+
+    Raises:
+        BundleError: `bundle_other_run`, `weights_invalid`, `bundle_incomplete`, `hop_out_of_order`.
+    """
     if meta["run"] != run.digest:
         raise BundleError("bundle_other_run", "the checkpoint was trained with another run file than the one given")
-    stated = run.site(meta["task_id"]).facts.holds_real_images
-    if meta.get("holds_real_images", stated) or stated:
+    holds_real_images = run.site(meta["task_id"]).facts.holds_real_images
+    if meta.get("holds_real_images", holds_real_images) or holds_real_images:
         raise BundleError(
             "weights_invalid",
             f"a checkpoint of strategy {meta['strategy']} holds real images of patients: it never leaves its machine",
@@ -140,36 +147,38 @@ def _check(meta: Mapping[str, Any], run: RunFile, parent: Provenance | None) -> 
         )
     if meta["task_id"] not in run.task_ids:
         raise BundleError("bundle_other_run", f"{meta['site']} is not one of the sites that the run file trains (task_ids)")
-    place = run.task_ids.index(meta["task_id"])
-    if parent is None and place > 0:
+    position = run.task_ids.index(meta["task_id"])
+    if parent is None and position > 0:
         raise BundleError(
             "bundle_incomplete",
-            f"{meta['site']} is site {place + 1} of its relay: name the bundle that it started from with --parent "
+            f"{meta['site']} is site {position + 1} of its relay: name the bundle that it started from with --parent "
             "(bundle/provenance.json, left by the import or export of the site before)",
         )
     if parent is not None and (not parent.history or parent.history[-1]["run"] != run.digest):
         raise BundleError("bundle_other_run", "the parent's history is of another run")
-    if parent is not None and parent.history[-1]["task_id"] != (run.task_ids[place - 1] if place else None):
+    if parent is not None and parent.history[-1]["task_id"] != (run.task_ids[position - 1] if position else None):
         raise BundleError("hop_out_of_order", f"the parent is not of the site before {meta['site']}")
 
 
-def _handed_over(meta: Mapping[str, Any], stored: Mapping[str, weights.Stored]) -> dict[str, weights.Stored]:
-    """What the next site needs: the networks that the strategy hands over, without optimizers and frozen copies."""
-    kept = {name: tensor for name, tensor in stored.items() if name.startswith("network/")}
-    networks = meta.get("hand_over") or {n.split("/")[1] for n in kept if not n.startswith("network/old_")}
-    return {name: tensor for name, tensor in kept.items() if name.split("/")[1] in networks}
+def _handed_over_tensors(meta: Mapping[str, Any], stored: Mapping[str, weights.Stored]) -> dict[str, weights.Stored]:
+    """Return the tensors of the networks that the strategy hands over: no optimizer states, no frozen copies."""
+    network_tensors = {name: tensor for name, tensor in stored.items() if name.startswith("network/")}
+    handed_over = meta.get("hand_over") or {n.split("/")[1] for n in network_tensors if not n.startswith("network/old_")}
+    return {name: tensor for name, tensor in network_tensors.items() if name.split("/")[1] in handed_over}
 
 
-def _name(made: Mapping[str, Any]) -> str:
-    return f"relay-{made['run'][:12]}-hop-{made['hop']}"
+def _bundle_name(manifest_data: Mapping[str, Any]) -> str:
+    return f"relay-{manifest_data['run'][:12]}-hop-{manifest_data['hop']}"
 
 
-def _write(target: Path, members: Mapping[str, bytes], carried: Path, age: str | None, progress: Progress) -> None:
+def _write_bundle(
+    target: Path, members: Mapping[str, bytes], weights_file: Path, age_recipient: str | None, progress: Progress
+) -> None:
     def plain(path: Path) -> None:
         with path.open("xb") as file:
-            container.write(file, members, carried, progress)
+            container.write(file, members, weights_file, progress)
 
-    if age is None:
+    if age_recipient is None:
         replace_with(target, plain)
         return
     with private_folder(target.parent) as staging:
@@ -177,6 +186,6 @@ def _write(target: Path, members: Mapping[str, bytes], carried: Path, age: str |
 
         def sealed(path: Path) -> None:
             with path.open("xb") as file:
-                encryption.encrypt(staging / "plain.relay", file, age)
+                encryption.encrypt(staging / "plain.relay", file, age_recipient)
 
         replace_with(target, sealed)

@@ -1,4 +1,4 @@
-"""The command `relay`: what it offers, reads and prints."""
+"""The command `relay`: its subcommands, and what they read and print."""
 
 from typing import TYPE_CHECKING
 

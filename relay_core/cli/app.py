@@ -42,8 +42,8 @@ DataRootOption = Annotated[
 def main() -> None:
     """Run the command; a known error is one message and an exit code of its own, never a traceback."""
     as_json = "--json" in sys.argv
-    # Threads that wait for each other asleep: spinning, the default, made a convolution four times slower on a machine whose
-    # cores had other work too, and was no faster on one that had none. Read when torch is loaded.
+    # Let threads sleep while they wait for each other. Spinning, the default, made a convolution four times slower on a
+    # machine whose cores had other work too, and was no faster on an idle one. The variable is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _add_plugins()
@@ -179,13 +179,15 @@ def preflight(
     from relay_core.data import survey, write_previews
 
     kwargs = dataset_options(layout, options)
-    found = survey(layout, kwargs, folder, CountLines(sys.stdout, FEW_IMAGES)) if as_json else survey(layout, kwargs, folder)
-    names = write_previews(found, previews, count) if previews else []
+    result = (
+        survey(layout, kwargs, folder, CountLines(sys.stdout, FEW_IMAGES)) if as_json else survey(layout, kwargs, folder)
+    )
+    names = write_previews(result, previews, count) if previews else []
     if as_json:
-        print(json.dumps(survey_json(found, names)), flush=True)
-        raise typer.Exit(DataError.exit_code if found.problems else 0)
-    found.require_usable()
-    print(survey_text(found) + (f"\nwrote {len(names)} previews to {previews}" if previews else ""))
+        print(json.dumps(survey_json(result, names)), flush=True)
+        raise typer.Exit(DataError.exit_code if result.problems else 0)
+    result.require_usable()
+    print(survey_text(result) + (f"\nwrote {len(names)} previews to {previews}" if previews else ""))
 
 
 def _checkpoint(path: Path) -> Checkpoint:
@@ -208,8 +210,8 @@ def evaluate(
     from relay_core.config import load_run
     from relay_core.engine import choose_device, evaluate_checkpoint
 
-    chosen = choose_device(device)
-    scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen, out)
+    chosen_device = choose_device(device)
+    scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen_device, out)
     for path in written if as_json else ():
         print(json.dumps({"event": "written", "path": str(path)}))
     print(json.dumps(scores) if as_json else scores_table(scores))
@@ -278,14 +280,14 @@ def predict_dataset(
     from relay_core.inference import predict_dataset as predict_all
 
     with stop_on_signal("stopping: what is done stays") as stop, counting("predicting", as_json) as tell:
-        found = predict_all(
+        result = predict_all(
             _checkpoint(checkpoint), layout, dataset_options(layout, options), folder, out, choose_device(device), tell, stop
         )
-    for problem in found.problems:
+    for problem in result.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    told = {"images": found.images, "unlike": found.unlike, "left_out": len(found.problems)}
-    text = f"wrote {found.images} predictions to {out}; {found.unlike} images look unlike those of the sites"
-    print(json.dumps(told) if as_json else text + (f"; {len(found.problems)} left out" if found.problems else ""))
+    summary = {"images": result.images, "unlike": result.unlike, "left_out": len(result.problems)}
+    text = f"wrote {result.images} predictions to {out}; {result.unlike} images look unlike those of the sites"
+    print(json.dumps(summary) if as_json else text + (f"; {len(result.problems)} left out" if result.problems else ""))
 
 
 @app.command()
@@ -321,8 +323,8 @@ def generated(
     from relay_core.engine import choose_device
     from relay_core.experiments import score_generators, scores_text
 
-    found = score_generators(_checkpoint(checkpoint), load_run(run), data_root, features, count, choose_device(device))
-    print(json.dumps(found) if as_json else scores_text(found))
+    scores = score_generators(_checkpoint(checkpoint), load_run(run), data_root, features, count, choose_device(device))
+    print(json.dumps(scores) if as_json else scores_text(scores))
 
 
 @app.command()

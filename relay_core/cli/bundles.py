@@ -1,4 +1,4 @@
-"""The hand-off's part of the command `relay`: bundles, export, import, reports."""
+"""The commands of a hand-off: export, import and inspection of bundles, and signed reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ report_app = typer.Typer(help="Signed evaluations, metrics only, for the coordin
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the commands of a hand-off to the app."""
     app.command("export")(export_)
     app.command("import")(import_)
     app.add_typer(keys_app, name="keys")
@@ -35,17 +35,17 @@ def register(app: typer.Typer) -> None:
 
 
 @contextlib.contextmanager
-def _cleanly() -> Iterator[None]:
-    """Asked to end, it ends as with Ctrl-C: what was decrypted is removed on the way out."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def _clean_exit() -> Iterator[None]:
+    """End on SIGTERM as on Ctrl-C: what was decrypted is removed on the way out."""
+    previous_handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 class _Bytes:
-    """Says how far it is: JSON lines for machines, one line that grows on a terminal."""
+    """Shows how many bytes are done: JSON lines for machines, one line that grows on a terminal."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json, self._next = as_json, time.monotonic() + 1.0
@@ -85,26 +85,26 @@ def export_(
     from relay_core.bundle import Provenance, export_bundle
     from relay_core.config import load_run
 
-    found = newest_file(checkpoint)
-    beside = found.parent / "scores.json"
-    with _cleanly():
+    checkpoint_file = newest_file(checkpoint)
+    beside = checkpoint_file.parent / "scores.json"
+    with _clean_exit():
         facts = export_bundle(
-            found, load_run(run), key_folder(keys), out, scores=scores or (beside if beside.is_file() else None),
+            checkpoint_file, load_run(run), key_folder(keys), out, scores=scores or (beside if beside.is_file() else None),
             parent=Provenance.read(parent) if parent else None, recipient=to, half=half, progress=_progress(as_json),
         )  # fmt: skip
-    _say(facts, as_json, f"wrote {out}, {facts.size / 1e6:.1f} MB")
+    _print_facts(facts, as_json, f"wrote {out}, {facts.size / 1e6:.1f} MB")
 
 
 def newest_file(path: Path) -> Path:
-    """A checkpoint's file, from it or its folder. Raises CheckpointError."""
+    """Return a checkpoint's file: the path itself, or the newest in a folder. Raises CheckpointError."""
     from relay_core.errors import CheckpointError
 
     if path.is_file():
         return path
-    found = sorted(path.glob("step-*.safetensors"))
-    if not found:
+    files = sorted(path.glob("step-*.safetensors"))
+    if not files:
         raise CheckpointError(f"{path}: no checkpoint there")
-    return found[-1]
+    return files[-1]
 
 
 def import_(
@@ -130,7 +130,7 @@ def import_(
     if known is None and run is None:
         raise typer.BadParameter("name the relay's run file with --run")
     out.mkdir(parents=True, exist_ok=True)
-    with _cleanly(), alone(out):
+    with _clean_exit(), alone(out):
         record = out / "imports.json"
         if known is not None:
             knowledge = KnownRelays.read(known)
@@ -141,20 +141,20 @@ def import_(
         facts, target = import_bundle(
             bundle, knowledge, key_folder(keys), out, hand_over_layout, evaluate=evaluate, progress=_progress(as_json)
         )
-        if known is None and not evaluate:  # to look at a model does not use it up
-            brief = {key: getattr(facts, key) for key in ("digest", "run", "hop", "created_at")}
-            write_atomically(record, json.dumps([*knowledge.imported, brief], indent=1).encode())
-    _say(facts, as_json, f"accepted; the next site starts from {target}")
+        if known is None and not evaluate:  # a bundle that is only evaluated can still be imported
+            entry = {key: getattr(facts, key) for key in ("digest", "run", "hop", "created_at")}
+            write_atomically(record, json.dumps([*knowledge.imported, entry], indent=1).encode())
+    _print_facts(facts, as_json, f"accepted; the next site starts from {target}")
 
 
-def _say(facts: BundleFacts, as_json: bool, done: str) -> None:
+def _print_facts(facts: BundleFacts, as_json: bool, done: str) -> None:
     if as_json:
         print(json.dumps({"bundle": facts.to_json()}), flush=True)
         return
-    print(f"{done}\n{_text(facts)}")
+    print(f"{done}\n{_facts_text(facts)}")
 
 
-def _text(facts: BundleFacts) -> str:
+def _facts_text(facts: BundleFacts) -> str:
     from relay_core.bundle import spoken_fingerprint
 
     lines = [
@@ -162,45 +162,47 @@ def _text(facts: BundleFacts) -> str:
         f"run        {facts.run}, hop {facts.hop}, by {facts.site}; relay {facts.version}",
         f"signer     {facts.signer['name']}, {spoken_fingerprint(facts.signer['fingerprint'])}"
         f" ({'trusted here' if facts.signer['trusted'] else 'NOT trusted here'})",
-        f"made       {_moment(facts.created_at)}; {'for one site, encrypted' if facts.recipient else 'for any site'}"
+        f"made       {_time_text(facts.created_at)}; {'for one site, encrypted' if facts.recipient else 'for any site'}"
         f"{'; half precision' if facts.half else ''}",
     ]
-    return "\n".join([*lines, *_hops(facts)])
+    return "\n".join([*lines, *_hop_lines(facts)])
 
 
-def _hops(facts: BundleFacts) -> list[str]:
+def _hop_lines(facts: BundleFacts) -> list[str]:
     from relay_core.bundle import spoken_fingerprint
     from relay_core.metrics import headline
 
     lines = []
     for hop in facts.history:
-        found = {name: headline(row) for name, row in hop["metrics"].items()}
-        scores = ", ".join(f"{what} {name} {value:.3f}" for name, (what, value) in found.items() if value is not None)
+        headlines = {name: headline(row) for name, row in hop["metrics"].items()}
+        scores = ", ".join(
+            f"{metric} {name} {value:.3f}" for name, (metric, value) in headlines.items() if value is not None
+        )
         trusted = "" if hop["trusted"] else ", NOT trusted here"
         lines.append(
-            f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {_moment(hop['created_at'])}, signed by "
+            f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {_time_text(hop['created_at'])}, signed by "
             f"{hop['signer']} ({spoken_fingerprint(hop['fingerprint'])}{trusted}); {scores or 'no scores'}; "
             f"bundle {hop['bundle'][:16]}"
         )
     return lines
 
 
-def _moment(seconds: float) -> str:
+def _time_text(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 @contextlib.contextmanager
-def _looked_at(bundle: Path, keys: Path, trust: bool) -> Iterator[Any]:
+def _opened_bundle(bundle: Path, keys: Path, trust: bool) -> Iterator[Any]:
     import tempfile
 
     from relay_core.bundle import opened
 
     with (
-        _cleanly(),
+        _clean_exit(),
         tempfile.TemporaryDirectory() as work,
-        opened(bundle, key_folder(keys), Path(work), trust=trust) as found,
+        opened(bundle, key_folder(keys), Path(work), trust=trust) as contents,
     ):
-        yield found
+        yield contents
 
 
 @bundle_app.command("verify")
@@ -208,14 +210,14 @@ def verify_(bundle: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption
     """Whether a bundle is whole, signed by sites that are trusted here, and holds what its run's networks need."""
     from relay_core.bundle import check_networks
 
-    with _looked_at(bundle, keys, trust=True) as found:
+    with _opened_bundle(bundle, keys, trust=True) as contents:
         try:
             from relay_core.engine import hand_over_layout
         except ModuleNotFoundError:
             print("networks not compared: pip install 'relay-learning[train]'", file=sys.stderr)
         else:
-            check_networks(found.table, hand_over_layout(found.run.site(found.manifest["task_id"])))
-        _say(found.facts, as_json, "verified")
+            check_networks(contents.table, hand_over_layout(contents.run.site(contents.manifest["task_id"])))
+        _print_facts(contents.facts, as_json, "verified")
 
 
 @bundle_app.command("inspect")
@@ -226,18 +228,20 @@ def inspect_(
     as_json: JsonOption = False,
 ) -> None:
     """What a bundle says, whether or not its signers are trusted here."""
-    with _looked_at(bundle, keys, trust=False) as found:
+    with _opened_bundle(bundle, keys, trust=False) as contents:
         if card:
-            print(found.members["MODEL_CARD.md"].decode())
+            print(contents.members["MODEL_CARD.md"].decode())
             return
-        _say(found.facts, as_json, f"{bundle.name}: {found.facts.size / 1e6:.1f} MB, {len(found.table)} tensors")
+        _print_facts(
+            contents.facts, as_json, f"{bundle.name}: {contents.facts.size / 1e6:.1f} MB, {len(contents.table)} tensors"
+        )
 
 
 @bundle_app.command("history")
 def history_(bundle: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
     """Where a model has been, hop by hop."""
-    with _looked_at(bundle, keys, trust=False) as found:
-        print(json.dumps(found.history) if as_json else "\n".join(_hops(found.facts)))
+    with _opened_bundle(bundle, keys, trust=False) as contents:
+        print(json.dumps(contents.history) if as_json else "\n".join(_hop_lines(contents.facts)))
 
 
 @bundle_app.command("diff")
@@ -245,9 +249,9 @@ def diff_(first: BundleArgument, second: BundleArgument, keys: KeysOption = KEYS
     """What changed from one bundle to another: facts, settings, and how far each network moved."""
     from relay_core.bundle import differences, differences_text
 
-    with _looked_at(first, keys, trust=False) as a, _looked_at(second, keys, trust=False) as b:
-        found = differences(a, b)
-        print(json.dumps(found) if as_json else differences_text(found))
+    with _opened_bundle(first, keys, trust=False) as a, _opened_bundle(second, keys, trust=False) as b:
+        changes = differences(a, b)
+        print(json.dumps(changes) if as_json else differences_text(changes))
 
 
 @report_app.command("sign")
@@ -267,8 +271,8 @@ def sign_(
     from relay_core.bundle import sign_report
     from relay_core.config import load_run
 
-    made = sign_report(scores, newest_file(checkpoint), load_run(run), key_folder(keys), out)
-    print(json.dumps({"report": asdict(made)}) if as_json else f"wrote {out}")
+    report = sign_report(scores, newest_file(checkpoint), load_run(run), key_folder(keys), out)
+    print(json.dumps({"report": asdict(report)}) if as_json else f"wrote {out}")
 
 
 @report_app.command("matrix")
@@ -283,8 +287,8 @@ def matrix_(
     from relay_core.bundle import collected_matrices, read_report
     from relay_core.config import load_run
 
-    found = collected_matrices([read_report(path, key_folder(keys)) for path in reports], load_run(run), out)
+    matrices = collected_matrices([read_report(path, key_folder(keys)) for path in reports], load_run(run), out)
     if as_json:
-        print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in found.items()}))
+        print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in matrices.items()}))
     else:
-        print(next(iter(found.values())).to_markdown())
+        print(next(iter(matrices.values())).to_markdown())

@@ -31,14 +31,14 @@ PARTS = (
     ("Strategies", "strategy", STRATEGIES),
     ("Losses", "train.loss", LOSSES),
 )
-"""Heading, key of the run file, registry."""
+"""Each part of the catalogue: its heading, its key in the run file, its registry."""
 
 
 def catalogue(plugins: bool = True) -> str:
-    """The catalogue.
+    """Return the catalogue as Markdown.
 
     Args:
-        plugins: with what installed packages add; without, it is `docs/catalogue.md`.
+        plugins: whether to list what installed packages add; without it the text is that of `docs/catalogue.md`.
     """
     lines = [
         "# Catalogue", "",
@@ -84,14 +84,14 @@ def _registry(registry: Registry, plugins: bool) -> Iterator[str]:
         }
         for key, inner in nested.items():
             yield from [f"### `{key}` of `doublegan`", "", *_settings(inner), ""]
-    for kwargs, named in users.items():
+    for kwargs, users_of_kwargs in users.items():
         base = CommonDatasetKwargs if registry is DATASETS else None
-        if own := list(_settings(kwargs, base)):
-            yield from [f"### Settings of {', '.join(f'`{name}`' for name in named)}", "", *own, ""]
+        if rows := list(_settings(kwargs, base)):
+            yield from [f"### Settings of {', '.join(f'`{name}`' for name in users_of_kwargs)}", "", *rows, ""]
 
 
 def _settings(kwargs: type[Settings], base: type[Settings] | None = None) -> Iterator[str]:
-    """A table of the settings, less those that `base` has alike."""
+    """Yield the lines of a table of the settings, less those that `base` has alike."""
     rows = [
         table_row([f"`{key}`", _default(field), field.description or ""])
         for key, field in kwargs.model_fields.items()
@@ -101,8 +101,8 @@ def _settings(kwargs: type[Settings], base: type[Settings] | None = None) -> Ite
         yield from [table_row(["key", "default", "meaning"]), "|---|---|---|", *rows]
 
 
-def _alike(field: FieldInfo, other: FieldInfo | None) -> bool:
-    return other is not None and (field.description, _default(field)) == (other.description, _default(other))
+def _alike(field: FieldInfo, base_field: FieldInfo | None) -> bool:
+    return base_field is not None and (field.description, _default(field)) == (base_field.description, _default(base_field))
 
 
 def _default(field: FieldInfo) -> str:
@@ -112,7 +112,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A default as YAML has it; of nested settings only that there are some."""
+    """Return a default as YAML writes it; for nested settings only `{...}`."""
     if isinstance(value, Settings):
         return "{...}"
     if isinstance(value, dict):

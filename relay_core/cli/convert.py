@@ -11,7 +11,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command to the app."""
     app.command("convert-checkpoint")(convert_checkpoint)
 
 
@@ -54,13 +54,13 @@ def _checkpoint(source: Path, run: str, site: int, out: Path, as_json: bool) -> 
     from relay_core.conversion import convert
 
     warnings: list[str] = []
-    made = convert(source, load_run(run), site, out, warnings.append)
+    checkpoint = convert(source, load_run(run), site, out, warnings.append)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    meta = made.meta
-    told = {key: meta[key] for key in ("site", "task_id", "strategy", "sites", "images", "converted")}
+    meta = checkpoint.meta
+    facts = {key: meta[key] for key in ("site", "task_id", "strategy", "sites", "images", "converted")}
     if as_json:
-        print(json.dumps({"path": str(made.path), "digest": made.digest, **told, "warnings": warnings}))
+        print(json.dumps({"path": str(checkpoint.path), "digest": checkpoint.digest, **facts, "warnings": warnings}))
         return
-    print(f"wrote {made.path}: {meta['strategy']}, {', '.join(made.networks)}; sites {', '.join(meta['sites'])}")
+    print(f"wrote {checkpoint.path}: {meta['strategy']}, {', '.join(checkpoint.networks)}; sites {', '.join(meta['sites'])}")
     print(f"the next site starts from it: relay train {run} --site NEXT --out {out}")

@@ -1,4 +1,4 @@
-"""A checkpoint, its scores and its proof as a person reads them on a terminal."""
+"""Checkpoints, scores and the proof of an export as text for the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from relay_core.metrics import metrics_of, table_row, task_of
 
 
 def scores_table(scores: dict[str, Any]) -> str:
-    """A Markdown table: test sites x metrics, each with its unit, and with its 95 % interval (t) where it has one."""
+    """Return a Markdown table: test sites x metrics, each with its unit, and with its 95 % interval (t) where it has one."""
     metrics = metrics_of(task_of(next(iter(scores.values()))))
     titles = [metric.title for metric in metrics]
     lines = [table_row(["test site", "images", *titles]), table_row(["---"] * (2 + len(metrics)))]
@@ -30,7 +30,7 @@ def scores_table(scores: dict[str, Any]) -> str:
 
 
 def proof_text(tests: dict[str, dict[str, Any]]) -> str:
-    """What a proof says of each test set, in a line: the score beside torch's."""
+    """Return one line on an export's proof: for each test set its score, beside the score in torch."""
     task, key = next((task, key) for task, key in SCORE.items() if all(key in row for row in tests.values()))
     scores = (f"{site} {row[key]:.3f} ({row[f'{key}_torch']:.3f} in torch)" for site, row in tests.items())
     return f"{metrics_of(task)[0].short} {', '.join(scores)}"
@@ -40,7 +40,7 @@ def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch
     """Write a grid of generated images and labels, a row for each site.
 
     Raises:
-        CheckpointError: a checkpoint without generators.
+        CheckpointError: the checkpoint has no generators.
     """
     settings = settings_of(checkpoint)
     rows = generated_rows(settings, checkpoint, device, per_site)
@@ -50,7 +50,7 @@ def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """JSON-able facts of a checkpoint, and with which ops its networks would run here."""
+    """Return JSON-able facts of a checkpoint, and with which ops its networks would run here."""
     meta, state = checkpoint.meta, checkpoint.meta["state"]
     networks = {}
     for name in checkpoint.networks:
@@ -79,7 +79,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def description_text(facts: dict[str, Any]) -> str:
-    """`describe` for a person."""
+    """Return the facts that `describe` gave as text for a person."""
     lines = [
         f"{facts['path']} ({facts['bytes'] / 2**20:.1f} MiB), digest verified",
         f"digest    {facts['digest']}",

@@ -1,4 +1,4 @@
-"""The part of the command `relay` for this site's keys, and for whom it trusts."""
+"""The commands `relay keys`: this site's keys, and the roster of the sites that it trusts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ keys_app = typer.Typer(help="This site's keys, and the sites that it trusts.", n
 
 
 def key_folder(folder: Path) -> KeyFolder:
-    """The keys there, or none yet."""
+    """Return the key folder at a path; it may hold no keys yet."""
     from relay_core.bundle import KeyFolder
 
     return KeyFolder(folder)
@@ -69,8 +69,8 @@ def fingerprint_(
     """A key's fingerprint in groups to read aloud."""
     from relay_core.bundle import spoken_fingerprint
 
-    found = _read_card(card) if card else key_folder(keys).card
-    print(f"{found.name}: {spoken_fingerprint(found.fingerprint)}\n{found.fingerprint}")
+    shown_card = _read_card(card) if card else key_folder(keys).card
+    print(f"{shown_card.name}: {spoken_fingerprint(shown_card.fingerprint)}\n{shown_card.fingerprint}")
 
 
 @keys_app.command()
@@ -82,10 +82,10 @@ def trust(
     """Trust a site, after comparing its fingerprint by telephone."""
     from relay_core.bundle import spoken_fingerprint
 
-    found, folder = _read_card(card), key_folder(keys)
+    trusted_card, folder = _read_card(card), key_folder(keys)
     with changed_roster(folder) as roster:
-        roster.trust(found, run)
-    print(f"trusted: {found.name}, {spoken_fingerprint(found.fingerprint)}")
+        roster.trust(trusted_card, run)
+    print(f"trusted: {trusted_card.name}, {spoken_fingerprint(trusted_card.fingerprint)}")
 
 
 @keys_app.command()
@@ -101,7 +101,7 @@ def revoke(
 
 @contextlib.contextmanager
 def changed_roster(folder: KeyFolder) -> Iterator[Roster]:
-    """The roster, to change; two people at once do not undo each other."""
+    """Yield the roster for a change and save it afterwards; two people at once do not undo each other's changes."""
     folder.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone(folder.folder):
         roster = folder.roster
@@ -127,7 +127,7 @@ def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process at a time has a folder."""
+    """Lock a folder within the block: one process at a time has it, others wait."""
     import fcntl
     import os
 

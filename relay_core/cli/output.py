@@ -1,4 +1,4 @@
-"""Events for a person: progress bars on a terminal, plain lines elsewhere; and for machines: JSON lines."""
+"""Output of a training's events: progress bars on a terminal, plain lines elsewhere, and JSON lines for machines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from relay_core.metrics import headline
 
 
 def tee(*sinks: Emit) -> Emit:
-    """An `Emit` that hands each event to all of `sinks`."""
+    """Return an `Emit` that hands each event to all of `sinks`."""
 
     def emit(event: Event) -> None:
         for sink in sinks:
@@ -37,7 +37,7 @@ class JsonLines:
         self.stream = stream
 
     def __call__(self, event: Event) -> None:
-        """Write a line."""
+        """Write an event as one line."""
         print(json.dumps(event.to_json()), file=self.stream, flush=True)
 
 
@@ -45,10 +45,10 @@ class CountLines:
     """Writes `{"event": "progress", "done": n, "total": m}` lines, at most one every `seconds`.
 
     Args:
-        stream: to write to.
-        few: counts up to this one are not told.
-        seconds: between two lines.
-        clock: in seconds.
+        stream: the stream to write to.
+        few: totals up to this one are not reported.
+        seconds: least time between two lines.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CountLines:
         self._next = clock()
 
     def __call__(self, done: int, total: int) -> None:
-        """Write a line where one is due."""
+        """Write a line if one is due."""
         if total > self.few and (now := self.clock()) >= self._next:
             self._next = now + self.seconds
             print(json.dumps({"event": "progress", "done": done, "total": total}), file=self.stream, flush=True)
@@ -66,7 +66,7 @@ class CountLines:
 
 @contextmanager
 def counting(what: str, as_json: bool) -> Iterator[Callable[[int, int], object]]:
-    """What takes (done, total) of a long piece of work: `CountLines`, or a bar on a terminal."""
+    """Yield a function that shows (done, total) of a long piece of work: `CountLines`, or a bar on a terminal."""
     if as_json:
         yield CountLines(sys.stdout)
         return
@@ -83,23 +83,24 @@ class EventLog:
         self.path = path
 
     def __call__(self, event: Event) -> None:
-        """Append a line."""
+        """Append an event as one line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             JsonLines(file)(event)
 
 
 def duration(seconds: float) -> str:
-    """`75` as `1:15`."""
+    """Return a number of seconds as text: 75 gives `1:15`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Terminal:
-    """Bars on a terminal, a line now and then elsewhere. Use as a context manager, so that the bars end.
+    """Shows events as bars on a terminal, and as a line now and then elsewhere.
 
-    `brief`: bars and warnings alone, for many trainings in turn.
+    Use it as a context manager, so that the bars end. With `brief` it shows bars and warnings alone, for many trainings in
+    turn.
     """
 
     def __init__(self, title: str = "", console: Console | None = None, brief: bool = False) -> None:
@@ -137,8 +138,8 @@ class Terminal:
         elif self.brief:
             return
         elif isinstance(event, events.Scores):
-            what, value = headline(event.scores)
-            self.say(f"{self.title}after {event.site}: {what} on {event.test_site} {value:.3f}")
+            metric, value = headline(event.scores)
+            self.say(f"{self.title}after {event.site}: {metric} on {event.test_site} {value:.3f}")
         elif isinstance(event, events.Finished):
             self.say(f"{self.title}{event.site}: {event.step} steps in {duration(event.seconds)}")
 
@@ -150,10 +151,10 @@ class Terminal:
             self.tasks[event.site] = self.bars.add_task(name, total=event.steps, completed=event.step, note="")
         if self.brief:
             return
-        again = f", going on from step {event.step}" if event.step else ""
+        resumed = f", going on from step {event.step}" if event.step else ""
         self.say(
             f"{self.title}{event.site}: {event.strategy} on {event.images} images, {event.steps} steps, "
-            f"{event.device}{again}"
+            f"{event.device}{resumed}"
         )
 
     def _step(self, event: events.Step) -> None:
@@ -169,7 +170,7 @@ class Terminal:
 
 
 class TensorBoard:
-    """Scalars and pictures for TensorBoard (`pip install relay-learning[tensorboard]`)."""
+    """Writes scalars and pictures for TensorBoard (`pip install relay-learning[tensorboard]`)."""
 
     def __init__(self, folder: Path) -> None:
         try:

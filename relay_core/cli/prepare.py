@@ -1,4 +1,4 @@
-"""`relay prepare`: volumes become slices. Heavy imports are late."""
+"""The command `relay prepare`, which turns volumes into slices. Heavy imports are late."""
 
 from __future__ import annotations
 
@@ -100,7 +100,13 @@ def _run(
     from relay_core.preparation import REPORT, prepare
 
     with stop_on_signal("stopping: what is done stays") as stop, counting("preparing", as_json) as tell:
-        made = prepare(images, labels, out, task, prefix=prefix, workers=workers, tell=tell, stop=stop)
-    told = {"studies": made.studies, "made": made.made, "slices": made.slices, "positive": made.positive, "report": REPORT}
-    text = f"{made.studies} studies ({made.made} made now), {made.slices} slices in {out}; see {out / REPORT}"
-    print(json.dumps(told) if as_json else text)
+        result = prepare(images, labels, out, task, prefix=prefix, workers=workers, tell=tell, stop=stop)
+    summary = {
+        "studies": result.studies,
+        "made": result.made,
+        "slices": result.slices,
+        "positive": result.positive,
+        "report": REPORT,
+    }
+    text = f"{result.studies} studies ({result.made} made now), {result.slices} slices in {out}; see {out / REPORT}"
+    print(json.dumps(summary) if as_json else text)

@@ -1,4 +1,4 @@
-"""A training as the command line runs it: signals, sinks, processes. Heavy imports are late."""
+"""Trainings and comparisons as the command line runs them: signals, event sinks, processes. Heavy imports are late."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stop_on_signal(said: str = "stopping: writing a checkpoint") -> Iterator[Stop]:
-    """A stop request on SIGTERM or SIGINT, answered with `said`; the second SIGINT ends at once."""
+    """Yield a function that returns whether SIGTERM or SIGINT has arrived; a second SIGINT ends the process at once.
+
+    Each signal is answered with the line `said` on standard error.
+    """
     asked = False
 
     def handler(number: int, frame: Any) -> None:
@@ -30,17 +33,17 @@ def stop_on_signal(said: str = "stopping: writing a checkpoint") -> Iterator[Sto
         asked = True
         print(said, file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous_handlers = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: asked
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for number, previous in previous_handlers.items():
+            signal.signal(number, previous)
 
 
 @contextmanager
 def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool, brief: bool = False) -> Iterator[Emit]:
-    """Where a training's events go: the terminal or standard output, `events.jsonl`, TensorBoard."""
+    """Yield an `Emit` that hands events to the terminal or standard output, to `events.jsonl`, and to TensorBoard."""
     from relay_core.cli.output import EventLog, JsonLines, TensorBoard, Terminal, tee
 
     with ExitStack() as stack:
@@ -58,7 +61,7 @@ def run_relay(
     """Train a run file or one of its sites; return the site x test-set matrices.
 
     Raises:
-        RelayError: one of its kinds, see `relay_core.errors`.
+        RelayError: the run cannot be trained or evaluated; `relay_core.errors` lists the kinds.
     """
     from relay_core.config import load_run
     from relay_core.engine import RelayRun, choose_device, processes
@@ -66,20 +69,23 @@ def run_relay(
     loaded = load_run(run, overrides)
     if site is not None and site not in loaded.all_ids:
         raise RunFileError(f"--site {site}: the run file has the sites {', '.join(map(str, loaded.all_ids))}")
-    chosen = choose_device(device)
+    chosen_device = choose_device(device)
     quiet = int(os.environ.get("RANK", "0")) > 0
-    with processes(chosen), stop_on_signal() as stop:
+    with processes(chosen_device), stop_on_signal() as stop:
         if quiet:
-            return RelayRun(loaded, out, data_root, chosen, site, resume, stop=stop)()
+            return RelayRun(loaded, out, data_root, chosen_device, site, resume, stop=stop)()
         with _sinks(out, title, as_json, tensorboard) as emit:
-            return RelayRun(loaded, out, data_root, chosen, site, resume, emit, stop)()
+            return RelayRun(loaded, out, data_root, chosen_device, site, resume, emit, stop)()
 
 
 def run_comparison(
     run: str, strategies: list[str], seeds: int, out: Path, data_root: Path | None, *, device: str, overrides: list[str],
     as_json: bool = False,
 ) -> None:  # fmt: skip
-    """Run a study with one line a run, and say where its report is. Raises as `Study`."""
+    """Run a comparison, print one line for each run, and say where the report is.
+
+    Raises the errors of `Comparison`.
+    """
     from relay_core.cli.output import duration
     from relay_core.engine import choose_device
     from relay_core.experiments import Comparison
@@ -87,8 +93,8 @@ def run_comparison(
     def tell(outcome: Any, done: int, total: int) -> None:
         average = outcome.main.average()
         if as_json:
-            told = {"strategy": outcome.name, "seed": outcome.seed, "average": average, "seconds": outcome.seconds}
-            print(json.dumps({"event": "run", **told, "done": done, "total": total}), flush=True)
+            summary = {"strategy": outcome.name, "seed": outcome.seed, "average": average, "seconds": outcome.seconds}
+            print(json.dumps({"event": "run", **summary, "done": done, "total": total}), flush=True)
             return
         print(f"{done}/{total} {outcome.name}, seed {outcome.seed}: {outcome.main.title} {outcome.main.text(average)}, "
               f"{duration(outcome.seconds)}", flush=True)  # fmt: skip

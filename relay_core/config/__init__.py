@@ -1,4 +1,4 @@
-"""The run file as typed settings, and registries of what it may name. Loads no torch."""
+"""Read the run file into typed settings, and keep registries of what it may name. Importing this loads no torch."""
 
 from relay_core.config.base import Settings
 from relay_core.config.datasets import (

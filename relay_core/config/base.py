@@ -1,4 +1,4 @@
-"""The base of every settings class."""
+"""Define the base of every settings class."""
 
 from typing import Any
 
@@ -12,5 +12,5 @@ class Settings(BaseModel):
 
     @classmethod
     def inner(cls, key: str, raw: dict[str, Any]) -> Any:
-        """The type of what stands below `key`, given the mapping that it stands in; None for an unknown key."""
+        """Return the type of what stands below `key`, given the mapping `raw` that it stands in; None for an unknown key."""
         return cls.model_fields[key].annotation if key in cls.model_fields else None

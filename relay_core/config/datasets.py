@@ -1,4 +1,4 @@
-"""Settings of the data sets that a run file may name."""
+"""Define the settings of the data sets that a run file may name."""
 
 import json
 import re
@@ -47,7 +47,7 @@ class CommonDatasetKwargs(Settings):
 
     @field_validator("task")
     @classmethod
-    def _has_labels_for_it(cls, task: Task) -> Task:
+    def _task_has_labels(cls, task: Task) -> Task:
         if task not in cls.tasks:
             raise ValueError(f"this data set is for {' and '.join(cls.tasks)}, not for {task}")
         return task
@@ -68,12 +68,12 @@ class CommonDatasetKwargs(Settings):
         return self
 
     def names(self) -> list[str]:
-        """Of the classes, the background first."""
+        """Return the names of the classes, the background first."""
         return self.class_names or ["background", *(f"class {i}" for i in range(1, self.num_classes))]
 
     @property
     def value_window(self) -> tuple[float, float] | None:
-        """Measured values, as HU, that become black and white; None: the images hold shades, not measurements."""
+        """Return the measured values, such as HU, that become black and white; None: the images hold shades only."""
         return None
 
     @field_validator("out_range")
@@ -88,9 +88,9 @@ class FundusKwargs(CommonDatasetKwargs):
     """Optic disc and cup in DoFE's layout: `{train,test}/ROIs/{image,mask}`; masks 255 background, 128 disc, 0 cup."""
 
     def names(self) -> list[str]:
-        """Disc and cup, unless the run file has other names or other classes."""
-        own = self.class_names is None and self.num_classes == 3
-        return ["background", "optic disc", "optic cup"] if own else super().names()
+        """Return background, disc and cup, unless the run file gives names or another number of classes."""
+        has_default_classes = self.class_names is None and self.num_classes == 3
+        return ["background", "optic disc", "optic cup"] if has_default_classes else super().names()
 
 
 class FolderKwargs(CommonDatasetKwargs):
@@ -127,7 +127,7 @@ class FolderKwargs(CommonDatasetKwargs):
         return value
 
     @model_validator(mode="after")
-    def _ids_are_classes(self) -> Self:
+    def _mask_values_give_classes(self) -> Self:
         wrong = sorted({v for v in (self.mask_values or {}).values() if not 0 <= v < self.num_classes})
         if wrong:
             raise ValueError(f"mask_values gives class {wrong[0]}, but classes are 0 to {self.num_classes - 1}")
@@ -163,11 +163,11 @@ class SlicedKwargs(CommonDatasetKwargs):
         return self
 
     def _tissues(self) -> list[str]:
-        """Names of the classes of a segmentation."""
+        """Return the names of the classes that a segmentation gives to pixels."""
         return super().names()
 
     def names(self) -> list[str]:
-        """Of the classes: what a pixel can be, or a slice."""
+        """Return the names of the classes: of pixels for a segmentation, of slices for a classification."""
         if self.class_names is not None:
             return self.class_names
         if self.task == "segmentation":
@@ -176,10 +176,10 @@ class SlicedKwargs(CommonDatasetKwargs):
         return ["negative", "positive"] if self.class_by == "positive" else sites
 
     @model_validator(mode="after")
-    def _classes_are_those_of_the_options(self) -> Self:
-        counted = len(self._tissues()) if self.task == "segmentation" else 2 if self.class_by == "positive" else None
-        if counted is not None and self.num_classes != counted:
-            raise ValueError(f"these options give {counted} classes ({', '.join(self.names())}), num_classes says "
+    def _num_classes_fits_options(self) -> Self:
+        class_count = len(self._tissues()) if self.task == "segmentation" else 2 if self.class_by == "positive" else None
+        if class_count is not None and self.num_classes != class_count:
+            raise ValueError(f"these options give {class_count} classes ({', '.join(self.names())}), num_classes says "
                              f"{self.num_classes}")  # fmt: skip
         return self
 
@@ -204,7 +204,7 @@ class MediastinumKwargs(SlicedKwargs):
 
     @property
     def value_window(self) -> tuple[float, float]:
-        """HU."""
+        """Return the HU values that become black and white."""
         return self.hu_window
 
     @model_validator(mode="after")
@@ -251,23 +251,24 @@ def dataset_class(name: str) -> type[CommonDatasetKwargs]:
     """Return the settings class of data set `name`.
 
     Raises:
-        RunFileError: no such data set.
+        RunFileError: there is no such data set.
     """
     try:
-        found = DATASETS[name].kwargs
+        kwargs_class = DATASETS[name].kwargs
     except KeyError:
         raise RunFileError(f"data set {DATASETS.unknown(name)}") from None
-    assert issubclass(found, CommonDatasetKwargs)
-    return found
+    assert issubclass(kwargs_class, CommonDatasetKwargs)
+    return kwargs_class
 
 
 def dataset_options(name: str, options: str) -> CommonDatasetKwargs:
-    """Settings of data set `name` from a JSON object, as a run file has them below `dataset.kwargs`.
+    """Return the settings of data set `name` from a JSON object, as a run file has them below `dataset.kwargs`.
 
     Raises:
-        RunFileError: no such data set, not a JSON object, an unknown key, a wrong value; the message names the key.
+        RunFileError: there is no such data set, or `options` is not a JSON object, has an unknown key or a wrong value; the
+            message names the key.
     """
-    wanted, label = dataset_class(name), "--options"
+    kwargs_class, label = dataset_class(name), "--options"
     try:
         raw: Any = json.loads(options)
     except (ValueError, RecursionError) as error:
@@ -275,6 +276,6 @@ def dataset_options(name: str, options: str) -> CommonDatasetKwargs:
     if not isinstance(raw, dict):
         raise RunFileError(f'{label}: give a JSON object, for example {{"num_classes": 2}}')
     try:
-        return wanted.model_validate(raw)
+        return kwargs_class.model_validate(raw)
     except ValidationError as error:
-        raise RunFileError(explain(error, raw, wanted, [Source(Path(label), None)], [((), 0)])) from None
+        raise RunFileError(explain(error, raw, kwargs_class, [Source(Path(label), None)], [((), 0)])) from None

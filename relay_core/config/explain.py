@@ -17,7 +17,7 @@ Location = tuple[str | int, ...]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or nothing."""
+    """Return `; did you mean 'x'?` for the known name that is nearest to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -30,17 +30,17 @@ class Source:
     node: yaml.Node | None
 
     def line(self, location: Location) -> int | None:
-        """The line (from 1) of a key or list entry, or None where the file does not have it."""
+        """Return the line (from 1) of a key or list entry, or None where the file does not have it."""
         node, line = self.node, None
         for key in location:
-            found = _child(node, key)
-            if found is None:
+            child = _child(node, key)
+            if child is None:
                 return None
-            line, node = found
+            line, node = child
         return line
 
     def where(self, location: Location) -> str:
-        """`file:line`, the line of the nearest enclosing key."""
+        """Return `file:line` of the nearest enclosing key that the file has, or the file alone."""
         for stop in range(len(location), 0, -1):
             line = self.line(location[:stop])
             if line is not None:
@@ -49,6 +49,7 @@ class Source:
 
 
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
+    """Return the line (from 1) and the node of a mapping's key or a list's index; None where there is none."""
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             if name.value == str(key):
@@ -65,14 +66,14 @@ def explain(
     sources: Sequence[Source],
     prefixes: Sequence[tuple[Location, int]],
 ) -> str:
-    """All errors of a validation, one line each.
+    """Describe all errors of a validation, one line each.
 
     Args:
         error: what pydantic raised.
         raw: the merged mapping that was validated.
-        model: the class it was validated against.
-        sources: the files, most specific first.
-        prefixes: where a location may stand in a file: (prefix, leading keys of the location to drop).
+        model: the settings class that it was validated against.
+        sources: the files that were merged, most specific first.
+        prefixes: pairs (prefix, n): a file may have a location below `prefix`, without the location's first n keys.
     """
     lines = []
     for item in error.errors():
@@ -90,6 +91,7 @@ def explain(
 
 
 def _where(location: Location, sources: Sequence[Source], prefixes: Sequence[tuple[Location, int]]) -> str:
+    """Return `file:line` of the longest part of a location that a file has, or the first file alone."""
     for stop in range(len(location), 0, -1):
         for source in sources:
             for prefix, drop in prefixes:
@@ -102,16 +104,17 @@ def _where(location: Location, sources: Sequence[Source], prefixes: Sequence[tup
 
 
 def _fields(model: type[Settings], raw: Any, location: Location) -> list[str]:
-    """Names that are known at a location of a model."""
+    """Return the names of the fields that a settings class knows at a location."""
     current: list[type[Settings]] = [model]
     for key in location:
-        found = [m.inner(str(key), raw if isinstance(raw, dict) else {}) for m in current]
-        current = [inner for annotation in found for inner in _models(annotation)]
+        annotations = [m.inner(str(key), raw if isinstance(raw, dict) else {}) for m in current]
+        current = [inner for annotation in annotations for inner in _models(annotation)]
         raw = raw.get(key) if isinstance(raw, dict) else None
     return [name for m in current for name in m.model_fields]
 
 
 def _models(annotation: Any) -> Iterator[type[Settings]]:
+    """Yield the settings classes in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for inner in get_args(annotation):

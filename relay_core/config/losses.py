@@ -1,4 +1,4 @@
-"""Settings of the losses that a run file may name (METHOD: see `relay_core.losses` for the mathematics)."""
+"""Define the settings of the losses that a run file may name (METHOD: see `relay_core.losses` for the mathematics)."""
 
 from __future__ import annotations
 

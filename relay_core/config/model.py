@@ -1,4 +1,4 @@
-"""Settings of the networks: a solver alone, or the relay's solver with its two generators (`doublegan`)."""
+"""Define the settings of the networks: a solver alone, or the relay's solver with its two generators (`doublegan`)."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class DiscriminatorKwargs(PyramidKwargs):
 
     @model_validator(mode="before")
     @classmethod
-    def _may_be_written_as_a_generators(cls, data: Any) -> Any:
+    def _accept_synthesis_kwargs(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("synthesis_kwargs"), dict):
             return {key: value for key, value in data.items() if key != "synthesis_kwargs"} | data["synthesis_kwargs"]
         return data
 
     @classmethod
     def inner(cls, key: str, raw: dict[str, Any]) -> Any:
-        """See `Settings.inner`."""
+        """See `Settings.inner`: `synthesis_kwargs` is accepted though it is no field."""
         return PyramidKwargs if key == "synthesis_kwargs" else super().inner(key, raw)
 
 
@@ -219,7 +219,7 @@ class DoubleGanKwargs(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _published_is_a_set_of_switches(cls, data: Any) -> Any:
+    def _expand_published(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("published") is True:
             given = data.get("corrections")
             switches = PUBLISHED.model_dump() | (given if isinstance(given, dict) else {})
@@ -228,7 +228,7 @@ class DoubleGanKwargs(Settings):
 
     @classmethod
     def inner(cls, key: str, raw: dict[str, Any]) -> Any:
-        """See `Settings.inner`: the solver's settings are said by its name."""
+        """See `Settings.inner`: `solver_name` decides on the class of `solver_kwargs`."""
         if key == "solver_kwargs":
             return settings_of(SOLVERS, raw.get("solver_name", "U-Net"))
         return super().inner(key, raw)
@@ -241,15 +241,15 @@ class DoubleGanKwargs(Settings):
 
     @field_validator("solver_kwargs", mode="plain")
     @classmethod
-    def _solver_settings_are_its_own(cls, value: Any, info: ValidationInfo) -> SolverKwargs:
+    def _validate_solver_kwargs(cls, value: Any, info: ValidationInfo) -> SolverKwargs:
         name = info.data.get("solver_name")
-        if name is None:  # its own error is enough
+        if name is None:  # the error of `solver_name` is enough
             return SolverKwargs()
         if value is None:
             value = {"backbone": "resnet18"} if name == "U-Net" else {}
-        found = settings_of(SOLVERS, name).model_validate(value)
-        assert isinstance(found, SolverKwargs)
-        return found
+        kwargs = settings_of(SOLVERS, name).model_validate(value)
+        assert isinstance(kwargs, SolverKwargs)
+        return kwargs
 
     @field_validator("aug_p_range_img", "aug_p_range_label")
     @classmethod
@@ -271,7 +271,13 @@ class DoubleGanKwargs(Settings):
         return self
 
     def adam(self, interval: int, weight: float, published_interval: int) -> OptimizerSettings:
-        """StyleGAN2's Adam for a network regularised every `interval` steps: lr and beta2 scaled by i / (i + 1)."""
+        """Return StyleGAN2's Adam for a regularised network: lr 0.0025 r, beta1 0 and beta2 0.99^r with r = i / (i + 1).
+
+        Args:
+            interval: steps between two regularisations, i.
+            weight: weight of the regularisation; r is 1 where it is 0.
+            published_interval: i of the published code, used where `published` is set.
+        """
         if self.published:
             interval = published_interval
         ratio = interval / (interval + 1) if weight > 0 else 1.0
@@ -279,18 +285,18 @@ class DoubleGanKwargs(Settings):
 
     @property
     def replay_targets(self) -> Literal["soft", "teacher", "map"]:
-        """`corrections.replay_targets`, or `map` where no previous solver answers that the solver could learn from."""
-        silent = self.solver_distil_weight == 0 or self.corrections.teacher == "current"
-        return "map" if silent and self.corrections.replay_targets == "soft" else self.corrections.replay_targets
+        """Return `corrections.replay_targets`; `map` instead of `soft` where the previous solver is not distilled."""
+        no_distillation = self.solver_distil_weight == 0 or self.corrections.teacher == "current"
+        return "map" if no_distillation and self.corrections.replay_targets == "soft" else self.corrections.replay_targets
 
     @property
     def generator_optimizer(self) -> OptimizerSettings:
-        """Optimizer of both generators."""
+        """Return the optimizer of both generators."""
         return self.optimizer_conf.G or self.adam(self.G_reg_interval, self.pl_weight, 4)
 
     @property
     def discriminator_optimizer(self) -> OptimizerSettings:
-        """Optimizer of both discriminators; the published constants are those of an interval of 16."""
+        """Return the optimizer of both discriminators; the published constants are those of an interval of 16."""
         return self.optimizer_conf.D or self.adam(self.D_reg_interval, self.r1_gamma, 16)
 
 

@@ -1,4 +1,4 @@
-"""Settings that lead out of the folders that a run is given: absolute paths, and paths with `..`."""
+"""Find settings that lead out of the folders that a run is given: absolute paths, and paths with `..`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ WORDS = ("path", "folder", "dir", "file", "load", "resume")
 
 
 def outside_paths(settings: SiteSettings) -> Iterator[tuple[str, str]]:
-    """(key, value) of each path of a site that leads outside, by the rules of Windows or of any other system."""
+    """Yield (key, value) of each path of a site that leads outside, by the rules of Windows or of any other system."""
     yield from outside_values("", settings.model_dump())
 
 
 def outside_values(key: str, value: Any, named: bool = False) -> Iterator[tuple[str, str]]:
-    """The same of plain settings below `key`; `named` says that `key` is one that names a path."""
+    """Yield (key, value) of each path that leads outside in plain settings.
+
+    Args:
+        key: dotted key that `value` stands below; empty for the top.
+        value: mapping, list or single value.
+        named: whether `key` names a file or a folder.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
             is_path = named or str(name).rpartition("_")[2] in WORDS
@@ -31,5 +37,5 @@ def outside_values(key: str, value: Any, named: bool = False) -> Iterator[tuple[
 
 
 def _leads_outside(path: str) -> bool:
-    parts = PureWindowsPath(path)  # takes / and \ for separators
-    return bool(parts.anchor) or ".." in parts.parts
+    windows_path = PureWindowsPath(path)  # takes / and \ for separators
+    return bool(windows_path.anchor) or ".." in windows_path.parts

@@ -1,4 +1,4 @@
-"""YAML text to one mapping: checked as far as a mapping can be, and laid over the file that it extends."""
+"""Turn YAML text into one mapping: checked as far as a mapping can be, and laid over the file that it extends."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _FOREIGN_TAGS = ("binary", "set", "omap", "pairs")
 
 
 def recipes() -> dict[str, Path]:
-    """The run files that come with the package, by name."""
+    """Return the paths of the run files that come with the package, by name."""
     folder = Path(str(resources.files("relay_core.config") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def merge(base: Any, over: Any) -> Any:
-    """`base` overridden by `over`, key by key; anything but two mappings is replaced.
+    """Return `base` overridden by `over`, key by key; anything but two mappings is replaced.
 
     A mapping that names another thing (data set, model, loss) takes nothing over from the one it replaces; neither do the
     settings of another solver (`solver_name`, `solver_kwargs`).
@@ -40,14 +40,14 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Source]]:
-    """The mapping in a file, laid over the one that it extends; and the sources, most specific first.
+    """Return the mapping in a file, laid over the one that it extends, and its sources, most specific first.
 
     Args:
-        path: the file.
-        seen: files that extend it.
+        path: the run file.
+        seen: files that extend this one, directly or not.
 
     Raises:
-        RunFileError: not readable, too large, not YAML, not a mapping, an unknown key, or it extends itself.
+        RunFileError: the file is not readable, too large, not YAML or not a mapping, has an unknown key, or extends itself.
     """
     if path in seen:
         raise RunFileError(f"{path}: extends itself")
@@ -63,18 +63,18 @@ def read_file(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any], 
     raw, source, base = _parse(text, path)
     if base is None:
         return raw, [source]
-    return _over(raw, source, read_file(recipes().get(base, path.parent / base), (*seen, path)))
+    return _merge_over(raw, source, read_file(recipes().get(base, path.parent / base), (*seen, path)))
 
 
 def read_text(text: str, path: Path) -> tuple[dict[str, Any], list[Source]]:
-    """`read_file` for text that came from outside: it opens no file but a recipe's.
+    """Do what `read_file` does for text that came from outside: open no file but a recipe's.
 
     Args:
         text: YAML.
-        path: what messages call it.
+        path: path that messages give for the text.
 
     Raises:
-        RunFileError: as `read_file`, or it extends another thing than a recipe.
+        RunFileError: as for `read_file`, or the text extends anything but a recipe.
     """
     _check_size(path, len(text.encode("utf-8", "surrogatepass")))
     raw, source, base = _parse(text, path)
@@ -85,10 +85,10 @@ def read_text(text: str, path: Path) -> tuple[dict[str, Any], list[Source]]:
             f"{source.where(('extends',))}: only a recipe can be extended here, not {base!r}"
             f"{suggestion(base, recipes())}; recipes: {', '.join(recipes())}"
         )
-    return _over(raw, source, read_file(recipes()[base]))
+    return _merge_over(raw, source, read_file(recipes()[base]))
 
 
-def _over(
+def _merge_over(
     raw: dict[str, Any], source: Source, base: tuple[dict[str, Any], list[Source]]
 ) -> tuple[dict[str, Any], list[Source]]:
     return merge(base[0], raw), [source, *base[1]]
@@ -100,10 +100,10 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def _parse(text: str, path: Path) -> tuple[dict[str, Any], Source, str | None]:
-    """The mapping without `extends`, the syntax tree, and what it extends."""
+    """Return the mapping without `extends`, its source, and what it extends (None: nothing). Raises RunFileError."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if _values(node, {}) > MAX_VALUES:
+        if _count_values(node, {}) > MAX_VALUES:
             raise RunFileError(f"{path}: a run file of more than {MAX_VALUES} values, aliases written out, is not read")
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -118,11 +118,15 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], Source, str | None]:
     return raw, source, None if base is None else str(base)
 
 
-def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Values in a tree with its aliases written out; a node within itself has too many.
+def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
+    """Count the values in a tree with its aliases written out; a node within itself counts as too many.
+
+    Args:
+        node: root of the tree.
+        counts: counts of the collections that were visited, by the id of their node.
 
     Raises:
-        ValueError: a value that JSON, and so a digest, cannot hold.
+        ValueError: the tree has a value that JSON, and so a digest, cannot hold.
     """
     if node is not None and node.tag.rpartition(":")[2] in _FOREIGN_TAGS:
         raise ValueError(f"line {node.start_mark.line + 1}: {node.tag} is no kind of value of a run file")
@@ -130,8 +134,8 @@ def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
         if node is not None and node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
             raise ValueError(f"line {node.start_mark.line + 1}: a number of more than {MAX_DIGITS} digits")
         return 1
-    if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1
+    if id(node) not in counts:
+        counts[id(node)] = MAX_VALUES + 1
         parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
-        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
-    return known[id(node)]
+        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
+    return counts[id(node)]

@@ -1,4 +1,4 @@
-"""The run file: YAML to settings, merged site by site, with errors that say where."""
+"""Read the run file: YAML to settings, merged site by site, with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from relay_core.errors import RunFileError
 
 @dataclass
 class RunFile:
-    """A run: its sites in order, and what the file says about each."""
+    """A run file names the sites of a run in order, and holds what it says about each."""
 
     path: Path
     raw: dict[str, Any]
@@ -30,44 +30,44 @@ class RunFile:
 
     @property
     def base(self) -> Path:
-        """The folder that relative paths start from: the file's, or the current one for a recipe."""
+        """Return the folder that relative paths start from: the file's, or the current one for a recipe."""
         return Path() if self.path in recipes().values() else self.path.parent
 
     @property
     def task_ids(self) -> list[int]:
-        """The sites to train, in order."""
+        """Return the numbers of the sites to train, in order."""
         return list(self.raw["current_tasks"]["task_ids"])
 
     @property
     def all_ids(self) -> list[int]:
-        """The sites whose test sets the file names."""
+        """Return the numbers of all sites that the file names a data set for."""
         return [entry["kwargs"]["task_id"] for entry in self.raw["all_tasks_datasets"]]
 
     def site(self, task_id: int) -> SiteSettings:
-        """The settings of one site.
+        """Return the settings of one site.
 
         Raises:
-            RunFileError: the merged settings are not valid; the message names file, line and key.
+            RunFileError: there is no such site, or its merged settings are not valid; the message names file, line and key.
         """
         merged = self._merged(task_id)
         try:
             return SiteSettings.model_validate(merged)
         except ValidationError as error:
-            paths = self._paths(task_id)
-            raise RunFileError(explain(error, merged, SiteSettings, self.sources, paths)) from None
+            prefixes = self._prefixes(task_id)
+            raise RunFileError(explain(error, merged, SiteSettings, self.sources, prefixes)) from None
 
     def sites(self) -> list[SiteSettings]:
-        """The settings of the sites to train, in order."""
+        """Return the settings of the sites to train, in order."""
         return [self.site(i) for i in self.task_ids]
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the sites share: no paths, no machine's own settings."""
+        """Return the SHA-256 (hex) of the settings that the sites share, which have no paths and nothing of one machine."""
         shared = [site.shared() for site in self.sites()]
         return hashlib.sha256(json.dumps(shared, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def resolved(self) -> dict[str, Any]:
-        """The file's mapping with the overrides where they win: read again, it gives the same settings."""
+        """Return the file's mapping with the overrides merged in: read again, it gives the same settings."""
         if not self.overrides:
             return self.raw
         tasks = self.raw["current_tasks"]
@@ -76,25 +76,26 @@ class RunFile:
         return {**self.raw, "current_tasks": {**tasks, "task_confs": confs}}
 
     def canonical(self) -> str:
-        """`resolved` as YAML that extends nothing: parsed again, it gives the same settings and the same `digest`."""
+        """Return `resolved` as YAML that extends nothing: parsed again, it gives the same settings and the same `digest`."""
         return yaml.safe_dump(self.resolved(), sort_keys=False)
 
     def outside_paths(self) -> list[str]:
-        """`key.path: value` of every site's files and folders that are absolute or have a `..` part, each once."""
-        found = (outside_paths(self.site(i)) for i in self.all_ids)
-        return list(dict.fromkeys(f"{key}: {value}" for site in found for key, value in site))
+        """Return `key.path: value` of every site's files and folders that are absolute or have a `..` part, each once."""
+        paths_by_site = (outside_paths(self.site(i)) for i in self.all_ids)
+        return list(dict.fromkeys(f"{key}: {value}" for paths in paths_by_site for key, value in paths))
 
     def _merged(self, task_id: int) -> dict[str, Any]:
+        """Merge the settings of one site: `common`, its data set entry, its `task_confs`, the overrides."""
         entry = next((e for e in self.raw["all_tasks_datasets"] if e["kwargs"]["task_id"] == task_id), None)
         if entry is None:
-            known = ", ".join(map(str, self.all_ids))
-            raise RunFileError(f"{self.path}: there is no site {task_id} in all_tasks_datasets (it has {known})")
+            site_numbers = ", ".join(map(str, self.all_ids))
+            raise RunFileError(f"{self.path}: there is no site {task_id} in all_tasks_datasets (it has {site_numbers})")
         merged = merge(self.raw["common"], {"dataset": entry})
         merged = merge(merged, (self.raw["current_tasks"].get("task_confs") or {}).get(task_id) or {})
         return merge(merged, self.overrides)
 
-    def _paths(self, task_id: int) -> list[tuple[tuple[str | int, ...], int]]:
-        """Where the file may say a thing about a site, most specific first: (prefix, keys of the location to drop)."""
+    def _prefixes(self, task_id: int) -> list[tuple[tuple[str | int, ...], int]]:
+        """Return where the file may define a site's settings, most specific first, as the `prefixes` of `explain`."""
         index = self.all_ids.index(task_id)
         return [
             (("current_tasks", "task_confs", task_id), 0),
@@ -111,38 +112,39 @@ def load_run(name: str | Path, overrides: Sequence[str] = ()) -> RunFile:
         overrides: `key.path=value` lines that win over the file at every site; values are YAML.
 
     Raises:
-        RunFileError: not readable, not YAML, an unknown key, a wrong type; the message names file, line and key.
+        RunFileError: the file is not readable or not YAML, has an unknown key or a wrong type, or two sites share a name or
+            a folder; the message names file, line and key.
     """
     path = Path(name)
     if not path.is_file() and str(name) in recipes():
         path = recipes()[str(name)]
     raw, sources = read_file(path)
-    return _checked(RunFile(path, raw, sources, _parse_overrides(overrides)))
+    return _check(RunFile(path, raw, sources, _parse_overrides(overrides)))
 
 
 def parse_run(text: str, name: str = "run.yaml") -> RunFile:
-    """Read a run file from text that came from outside, an upload; no file is opened but a recipe's.
+    """Read a run file from text that came from outside, such as an upload; open no file but a recipe's.
 
     Args:
         text: YAML; `extends` names a recipe.
         name: a bare file name for messages; relative paths start from the current folder.
 
     Raises:
-        RunFileError: as `load_run`, or it extends another thing than a recipe.
+        RunFileError: as for `load_run`, or the text extends anything but a recipe.
     """
     path = Path(name)
     raw, sources = read_text(text, path)
-    return _checked(RunFile(path, raw, sources))
+    return _check(RunFile(path, raw, sources))
 
 
-def _checked(run: RunFile) -> RunFile:
+def _check(run: RunFile) -> RunFile:
     _check_structure(run)
     _check_names(run)
     return run
 
 
 def _check_names(run: RunFile) -> None:
-    """Sites are told apart by their names, and write into folders of their own."""
+    """Check that sites have different names and write to different folders. Raises RunFileError."""
     names: dict[str, int] = {}
     folders: dict[str, int] = {}
     for task_id in dict.fromkeys([*run.all_ids, *run.task_ids]):
@@ -157,6 +159,7 @@ def _check_names(run: RunFile) -> None:
 
 
 def _parse_overrides(lines: Sequence[str]) -> dict[str, Any]:
+    """Turn `key.path=value` lines into one nested mapping; later lines win. Raises RunFileError."""
     result: dict[str, Any] = {}
     for line in lines:
         key, sign, value = line.partition("=")
@@ -173,7 +176,7 @@ def _parse_overrides(lines: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_structure(run: RunFile) -> None:
-    """The outline that merging relies on."""
+    """Check the outline that merging relies on. Raises RunFileError."""
     raw, where = run.raw, run.sources[0].where
     for key, kind in (("common", dict), ("all_tasks_datasets", list), ("current_tasks", dict)):
         if not isinstance(raw.get(key), kind):
@@ -182,15 +185,15 @@ def _check_structure(run: RunFile) -> None:
     for i, entry in enumerate(raw["all_tasks_datasets"]):
         kwargs = entry.get("kwargs") if isinstance(entry, dict) else None
         if not isinstance(kwargs, dict) or not isinstance(kwargs.get("task_id"), int):
-            spot = where(("all_tasks_datasets", i))
-            raise RunFileError(f"{spot}: each entry of all_tasks_datasets is {{kwargs: {{task_id: 1, ...}}}}")
+            place = where(("all_tasks_datasets", i))
+            raise RunFileError(f"{place}: each entry of all_tasks_datasets is {{kwargs: {{task_id: 1, ...}}}}")
     if len(set(run.all_ids)) != len(run.all_ids):
         raise RunFileError(f"{where(('all_tasks_datasets',))}: a task_id stands twice in all_tasks_datasets")
     tasks = raw["current_tasks"]
     for key in tasks:
         if key not in ("task_ids", "task_confs"):
-            spot = where(("current_tasks", key))
-            raise RunFileError(f"{spot}: unknown key {key!r}{suggestion(str(key), ('task_ids', 'task_confs'))}")
+            place = where(("current_tasks", key))
+            raise RunFileError(f"{place}: unknown key {key!r}{suggestion(str(key), ('task_ids', 'task_confs'))}")
     ids = tasks.get("task_ids")
     if not isinstance(ids, list) or not ids or not all(isinstance(i, int) for i in ids) or len(set(ids)) < len(ids):
         raise RunFileError(f"{where(('current_tasks', 'task_ids'))}: task_ids is the list of site numbers to train")

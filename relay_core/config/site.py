@@ -1,4 +1,4 @@
-"""Everything that one site's training needs, merged from the run file."""
+"""Define the settings of one site: everything that its training needs, merged from the run file."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class SiteSettings(Settings):
     """Start and end."""
 
     def require_consistent(self) -> None:
-        """Check what single settings cannot: that they fit each other.
+        """Check that the settings fit each other, which no single setting can check.
 
         Raises:
-            RunFileError: they do not; the message names the keys.
+            RunFileError: they do not fit; the message names the keys.
         """
         if self.facts.has_generators and self.model.name != "doublegan":
             raise RunFileError(f"strategy {self.strategy.name} needs model doublegan, not {self.model.name!r}")
@@ -81,25 +81,25 @@ class SiteSettings(Settings):
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        """Channels, classes and sizes that data set, networks and loss must agree on."""
-        wanted = (self.solver.kwargs.in_channels, self.solver.kwargs.num_classes)
-        found = (self.data.img_channels, self.data.num_classes)
-        if wanted != found:
+        """Check that data set, networks and loss agree on channels, classes and image sizes. Raises RunFileError."""
+        model_shape = (self.solver.kwargs.in_channels, self.solver.kwargs.num_classes)
+        data_shape = (self.data.img_channels, self.data.num_classes)
+        if model_shape != data_shape:
             raise RunFileError(
-                f"the model expects {wanted[0]} channels and {wanted[1]} classes, "
-                f"dataset.kwargs say img_channels {found[0]} and num_classes {found[1]}"
+                f"the model expects {model_shape[0]} channels and {model_shape[1]} classes, "
+                f"dataset.kwargs say img_channels {data_shape[0]} and num_classes {data_shape[1]}"
             )
         weight = getattr(self.train.loss.kwargs, "weight", None)
-        if weight is not None and len(weight) != found[1]:
+        if weight is not None and len(weight) != data_shape[1]:
             raise RunFileError(
-                f"train.loss.kwargs.weight has {len(weight)} numbers, one for each of {found[1]} classes is needed"
+                f"train.loss.kwargs.weight has {len(weight)} numbers, one for each of {data_shape[1]} classes is needed"
             )
         side = self.model.kwargs.img_resolution if isinstance(self.model.kwargs, DoubleGanKwargs) else self.resolution
         if self.facts.has_generators and self.resolution != side:
             raise RunFileError(f"dataset.kwargs.img_size is {self.resolution}, the generators draw {side} (img_resolution)")
 
     def shared(self) -> dict[str, Any]:
-        """Plain settings that all sites of a relay agree on: no paths, no machine's own."""
+        """Return the plain settings that all sites of a relay agree on, without paths and settings of one machine."""
         plain = self.model_dump(mode="json", exclude={"num_workers", "root_path", "checkpoint"})
         for key in ("img_folder", "root_path"):
             plain["dataset"]["kwargs"].pop(key, None)
@@ -113,34 +113,34 @@ class SiteSettings(Settings):
         return plain
 
     def without_pretraining(self) -> SiteSettings:
-        """The same for networks whose weights come from a checkpoint: no file of pretrained weights is needed."""
-        plain = {"pretrain": False, "pretrain_file": None}
+        """Return the settings without `pretrain` and its file, for networks whose weights come from a checkpoint."""
+        no_pretraining = {"pretrain": False, "pretrain_file": None}
         kwargs = self.model.kwargs
         if isinstance(kwargs, DoubleGanKwargs):
             if isinstance(kwargs.solver_kwargs, PretrainedKwargs):
-                kwargs = kwargs.model_copy(update={"solver_kwargs": kwargs.solver_kwargs.model_copy(update=plain)})
+                kwargs = kwargs.model_copy(update={"solver_kwargs": kwargs.solver_kwargs.model_copy(update=no_pretraining)})
         elif isinstance(kwargs, PretrainedKwargs):
-            kwargs = kwargs.model_copy(update=plain)
+            kwargs = kwargs.model_copy(update=no_pretraining)
         return self.model_copy(update={"model": self.model.model_copy(update={"kwargs": kwargs})})
 
     @property
     def data(self) -> CommonDatasetKwargs:
-        """Settings of the data set."""
+        """Return the settings of the data set."""
         return self.dataset.kwargs
 
     @property
     def name(self) -> str:
-        """The site's name."""
+        """Return the site's name; `site_<number>` where the run file gives none."""
         return self.data.task_name or f"site_{self.data.task_id}"
 
     @property
     def task_id(self) -> int:
-        """The site's number."""
+        """Return the site's number, from 1."""
         return self.data.task_id or 1
 
     @property
     def solver(self) -> SolverSettings:
-        """The solver, alone or within doublegan."""
+        """Return the settings of the solver, which stands alone or within `doublegan`."""
         kwargs = self.model.kwargs
         if isinstance(kwargs, DoubleGanKwargs):
             return SolverSettings(name=kwargs.solver_name, kwargs=kwargs.solver_kwargs)
@@ -148,20 +148,20 @@ class SiteSettings(Settings):
 
     @property
     def solver_optimizer(self) -> OptimizerSettings:
-        """Optimizer of the solver."""
-        own = self.model.kwargs.optimizer_conf.M if isinstance(self.model.kwargs, DoubleGanKwargs) else None
-        return own or self.train.optimizer
+        """Return the optimizer of the solver: the model's own, or else that of `train`."""
+        optimizer = self.model.kwargs.optimizer_conf.M if isinstance(self.model.kwargs, DoubleGanKwargs) else None
+        return optimizer or self.train.optimizer
 
     @property
     def resolution(self) -> int:
-        """Side of the images that the networks see, in pixels."""
+        """Return the side of the images that the networks see, in pixels."""
         if self.data.img_size is not None:
             return self.data.img_size
         return self.model.kwargs.img_resolution if isinstance(self.model.kwargs, DoubleGanKwargs) else 64
 
     @property
     def mode(self) -> str:
-        """The strategy's name; of the baseline its kind: local, sequential or joint."""
+        """Return the strategy's name, or for the baseline its kind: local, sequential or joint."""
         kwargs = self.strategy.kwargs
         if not isinstance(kwargs, BaselineKwargs):
             return self.strategy.name
@@ -169,19 +169,19 @@ class SiteSettings(Settings):
 
     @property
     def facts(self) -> StrategyFacts:
-        """What the strategy states of itself. Raises RunFileError where it states nothing."""
+        """Return the facts that the strategy states. Raises RunFileError where it states none."""
         return strategy_facts(self.mode)
 
     @property
     def folder_name(self) -> str:
-        """Folder of this site below the output folder."""
+        """Return the name of this site's folder below the output folder."""
         return self.checkpoint.save.dir or f"task_{self.task_id}"
 
     def data_folder(self, data_root: Path | None, base: Path) -> Path:
-        """The site's image folder: `img_folder` below `data_root`, else below `root_path`, else below `base`.
+        """Return the site's image folder: `img_folder` below `data_root`, else below `root_path`, else below `base`.
 
         Raises:
-            RunFileError: no `img_folder`, or no root for this platform.
+            RunFileError: there is no `img_folder`, or `root_path` names no folder for this platform.
         """
         if self.data.img_folder is None:
             raise RunFileError(f"site {self.name}: dataset.kwargs.img_folder is missing")

@@ -1,4 +1,4 @@
-"""Settings of the solvers, the networks that the clinic uses."""
+"""Define the settings of the solvers, the networks that the clinic uses."""
 
 from __future__ import annotations
 

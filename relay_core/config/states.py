@@ -1,4 +1,4 @@
-"""What a strategy's state may hold when a site hands it over: schemas that an import is checked against. Loads no torch."""
+"""Define what a strategy's state may hold at a hand-off: schemas that an import is checked against. Loads no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the strategies: how a model learns at one site after the other."""
+"""Define the settings of the strategies: how a model learns at one site after the other."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ SEQUENCES: dict[str, Literal["continues", "anew", "at_once"]] = {
 
 
 def strategy_facts(mode: str) -> StrategyFacts:
-    """The facts of a strategy by its name, or of the baseline by its kind (local, sequential, joint).
+    """Return the facts of a strategy by its name, or of the baseline by its kind (local, sequential, joint).
 
     Raises:
         RunFileError: there is no such strategy here, or it states no facts.

@@ -1,4 +1,4 @@
-"""Settings of the training itself: budget, batch, loss, optimizer."""
+"""Define the settings of the training itself: budget, batch, loss, optimizer."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class SchedulerSettings(Settings):
 
     @field_validator("name", mode="before")
     @classmethod
-    def _torch_calls_it_otherwise(cls, value: object) -> object:
+    def _accept_torch_name(cls, value: object) -> object:
         return "cosine" if value == "CosineAnnealingLR" else value
 
     def factor(self, progress: float) -> float:
-        """Factor on the learning rate at `progress` (0..1) of the site's budget."""
+        """Return the factor on the learning rate at `progress` (0..1) of the site's budget."""
         from math import cos, pi
 
         falling = {"constant": 1.0, "cosine": (1 + cos(pi * progress)) / 2, "linear": 1 - progress}[self.name]
@@ -47,15 +47,15 @@ class OptimizerSettings(Settings):
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Self:
-        known = {"lr", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable"}
-        known |= {"momentum", "dampening", "nesterov"} if self.name == "SGD" else {"betas", "eps", "amsgrad"}
+        arguments = {"lr", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable"}
+        arguments |= {"momentum", "dampening", "nesterov"} if self.name == "SGD" else {"betas", "eps", "amsgrad"}
         for key in self.kwargs:
-            if key not in known:
-                raise ValueError(f"torch.optim.{self.name} has no argument {key!r}{suggestion(key, known)}")
+            if key not in arguments:
+                raise ValueError(f"torch.optim.{self.name} has no argument {key!r}{suggestion(key, arguments)}")
         return self
 
     def lr_factor(self, progress: float) -> float:
-        """Factor on the learning rate at `progress` (0..1) of the site's budget."""
+        """Return the factor on the learning rate at `progress` (0..1) of the site's budget."""
         return 1.0 if self.lr_scheduler is None else self.lr_scheduler.factor(progress)
 
 
@@ -108,15 +108,15 @@ class TrainSettings(Settings):
         return self
 
     def steps(self, images: int) -> int:
-        """Steps of the whole budget at a site with `images` training images."""
+        """Return the number of steps of the whole budget at a site with `images` training images."""
         if self.num_mimgs is not None:
             return max(1, round(self.num_mimgs * 1e6 / self.batch_size))
         assert self.num_epochs is not None
         return max(1, -(-images * self.num_epochs // self.batch_size))
 
     def solver_steps(self, images: int) -> int:
-        """Steps in which the solver learns."""
-        everything = self.steps(images)
-        return everything if self.solver_num_mimgs is None else min(
-            everything, round(self.solver_num_mimgs * 1e6 / self.batch_size)
+        """Return the number of steps in which the solver learns at a site with `images` training images."""
+        all_steps = self.steps(images)
+        return all_steps if self.solver_num_mimgs is None else min(
+            all_steps, round(self.solver_num_mimgs * 1e6 / self.batch_size)
         )  # fmt: skip

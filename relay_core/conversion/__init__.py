@@ -1,4 +1,7 @@
-"""Files of the published code and of torchvision, made into ours. `pickled` alone reads pickles, in a process of its own."""
+"""Converts files of the published code and of torchvision into those of relay.
+
+Only the module `pickled` reads pickles, in a process of its own.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Starts the process that reads a pickle, and takes over what it wrote: tensors and JSON."""
+"""Starts the process that reads a pickle, and reads the tensors and the JSON that it wrote."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from relay_core.errors import CheckpointError
 from relay_core.files import replace_with
 
 SECONDS = 1800
-"""A process that has not ended by then is ended."""
+"""The time limit of that process; it is killed if it takes longer."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file of `torch.save` holds, as far as it was wanted."""
+    """Holds the parts of a file of `torch.save` that a conversion needs."""
 
     tensors: dict[str, Tensor]
     rest: dict[str, Any]
-    """`checkpoint`: whether it is one of Lightning's; the numbers beside its tensors."""
+    """The plain values: `checkpoint` (whether it is a Lightning checkpoint) and its entries among `pickled.KEPT`."""
 
 
 @contextmanager
 def _unpacked(source: Path) -> Iterator[Path]:
-    """A folder with `tensors.safetensors` and `rest.json`, gone afterwards.
+    """Yield a folder with `tensors.safetensors` and `rest.json`, which is deleted at the end of the block.
 
     Raises:
-        CheckpointError: SOURCE is missing, damaged, or holds more than tensors and plain values.
+        CheckpointError: `source` is missing, damaged, or holds more than tensors and plain values.
     """
     if not source.is_file():
         raise CheckpointError(f"{source}: no such file")
     with tempfile.TemporaryDirectory(prefix="relay-convert-") as folder:
-        # -I: neither the current folder nor PYTHONPATH can put other code in the way.
+        # With -I neither the current folder nor PYTHONPATH can put other code in place of ours.
         command = [sys.executable, "-I", "-m", "relay_core.conversion.pickled", str(source.resolve()), folder]
         try:
-            done = subprocess.run(
+            result = subprocess.run(
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
             raise CheckpointError(f"{source}: not read within {SECONDS} seconds") from None
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            ended = f"the process that reads it ended with {done.returncode}; is there enough memory and room in TMPDIR?"
-            raise CheckpointError(f"{source}: {said[-1] if said and done.returncode == 1 else ended}")
+        if result.returncode != 0:
+            error_lines = result.stderr.decode(errors="replace").strip().splitlines()
+            crash = f"the process that reads it ended with {result.returncode}; is there enough memory and room in TMPDIR?"
+            raise CheckpointError(f"{source}: {error_lines[-1] if error_lines and result.returncode == 1 else crash}")
         yield Path(folder)
 
 
 def unpickled(source: Path) -> Contents:
-    """The contents of a file of `torch.save`.
+    """Read a file of `torch.save` in a process of its own.
 
     Raises:
-        CheckpointError: missing, damaged, or it holds more than tensors and plain values.
+        CheckpointError: `source` is missing, damaged, or holds more than tensors and plain values.
     """
     with _unpacked(source) as folder:
         try:
@@ -74,10 +74,10 @@ def unpickled(source: Path) -> Contents:
 
 
 def convert_pretrained(source: Path, target: Path) -> int:
-    """Turn a plain state dict, torchvision's `resnet18-*.pth`, into safetensors; return the number of tensors.
+    """Turn a plain state dict, such as torchvision's `resnet18-*.pth`, into safetensors; return the number of tensors.
 
     Raises:
-        CheckpointError: `target` exists; SOURCE is missing, damaged, a Lightning checkpoint, or holds more than tensors.
+        CheckpointError: `target` exists; `source` is missing, damaged, a Lightning checkpoint, or holds more than tensors.
         OSError: `target` cannot be written.
     """
     if target.exists():

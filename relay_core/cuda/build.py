@@ -26,7 +26,7 @@ HOST_FLAGS = [
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler: $CUDA_HOME, the PATH, or /usr/local/cuda."""
+    """Return the path of the CUDA compiler: from $CUDA_HOME, the PATH or /usr/local/cuda, or None."""
     home = os.environ.get("CUDA_HOME")
     places = [Path(home) / "bin"] if home else []
     path = os.pathsep.join([*map(str, places), os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
@@ -34,7 +34,7 @@ def nvcc() -> str | None:
 
 
 def compiler() -> str | None:
-    """The host compiler: $CXX or g++."""
+    """Return the path of the host compiler, $CXX or g++, or None."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
@@ -42,13 +42,13 @@ def build_cuda(folder: Path, architectures: tuple[int, ...] = ARCHITECTURES, rep
     """Compile the kernels into `folder`; the CUDA runtime is inside, so it loads without a toolkit or a driver.
 
     Args:
-        folder: created if missing.
+        folder: folder to write to, created if missing.
         architectures: compute capabilities, major * 10 + minor.
-        report: print registers, shared memory and spills of every kernel.
+        report: whether to print registers, shared memory and spills of every kernel.
 
     Raises:
         FileNotFoundError: there is no nvcc.
-        subprocess.CalledProcessError: it found fault; warnings are errors.
+        subprocess.CalledProcessError: the compiler failed; its warnings are errors.
     """
     tool = nvcc()
     if tool is None:
@@ -61,18 +61,18 @@ def build_cuda(folder: Path, architectures: tuple[int, ...] = ARCHITECTURES, rep
     ]  # fmt: skip
     if report:
         flags += ["-Xptxas", "-v"]
-    return _into(folder, "cuda", [tool, *flags, *map(str, sorted(SOURCES.glob("*.cu")))])
+    return _link_into(folder, "cuda", [tool, *flags, *map(str, sorted(SOURCES.glob("*.cu")))])
 
 
 def build_host(folder: Path) -> Path:
     """Compile the host library into `folder`.
 
-    For x86-64 processors with AVX2 (`native` does not load it on others). Its threads are torch's own: compiled for
+    On x86-64 it needs a processor with AVX2 (`native` does not load it on others). Its threads are torch's own: compiled for
     OpenMP, yet linked with no OpenMP, so that it finds the one that torch has loaded; two pools would fight for the cores.
 
     Raises:
         FileNotFoundError: there is no compiler.
-        subprocess.CalledProcessError: it found fault; warnings are errors.
+        subprocess.CalledProcessError: the compiler failed; its warnings are errors.
     """
     tool = compiler()
     if tool is None:
@@ -83,21 +83,21 @@ def build_host(folder: Path) -> Path:
         for source in sorted(SOURCES.glob("*.cpp")):
             objects.append(f"{work}/{source.stem}.o")
             subprocess.run([tool, *HOST_FLAGS, *machine, "-c", str(source), "-o", objects[-1]], check=True)
-        return _into(folder, "host", [tool, "-shared", *objects])
+        return _link_into(folder, "host", [tool, "-shared", *objects])
 
 
-def _into(folder: Path, kind: str, command: list[str]) -> Path:
+def _link_into(folder: Path, kind: str, command: list[str]) -> Path:
     """Run a linking command; the library appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / native.file_name(kind)
-    fresh = path.with_suffix(".new")
-    subprocess.run([*command, "-o", str(fresh)], check=True)
-    fresh.replace(path)
+    unfinished = path.with_suffix(".new")
+    subprocess.run([*command, "-o", str(unfinished)], check=True)
+    unfinished.replace(path)
     return path
 
 
 def main() -> int:
-    """Build what there are compilers for; say what was left out."""
+    """Build the libraries that there are compilers for, and say which were left out; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["cuda", "host"], help="this library, and fail without its compiler")
     parser.add_argument("--into", type=Path, default=native.FOLDER)

@@ -1,4 +1,4 @@
-"""Which form of the ops runs on a device, decided once and logged; calling into the libraries."""
+"""Decide which form of the ops runs on a device, once and with a line in the log, and call the libraries."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from relay_core.errors import DeviceError
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 WORTH = 1 << 14
-"""Elements of a tensor from which on calling a library beats torch's own operations."""
+"""Smallest number of elements of a tensor for which a library beats torch's own operations."""
 log = logging.getLogger(__name__)
 
 
 @torch.compiler.assume_constant_result  # so that a compiled function does not break at a file look-up
 def backend(device_type: str, index: int | None = None) -> str:
-    """What runs the ops there: `cuda`, `host` or `torch`.
+    """Return what runs the ops on a device: the library `cuda` or `host`, or `torch`.
 
     Raises:
         DeviceError: RELAY_OPS is `cuda`, the device a GPU, and the library or its kernels for this GPU are missing.
@@ -31,7 +31,7 @@ def backend(device_type: str, index: int | None = None) -> str:
 
 
 def worth_calling(x: Tensor) -> bool:
-    """Whether a library should compute for x; never while exporting, when the ops are to become torch's own.
+    """Whether a library should compute for x; never during an export, which needs torch's own operations.
 
     Tensors of less than 2^14 elements are left to torch, whose calls cost less than those of an op in Python.
     """
@@ -41,16 +41,16 @@ def worth_calling(x: Tensor) -> bool:
 
 
 Outcome = tuple[str, torch.dtype, list[Tensor]]
-"""An operation's name, the type that it computed in, its results."""
+"""The name of an operation, the type that it computed in, and its results."""
 _self_check: list[tuple[Callable[[torch.device], Iterator[Outcome]], Callable[..., str | None]]] = []
-"""How a library is tried out; the operations hand it in, so that this file need not know them."""
+"""The functions that try a library out; the operations register them, so that this file need not import the operations."""
 
 
 def try_out_with(
     outcomes: Callable[[torch.device], Iterator[Outcome]],
     disagreement: Callable[[Iterator[Outcome], list[list[Tensor]]], str | None],
 ) -> None:
-    """Say how a library is tried out before it is used.
+    """Register how a library is tried out before it is used.
 
     Args:
         outcomes: runs every operation on a device, with whatever serves it.
@@ -60,52 +60,54 @@ def try_out_with(
 
 
 _trial: list[ctypes.CDLL | str] = []
-"""What `library` answers while one is tried out."""
+"""What `library` returns while a library is tried out: that library, or the name of what it is compared with."""
 
 
 def library(device_type: str, index: int | None) -> ctypes.CDLL | str:
-    """The library for a device, or why there is none; tried out at the first call, and the choice is logged."""
-    return _trial[-1] if _trial else _chosen(device_type, index)
+    """Return the library for a device, or why there is none; the first call tries it out, and logs the choice."""
+    return _trial[-1] if _trial else _choose(device_type, index)
 
 
 def forget() -> None:
-    """Choose anew at the next call."""
-    _chosen.cache_clear()
+    """Forget the choices, so that the next call chooses anew."""
+    _choose.cache_clear()
 
 
 @cache
-def _chosen(device_type: str, index: int | None) -> ctypes.CDLL | str:
-    found = _find(device_type, index)
-    if not isinstance(found, str) and (fault := _fault(found, torch.device(device_type, index or 0))):
+def _choose(device_type: str, index: int | None) -> ctypes.CDLL | str:
+    """Find the library for a device, try it out, and log the choice. Raises DeviceError where `RELAY_OPS` insists on it."""
+    choice = _find_library(device_type, index)
+    if not isinstance(choice, str) and (fault := _find_fault(choice, torch.device(device_type, index or 0))):
         log.warning("the compiled ops are not used on %s: %s", device_type, fault)
         if native.setting() == "cuda" and device_type == "cuda":
             raise DeviceError(f"RELAY_OPS=cuda: {fault}")
-        found = fault
-    if isinstance(found, str):
-        log.info("ops on %s: torch's own (%s)", device_type, found)
+        choice = fault
+    if isinstance(choice, str):
+        log.info("ops on %s: torch's own (%s)", device_type, choice)
     else:
-        log.info("ops on %s: %s", device_type, found._name)
-    return found
+        log.info("ops on %s: %s", device_type, choice._name)
+    return choice
 
 
-def _fault(found: ctypes.CDLL, device: torch.device) -> str | None:
-    """Why a library is not believed on a device: it fails there, or gives other values than the definitions."""
+def _find_fault(candidate: ctypes.CDLL, device: torch.device) -> str | None:
+    """Say why a library is not used on a device: it fails there, or gives other values than the definitions; None: it is."""
     outcomes, disagreement = _self_check[0]
     with _disable_current_modes():
         try:
             _trial.append("the definition")
-            wanted = [values for _, _, values in outcomes(device)]
-            _trial[-1] = found
-            return disagreement(outcomes(device), wanted)
+            expected = [values for _, _, values in outcomes(device)]
+            _trial[-1] = candidate
+            return disagreement(outcomes(device), expected)
         except RuntimeError as error:
             return f"{error}"
         finally:
             _trial.clear()
 
 
-def _find(device_type: str, index: int | None) -> ctypes.CDLL | str:
-    wanted = native.setting()
-    if wanted == "reference":
+def _find_library(device_type: str, index: int | None) -> ctypes.CDLL | str:
+    """Load the library for a device; return it, or why there is none."""
+    setting = native.setting()
+    if setting == "reference":
         return "RELAY_OPS=reference"
     if device_type == "cpu":
         return native.load("host")
@@ -113,18 +115,20 @@ def _find(device_type: str, index: int | None) -> ctypes.CDLL | str:
         return f"there are no kernels for {device_type}"
     capability = torch.cuda.get_device_capability(index)
     if capability < native.OLDEST_CAPABILITY:
-        found: ctypes.CDLL | str = f"the GPU has compute capability {capability[0]}.{capability[1]}, the kernels need 7.5"
+        candidate: ctypes.CDLL | str = (
+            f"the GPU has compute capability {capability[0]}.{capability[1]}, the kernels need 7.5"
+        )
     else:
-        found = native.load("cuda")
-    if isinstance(found, str):
-        if wanted == "cuda":
-            raise DeviceError(f"RELAY_OPS=cuda: {found}")
-        log.warning("the GPU's own ops are not used: %s", found)
-    return found
+        candidate = native.load("cuda")
+    if isinstance(candidate, str):
+        if setting == "cuda":
+            raise DeviceError(f"RELAY_OPS=cuda: {candidate}")
+        log.warning("the GPU's own ops are not used: %s", candidate)
+    return candidate
 
 
 def call(found: ctypes.CDLL, name: str, out: Tensor, *args: object) -> None:
-    """Call `name` of a library on `out`'s device and stream; tensors pass as pointers, None as null.
+    """Call the function `name` of the library `found` on `out`'s device and stream; tensors pass as pointers, None as null.
 
     Raises:
         RuntimeError: the library refused, or the launch failed.
@@ -141,27 +145,27 @@ def call(found: ctypes.CDLL, name: str, out: Tensor, *args: object) -> None:
 
 
 def doubles(*values: float) -> ctypes.Array[ctypes.c_double]:
-    """An argument `const double*`."""
+    """Make an argument of type `const double*`."""
     return (ctypes.c_double * len(values))(*values)
 
 
 def longs(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    """An argument `const int64_t*`."""
+    """Make an argument of type `const int64_t*`."""
     return (ctypes.c_int64 * len(values))(*values)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What x's type is computed in."""
+    """Return the type that x's values are computed in: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """Channels-last where x is, else contiguous: the memory formats that the ops keep."""
+    """Return x's memory format as the ops keep it: channels-last where x is, else contiguous."""
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def fresh(y: Tensor, x: Tensor, kind: torch.memory_format) -> Tensor:
-    """y in a memory format, and never x itself: an op's result must not be its argument."""
+    """Return y in the memory format `kind`, copied where it is x itself: an op's result must not be its argument."""
     y = y.contiguous(memory_format=kind)
     return y.clone(memory_format=kind) if y is x or y.data_ptr() == x.data_ptr() else y

@@ -1,4 +1,4 @@
-"""The compiled ops: where they lie, what the site wants (`RELAY_OPS`), and what will run them. Loads no torch.
+"""Find and load the compiled ops, according to what the site wants (`RELAY_OPS`). Loads no torch.
 
 `RELAY_OPS` is one of:
 
@@ -18,11 +18,11 @@ from pathlib import Path
 from relay_core.errors import DeviceError
 
 FOLDER = Path(__file__).parent / "lib"
-"""Where `make ops` puts the libraries; wheels and images carry it along."""
+"""Folder that `make ops` puts the libraries into; wheels and images carry it along."""
 VERSION = 1
-"""Of the C interface (`RELAY_OPS_VERSION` in csrc/relay_ops.h); a library of another is not used."""
+"""Version of the C interface (`RELAY_OPS_VERSION` in csrc/relay_ops.h); a library with another version is not used."""
 OLDEST_CAPABILITY = (7, 5)
-"""The CUDA library has code for this compute capability and later ones."""
+"""Oldest compute capability, major and minor, that the CUDA library has code for."""
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "d": ctypes.c_double}
 _FUNCTIONS = {
     "relay_bias_act": "pppp i lll iii p p",
@@ -33,11 +33,11 @@ _FUNCTIONS = {
     "relay_error": "i",
     "relay_upfirdn2d": "ppp i p d p",
 }
-"""Arguments by csrc/relay_ops.h; a number wider than its declared type would be cut silently."""
+"""Argument types of each function, as in csrc/relay_ops.h; a number wider than its declared type would be cut silently."""
 
 
 def setting() -> str:
-    """`RELAY_OPS`.
+    """Return the value of `RELAY_OPS`, `auto` where it is unset.
 
     Raises:
         DeviceError: it is not auto, cuda or reference.
@@ -49,12 +49,12 @@ def setting() -> str:
 
 
 def file_name(kind: str) -> str:
-    """Of the library `cuda` or `host`."""
+    """Return the file name of the library `cuda` or `host`."""
     return f"librelay_{kind}.so"
 
 
 def load(kind: str, folder: Path | None = None) -> ctypes.CDLL | str:
-    """The library `cuda` or `host`, or a sentence that says why there is none."""
+    """Load the library `cuda` or `host` from `folder`; return it, or a sentence that says why there is none."""
     path = (folder or FOLDER) / file_name(kind)
     if not path.is_file():
         return f"{path.name} was not built (make ops)"
@@ -75,10 +75,10 @@ def load(kind: str, folder: Path | None = None) -> ctypes.CDLL | str:
 
 
 def in_use(device: str) -> str:
-    """What runs the ops on `device` (cpu, cuda, cuda:0, ...): `cuda`, `host` or `torch`. Only looks whether files are there.
+    """Return what runs the ops on `device` (cpu, cuda, cuda:0, ...): `cuda`, `host` or `torch`.
 
-    The process that trains decides for itself and may fall back (a GPU that is too old, a library that does not load); it
-    logs its choice.
+    It only looks whether the library's file is there. The process that trains decides for itself and may fall back (a GPU
+    that is too old, a library that does not load); it logs its choice.
     """
     if setting() == "reference":
         return "torch"
@@ -101,7 +101,7 @@ def require(device: str) -> None:
 
 @cache
 def _has_avx2() -> bool:
-    """Whether the processor runs what `build` compiles for; other architectures compile for their common base."""
+    """Whether the processor runs what `build` compiles for: AVX2 on x86-64; elsewhere the common base."""
     if platform.machine() != "x86_64":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Labelled images of a site: layouts of folders, checks, augmentation, phantoms."""
+"""This package lists, checks, loads and augments the labelled images of a site, and makes synthetic sites (phantoms)."""
 
 from relay_core.data.augment import SolverAugment
 from relay_core.data.pairs import Layout, Listing, Pair, Split, data_error, relative

@@ -1,4 +1,4 @@
-"""Optic disc and cup in DoFE's layout."""
+"""The data set `fundus`: optic disc and cup in DoFE's folder layout."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from relay_core.data.pairs import Layout, Listing, Pair, Split, list_files, matc
 from relay_core.errors import DataError
 
 _CLASS_OF_GREY = {255: 0, 128: 1, 0: 2}
-_TOLERANCE = 16  # masks that went through JPEG or a resize stray a little from the three values
+_TOLERANCE = 16  # JPEG or a resize moves mask values a little away from the three
 
 
 class FundusLayout(Layout):
-    """`{train,test}/ROIs/{image,mask}`, or the same without `ROIs`; masks 255 background, 128 disc, 0 cup."""
+    """The layout `{train,test}/ROIs/{image,mask}`, or the same without `ROIs`; masks: 255 background, 128 disc, 0 cup."""
 
     expected = "{train,test}/ROIs/{image,mask}/*.png (or the same without ROIs)"
 
     def list_pairs(self, folder: Path, kwargs: CommonDatasetKwargs, split: Split) -> Listing:
-        """List one split.
+        """List the pairs of one split.
 
         Raises:
-            DataError: the folders are not there.
+            DataError: if the folder of the images or of the masks is missing.
         """
         base = next((b for b in (folder / split / "ROIs", folder / split) if (b / "image").is_dir()), None)
         if base is None or not (base / "mask").is_dir():
@@ -37,5 +37,5 @@ class FundusLayout(Layout):
         return next((c for grey, c in _CLASS_OF_GREY.items() if abs(value - grey) <= _TOLERANCE), None)
 
     def hint(self, unknown: list[int], values: list[int], kwargs: CommonDatasetKwargs) -> str:
-        """Say what the values mean."""
+        """Return the mask values that are expected, for an error message."""
         return "expected 255 background, 128 disc, 0 cup"

@@ -1,4 +1,4 @@
-"""Brain midline: a folder a study, `<slice>.jpg` with `mask_<slice>.png`."""
+"""The data set `midline`: the brain midline, one folder per study with `<slice>.jpg` and `mask_<slice>.png`."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from relay_core.imaging import read_image, read_mask
 
 PREFIX = "mask_"
 LARGEST_ID = 10
-"""Ids of a mask up to here are midline; larger ones are other structures, and count as brain."""
+"""Mask ids from 1 up to this one are midline; larger ones are other structures, and count as brain."""
 DARK = 10
-"""Of 255: darker, unlabelled pixels are outside the head."""
+"""Brightness on the scale 0..255 below which an unlabelled pixel lies outside the head."""
 
 
 class MidlineLayout(SlicedLayout):
-    """`<study>/<slice>.jpg` (or PNG) and `<study>/mask_<slice>.png`."""
+    """The layout `<study>/<slice>.jpg` (or PNG) with `<study>/mask_<slice>.png`."""
 
     expected = "<study>/<slice>.jpg with <study>/mask_<slice>.png; `relay prepare slices --layout midline` makes it"
 
     def list_pairs(self, folder: Path, kwargs: MidlineKwargs, split: Split) -> Listing:
-        """List one split.
+        """List the pairs of one split.
 
         Raises:
-            DataError: there is no study.
+            DataError: if the folder holds no study.
         """
         studies = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not studies:
             raise DataError(f"{folder} has no study; expected {self.expected}")
         problems: list[Problem] = []
-        found = [s for study in studies for s in self._study(study, folder, kwargs, problems)]
+        slices = [s for study in studies for s in self._list_study(study, folder, kwargs, problems)]
 
         @cache
         def positive(s: Slice) -> bool:
@@ -47,9 +47,9 @@ class MidlineLayout(SlicedLayout):
                 problems.extend(Problem(relative(s.pair.mask, folder), p.message) for p in error.problems)
                 return False
 
-        return self.choose(found, problems, folder, kwargs, split, positive)
+        return self.choose(slices, problems, folder, kwargs, split, positive)
 
-    def _study(self, study: Path, folder: Path, kwargs: MidlineKwargs, problems: list[Problem]) -> list[Slice]:
+    def _list_study(self, study: Path, folder: Path, kwargs: MidlineKwargs, problems: list[Problem]) -> list[Slice]:
         files, unusable = list_files(study, folder)
         problems += unusable
         masks = {stem.removeprefix(PREFIX): path for stem, path in files.items() if stem.startswith(PREFIX)}
@@ -65,7 +65,7 @@ class MidlineLayout(SlicedLayout):
         return [Slice(Pair(images[stem], masks.get(stem), study.name), False) for stem in usable]
 
     def _shows_midline(self, mask: Path, kwargs: MidlineKwargs) -> bool:
-        """Whether any pixel is midline. Raises DataError: the mask cannot be read, or has values that mean nothing."""
+        """Return whether any pixel is midline. Raises DataError if the mask is unreadable or has values without a class."""
         values = np.unique(read_mask(mask))
         unknown = [int(v) for v in values if self.class_of(int(v), kwargs) is None]
         if unknown:
@@ -74,17 +74,17 @@ class MidlineLayout(SlicedLayout):
         return bool(((values >= 1) & (values <= LARGEST_ID)).any())
 
     def class_of(self, value: int, kwargs: MidlineKwargs) -> int | None:
-        """Return midline for ids 1 to 10, brain for all others; 255 means neither."""
+        """Return the class id of midline for values 1 to 10, of brain for others; None for negative values and 255."""
         if value < 0 or value == 255:
             return None
         return (1 if 1 <= value <= LARGEST_ID else 0) + kwargs.background_label
 
     def hint(self, unknown: list[int], values: list[int], kwargs: MidlineKwargs) -> str:
-        """Say what the values mean."""
+        """Return how to write the midline in a mask, for an error message."""
         return f"the midline has an id from 1 to {LARGEST_ID}; write it as 1, not as 255"
 
     def refine(self, ids: npt.NDArray[np.uint8], pair: Pair, kwargs: MidlineKwargs) -> npt.NDArray[np.uint8]:
-        """Dark and unlabelled is class 0, where it is a class of its own."""
+        """Make dark, unlabelled pixels class 0 (background) where the settings have that class; ids are (H, W)."""
         if not kwargs.background_label:
             return ids
         pixels = read_image(pair.image, 1)[0][0]

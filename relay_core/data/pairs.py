@@ -1,4 +1,4 @@
-"""Image and mask files that belong together."""
+"""Pair the image and mask files that belong together, and define what a folder layout must implement."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
 
 MAX_SHOWN = 50
-"""So many problems stand in the text of an error; all are in its `problems`."""
+"""Most problems that the text of an error lists; the error's `problems` holds all of them."""
 
 _NOT_DATA = (".txt", ".csv", ".md", ".json", ".db", ".ini")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, its mask or its class, and whom they show."""
+    """An image, its mask or its class, and the patient that they show."""
 
     image: Path
     mask: Path | None
-    """None where a class of the whole image is learned and there is no mask."""
+    """File of the mask; None where a class of the whole image is learned and there is no mask."""
     subject: str
     label: int | None = None
-    """Class of the whole image, for classification."""
+    """Class id of the whole image for classification; None for segmentation."""
     spacing: Spacing | None = None
-    """mm of a pixel, row then column, where a table says it and not the file."""
+    """Millimetres of a pixel, row then column, where a table gives them rather than the image file."""
 
     @property
     def name(self) -> str:
-        """File stem of the image."""
+        """The file stem of the image."""
         return stem_of(self.image)
 
 
 @dataclass
 class Listing:
-    """Pairs of one split, sorted by name, and what was wrong while listing them."""
+    """The pairs of one split, in the order of the data set, and the problems that listing them found."""
 
     pairs: list[Pair] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 class Layout(ABC):
-    """How one kind of data set lies on disk. `kwargs` are always of the data set's own settings class."""
+    """The way in which one kind of data set lies on disk; `kwargs` are always of the data set's own settings class."""
 
     expected: ClassVar[str]
-    """The layout in a few words, for messages."""
+    """A short description of the layout, for error messages."""
 
     @abstractmethod
     def list_pairs(self, folder: Path, kwargs: Any, split: Split) -> Listing:
-        """List one split. Raises DataError where the layout as a whole is not there."""
+        """List the pairs of one split. Raises DataError if the folder does not have this layout at all."""
 
     @abstractmethod
     def class_of(self, value: int, kwargs: Any) -> int | None:
-        """Return the class id that a mask value means, None for a value that means nothing."""
+        """Return the class id of a mask value, or None for a value that has no class."""
 
     @abstractmethod
     def hint(self, unknown: list[int], values: list[int], kwargs: Any) -> str:
-        """Say what to do about unknown mask values; `values` are all values of the mask."""
+        """Return what to do about the unknown mask values, for an error message; `values` are all values of the mask."""
 
     def has_test(self, folder: Path, kwargs: Any) -> bool:
-        """Whether there are test images, as far as the settings say."""
+        """Return whether there are test images, as far as the settings and folders tell."""
         return True
 
     def read_image(self, path: Path, kwargs: Any) -> tuple[npt.NDArray[Any], Spacing | None]:
@@ -78,27 +78,27 @@ class Layout(ABC):
         return read_image(path, channels)
 
     def refine(self, ids: npt.NDArray[np.uint8], pair: Pair, kwargs: Any) -> npt.NDArray[np.uint8]:
-        """Class ids (H, W) of a pair whose mask alone does not say everything."""
+        """Return the final class ids (H, W) of a pair; a layout overrides this where the mask alone does not decide them."""
         return ids
 
 
 def data_error(message: str, problems: Iterable[Problem]) -> DataError:
-    """Make an error whose text shows the first problems and which holds them all, each once."""
-    every = tuple(dict.fromkeys(problems))
-    error = DataError(message, every[:MAX_SHOWN])
-    if len(every) > MAX_SHOWN:
-        error = DataError(f"{error}\n  and {len(every) - MAX_SHOWN} more")
-    error.problems = every
+    """Make an error that holds every problem once and whose text shows the first `MAX_SHOWN` of them."""
+    unique = tuple(dict.fromkeys(problems))
+    error = DataError(message, unique[:MAX_SHOWN])
+    if len(unique) > MAX_SHOWN:
+        error = DataError(f"{error}\n  and {len(unique) - MAX_SHOWN} more")
+    error.problems = unique
     return error
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Return `path` as problems name it: below the site's folder, with forward slashes."""
+    """Return `path` relative to the site's folder with forward slashes, as problems name it; outside it the bare name."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def list_files(directory: Path, folder: Path) -> tuple[dict[str, Path], list[Problem]]:
-    """Return stem -> file of the images or masks in `directory`, sorted by name, and what does not belong there."""
+    """Return stem -> file of the images or masks in `directory`, sorted by stem, and a problem for each unsuitable file."""
     files: dict[str, Path] = {}
     problems: list[Problem] = []
     for path in sorted(directory.iterdir(), key=lambda p: p.name):

@@ -1,4 +1,4 @@
-"""Synthetic fundus-like sites in DoFE's layout: optic discs and cups with vessels, each site in a style of its own."""
+"""Make synthetic fundus-like sites in DoFE's layout: optic discs, cups and vessels, each site in a style of its own."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def make_phantoms(
 ) -> list[Path]:
     """Write `out/Domain<k>/{train,test}/ROIs/{image,mask}/*.png`: RGB images, grey masks 255 / 128 disc / 0 cup.
 
-    The same arguments give the same bytes. A site does not depend on how many sites, nor an image on how many images
-    are made. `out` appears complete or not at all.
+    The same arguments give the same bytes. A site does not depend on the number of sites, and an image does not depend
+    on the number of images. `out` appears complete or not at all.
 
     Args:
         out: folder to make; it may exist only if it is empty.
         sites: number of sites, 1 to 32.
-        train: training images a site.
-        test: test images a site.
+        train: number of training images of each site, at least 1.
+        test: number of test images of each site, at least 1.
         size: side of the images in pixels, at least 16.
-        seed: seed of everything random.
-        progress: called with the number of images written and of all images.
+        seed: seed of everything random, at least 0.
+        progress: called with the number of images written so far and the number of all images.
 
     Returns:
         The folders of the sites, in order.
 
     Raises:
-        DataError: `out` is not empty, or a number is out of range.
+        DataError: if `out` is not an empty folder, or a number is out of range.
     """
     if not 1 <= sites <= MAX_SITES:
         raise DataError(f"phantom sites must be 1 to {MAX_SITES}, got {sites}")
@@ -79,7 +79,7 @@ def make_phantoms(
 
 
 def _write_split(rois: Path, style: Style, count: int, size: int, seed: list[int]) -> Iterator[None]:
-    """Write pairs one by one, each with random numbers of its own, so that `count` changes none of them."""
+    """Write pairs and yield after each; each has random numbers of its own, so that `count` changes none of them."""
     (rois / "image").mkdir(parents=True)
     (rois / "mask").mkdir()
     for number in range(count):
@@ -90,7 +90,7 @@ def _write_split(rois: Path, style: Style, count: int, size: int, seed: list[int
 
 
 def render(style: Style, size: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Draw one image (size, size, 3) and its mask (size, size)."""
+    """Draw one image (size, size, 3) and its mask (size, size), both uint8."""
     rows, columns = (np.mgrid[:size, :size] + 0.5) / size
     eye = _Eye.draw(style, rows, columns, rng)
     mask = np.full((size, size), _BACKGROUND, dtype=np.uint8)
@@ -102,11 +102,11 @@ def render(style: Style, size: int, rng: np.random.Generator) -> tuple[npt.NDArr
     clutter = _clutter(style, eye, rng)
     for colour, distance in (*clutter, (style.halo, eye.halo), (style.rim, eye.disc), (style.cup, eye.cup),
                              (style.core, eye.core)):  # fmt: skip
-        weight = _inside(distance, 0.008)[..., None]
+        weight = _coverage(distance, 0.008)[..., None]
         image = image * (1 - weight) + weight * _jittered(colour, style.jitter, rng)
     weight = 0.75 * _vessels(style, eye, rng)[..., None]
     image = image * (1 - weight) + weight * np.array(style.vessel)
-    image *= _light(style, rows, columns, rng)[..., None]
+    image *= _illumination(style, rows, columns, rng)[..., None]
     image = ndimage.gaussian_filter(image, (style.blur * size, style.blur * size, 0))
     image += rng.normal(0, style.noise, image.shape)
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), mask
@@ -114,7 +114,11 @@ def render(style: Style, size: int, rng: np.random.Generator) -> tuple[npt.NDArr
 
 @dataclass(frozen=True)
 class _Eye:
-    """Signed distances (size, size) to the outlines, negative inside; and polar coordinates about the disc's centre."""
+    """The geometry of one image, in shares of its side.
+
+    `disc`, `cup`, `halo` and `core` are signed distances (size, size) to the outlines, negative inside; `rho` and `phi`
+    (size, size) are polar coordinates about the disc's `centre` (row, column).
+    """
 
     disc: Array
     cup: Array
@@ -130,11 +134,11 @@ class _Eye:
         row, column = _pick(style.centre[0], rng), _pick(style.centre[1], rng)
         radius, share = _pick(style.radius, rng), _pick(style.cup_share, rng)
         rho, phi = np.hypot(rows - row, columns - column), np.arctan2(rows - row, columns - column)
-        outline = radius * _wobble(phi, style.stretch, rng)
+        outline = radius * _outline_factor(phi, style.stretch, rng)
         slack = 0.35 * radius * (1 - share)  # the cup sits off the disc's centre but never leaves the disc
-        down, right = row + rng.uniform(-slack, slack), column + rng.uniform(-slack, slack)
-        cup_rho, cup_phi = np.hypot(rows - down, columns - right), np.arctan2(rows - down, columns - right)
-        cup_outline = radius * share * _wobble(cup_phi, style.stretch, rng)
+        cup_row, cup_column = row + rng.uniform(-slack, slack), column + rng.uniform(-slack, slack)
+        cup_rho, cup_phi = np.hypot(rows - cup_row, columns - cup_column), np.arctan2(rows - cup_row, columns - cup_column)
+        cup_outline = radius * share * _outline_factor(cup_phi, style.stretch, rng)
         return cls(
             disc=rho - outline,
             cup=cup_rho - cup_outline,
@@ -152,37 +156,37 @@ def _pick(span: Span, rng: np.random.Generator) -> float:
 
 
 def _jittered(colour: tuple[float, ...], jitter: float, rng: np.random.Generator) -> Array:
-    """Vary brightness more than hue, so that colours that must differ go on differing."""
+    """Vary the brightness of a colour more than its hue, so that colours that must differ still differ afterwards."""
     return np.array(colour) * rng.uniform(1 - jitter, 1 + jitter) + rng.uniform(-jitter, jitter, 3) / 3
 
 
-def _wobble(phi: Array, stretch: Span, rng: np.random.Generator) -> Array:
-    """Outline of a slightly irregular ellipse, as a factor of its radius."""
-    turn = rng.uniform(0, 2 * np.pi, 2)
-    return 1 + _pick(stretch, rng) * np.cos(2 * (phi - turn[0])) + rng.uniform(0, 0.025) * np.cos(3 * (phi - turn[1]))
+def _outline_factor(phi: Array, stretch: Span, rng: np.random.Generator) -> Array:
+    """Draw the outline of a slightly irregular ellipse, as a factor of its mean radius at each angle `phi`."""
+    phases = rng.uniform(0, 2 * np.pi, 2)
+    return 1 + _pick(stretch, rng) * np.cos(2 * (phi - phases[0])) + rng.uniform(0, 0.025) * np.cos(3 * (phi - phases[1]))
 
 
-def _inside(distance: Array, softness: float) -> Array:
+def _coverage(distance: Array, softness: float) -> Array:
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
 def _vessels(style: Style, eye: _Eye, rng: np.random.Generator) -> Array:
-    """Coverage 0..1 of vessels that leave the disc's centre, bend, and grow thin."""
+    """Draw vessels that leave the disc's centre, bend and grow thin; return their coverage (size, size) in 0..1."""
     count = int(rng.integers(style.vessels[0], style.vessels[1] + 1))
     start, bend, wave, phase, width = (
         rng.uniform(low, high, (count, 1, 1))
         for low, high in ((0, 2 * np.pi), (-1.2, 1.2), (0.05, 0.2), (0, 2 * np.pi), (0.6, 1.3))
     )
     path = start + bend * eye.rho + wave * np.sin(9 * eye.rho + phase)
-    across = eye.rho * np.abs(np.sin(eye.phi - path))
+    offset = eye.rho * np.abs(np.sin(eye.phi - path))
     forward = np.cos(eye.phi - path) > 0
-    half = style.vessel_width * width * np.clip(1.1 - eye.rho, 0.35, 1) / 2
-    cover = np.clip((half - across) / 0.006 + 0.5, 0, 1) * forward * np.clip(half / 0.004, 0, 1)
-    return np.asarray((cover * np.clip(eye.rho / (0.3 * eye.radius), 0, 1)).max(axis=0))
+    half_width = style.vessel_width * width * np.clip(1.1 - eye.rho, 0.35, 1) / 2
+    coverage = np.clip((half_width - offset) / 0.006 + 0.5, 0, 1) * forward * np.clip(half_width / 0.004, 0, 1)
+    return np.asarray((coverage * np.clip(eye.rho / (0.3 * eye.radius), 0, 1)).max(axis=0))
 
 
 def _texture(style: Style, rows: Array, columns: Array, rng: np.random.Generator) -> Array:
-    """Zero-mean pattern of the background with the style's strength."""
+    """Draw the zero-mean pattern (size, size) of the background with the style's strength."""
     size, scale = len(rows), style.texture_scale
     cloud = ndimage.gaussian_filter(rng.normal(size=rows.shape), scale * size, mode="wrap")
     cloud /= cloud.std() + 1e-9
@@ -202,29 +206,29 @@ def _texture(style: Style, rows: Array, columns: Array, rng: np.random.Generator
 
 
 def _clutter(style: Style, eye: _Eye, rng: np.random.Generator) -> list[tuple[tuple[float, ...], Array]]:
-    """Things that are never labelled, with colour and signed distance; drawn under the disc."""
+    """Draw the unlabelled decoy and exudates, which lie under the disc: for each its colour and signed distance."""
     spots: list[tuple[tuple[float, ...], Array]] = []
-    edge = eye.radius * 1.5
+    clearance = eye.radius * 1.5
     if style.decoy:
         # on the far side of the image, where it can never be taken for the disc's own rim
         towards = np.arctan2(0.5 - eye.centre[0], 0.5 - eye.centre[1]) + rng.uniform(-0.5, 0.5)
         radius = rng.uniform(0.5, 0.7) * eye.radius
-        spots.append((style.rim, _circle(eye, towards, edge + radius + rng.uniform(0, 0.1), radius)))
+        spots.append((style.rim, _circle(eye, towards, clearance + radius + rng.uniform(0, 0.1), radius)))
     bright = tuple(np.clip(np.array(style.background) + 0.45, 0, 1))
     for _ in range(int(rng.integers(style.exudates[0], style.exudates[1] + 1))):
-        angle, away, radius = rng.uniform(0, 2 * np.pi), edge + rng.uniform(0.02, 0.4), rng.uniform(0.008, 0.025)
-        spots.append((bright, _circle(eye, angle, away, radius)))
+        angle, distance, radius = rng.uniform(0, 2 * np.pi), clearance + rng.uniform(0.02, 0.4), rng.uniform(0.008, 0.025)
+        spots.append((bright, _circle(eye, angle, distance, radius)))
     return spots
 
 
-def _circle(eye: _Eye, angle: float, away: float, radius: float) -> Array:
-    """Signed distance to a circle whose middle lies `away` from the disc's, in the direction `angle`."""
-    squared = eye.rho**2 + away**2 - 2 * away * eye.rho * np.cos(eye.phi - angle)
+def _circle(eye: _Eye, angle: float, distance: float, radius: float) -> Array:
+    """Return the signed distance to a circle whose centre lies `distance` from the disc's in the direction `angle`."""
+    squared = eye.rho**2 + distance**2 - 2 * distance * eye.rho * np.cos(eye.phi - angle)
     return np.sqrt(np.maximum(squared, 0)) - radius
 
 
-def _light(style: Style, rows: Array, columns: Array, rng: np.random.Generator) -> Any:
+def _illumination(style: Style, rows: Array, columns: Array, rng: np.random.Generator) -> Any:
     angle = rng.uniform(0, 2 * np.pi)
     slope = (rows - 0.5) * np.sin(angle) + (columns - 0.5) * np.cos(angle)
-    fall = style.vignette * np.clip(np.hypot(rows - 0.5, columns - 0.5) * 2 - 0.55, 0, None)
-    return (1 + style.light * slope) * np.clip(1 - fall, 0, 1)
+    falloff = style.vignette * np.clip(np.hypot(rows - 0.5, columns - 0.5) * 2 - 0.55, 0, None)
+    return (1 + style.light * slope) * np.clip(1 - falloff, 0, 1)

@@ -1,8 +1,8 @@
-"""How synthetic sites differ: one `Style` a site.
+"""Define how synthetic sites differ: each site has one `Style`.
 
 Lengths are shares of the image's side; colours are RGB, 0 to 1. The sites disagree on purpose about what a cup looks
-like (brighter or darker than the rim) and about what is called disc and cup, so that a network that learned one site
-is wrong at another however its training images were augmented. Within a site everything labelled can be seen.
+like (brighter or darker than the rim) and about what counts as disc and cup, so that a network that learned one site
+is wrong at another however its training images were augmented. Within a site everything labelled is visible.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Style:
-    """Appearance, framing and labelling habit of one site."""
+    """The appearance, framing and labelling habit of one site; a `Span` is a range that each image draws from."""
 
     background: Colour
     rim: Colour
     cup: Colour
     halo: Colour
-    """Ring around the disc."""
+    """Colour of the ring around the disc."""
     core: Colour
-    """Middle of the cup."""
+    """Colour of the middle of the cup."""
     vessel: Colour
     habit: Habit = "plain"
-    """plain: disc and cup as seen; wide: the halo counts as disc; core: only the core counts as cup."""
+    """Labelling habit. plain: disc and cup as seen; wide: the halo counts as disc; core: only the core counts as cup."""
     halo_width: Span = (0.0, 0.0)
-    """Times the disc's radius."""
+    """Width of the halo, as a share of the disc's radius."""
     core_share: Span = (0.0, 0.0)
-    """Core's radius, times the cup's radius."""
+    """Core's radius, as a share of the cup's radius."""
     radius: Span = (0.24, 0.32)
     """Disc's radius."""
     cup_share: Span = (0.5, 0.64)
-    """Cup's radius, times the disc's radius."""
+    """Cup's radius, as a share of the disc's radius."""
     stretch: Span = (0.02, 0.1)
-    """Elongation of disc and cup."""
+    """Elongation of disc and cup, as a share of their radius."""
     centre: tuple[Span, Span] = ((0.44, 0.56), (0.44, 0.56))
-    """Where the disc's centre lies: row, column."""
+    """Position of the disc's centre: row, column."""
     vessels: tuple[int, int] = (4, 8)
     vessel_width: float = 0.014
     texture: Texture = "mottled"
@@ -56,18 +56,18 @@ class Style:
     exudates: tuple[int, int] = (0, 0)
     """Number of small bright spots outside the disc, never labelled."""
     decoy: bool = False
-    """A round spot of the rim's colour without a cup, never labelled."""
+    """Whether there is a round spot of the rim's colour without a cup, never labelled."""
     blur: float = 0.006
     noise: float = 0.015
     light: float = 0.1
-    """How far the light falls off across the image."""
+    """Change of brightness from one side of the image to the other, as a share."""
     vignette: float = 0.0
     jitter: float = 0.05
-    """How far colours vary from image to image."""
+    """Variation of the colours from image to image, as a share."""
 
 
 _CURATED = (
-    # 1: colour fundus as one knows it, cup brighter than rim
+    # 1: ordinary colour fundus, cup brighter than rim
     Style(
         background=(0.68, 0.27, 0.10),
         halo=(0.70, 0.33, 0.14),
@@ -204,17 +204,17 @@ _CURATED = (
 
 
 def style_of(site: int, seed: int) -> Style:
-    """Return the style of site 1, 2, ...: the first eight are drawn by hand, later ones at random by site and seed."""
+    """Return the style of site 1, 2, ...: the first eight are made by hand, later ones at random from seed and site."""
     return _CURATED[site - 1] if site <= len(_CURATED) else _random_style(np.random.default_rng([seed, site, 99]), site)
 
 
 def _random_style(rng: np.random.Generator, site: int) -> Style:
-    # going round the habits and both orders of brightness keeps any number of sites balanced
+    # cycling through the habits and both orders of brightness keeps any number of sites balanced
     habit: Habit = ("plain", "wide", "core")[site % 3]
     cup_sign = 1 if site % 2 else -1
     background, halo, rim, cup, core, vessel = _random_colours(rng, cup_sign)
     row, column = rng.uniform(0.3, 0.7, 2) if habit != "core" else rng.uniform(0.42, 0.58, 2)
-    low = rng.uniform(0.28, 0.36) if habit == "core" else rng.uniform(0.22, 0.3)
+    least_radius = rng.uniform(0.28, 0.36) if habit == "core" else rng.uniform(0.22, 0.3)
     texture: Texture = ("mottled", "stripes", "tiles", "speckle")[int(rng.integers(4))]
     return Style(
         background=background,
@@ -226,7 +226,7 @@ def _random_style(rng: np.random.Generator, site: int) -> Style:
         habit=habit,
         halo_width=(0.24, 0.36) if habit == "wide" or rng.random() < 0.4 else (0.0, 0.0),
         core_share=(0.6, 0.72) if habit == "core" else (0.0, 0.0),
-        radius=(low, low + 0.06),
+        radius=(least_radius, least_radius + 0.06),
         cup_share=(0.64, 0.74) if habit == "core" else (0.54, 0.66),
         centre=((row - 0.07, row + 0.07), (column - 0.07, column + 0.07)),
         texture=texture,
@@ -242,14 +242,14 @@ def _random_style(rng: np.random.Generator, site: int) -> Style:
 
 
 def _random_colours(rng: np.random.Generator, cup_sign: int) -> tuple[Colour, ...]:
-    """Draw background, halo, rim, cup, core and vessel until neighbours differ enough to be seen."""
+    """Draw colours of background, halo, rim, cup, core and vessel until neighbouring regions are visibly different."""
     while True:
         background, rim, cup = rng.uniform(0.05, 0.95, (3, 3))
         halo, core = (background + rim) / 2 + rng.uniform(-0.12, 0.12, 3), rng.uniform(0.05, 0.98, 3)
         vessel = np.clip(background + rng.choice([-1, 1]) * 0.3, 0, 1)
-        light = [float(c @ _LUMA) for c in (background, halo, rim, cup, core)]
-        steps = np.abs(np.diff(light))
-        seen = (steps > [0.1, 0.1, 0.18, 0.15]).all() and abs(light[0] - light[2]) > 0.22
-        if seen and (light[3] - light[2]) * cup_sign > 0.18:
+        lumas = [float(c @ _LUMA) for c in (background, halo, rim, cup, core)]
+        steps = np.abs(np.diff(lumas))
+        distinct = (steps > [0.1, 0.1, 0.18, 0.15]).all() and abs(lumas[0] - lumas[2]) > 0.22
+        if distinct and (lumas[3] - lumas[2]) * cup_sign > 0.18:
             colours = (background, halo, rim, cup, core, vessel)
             return tuple((float(r), float(g), float(b)) for r, g, b in np.clip(colours, 0, 1))

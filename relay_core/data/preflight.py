@@ -1,4 +1,4 @@
-"""Check a site's data, and load it."""
+"""Check every file of a site's data, and load one split of it."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from relay_core.imaging import Spacing
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What a site's data consists of. Per split: `train`, and `test` where there is one."""
+    """The contents of a site's data; dictionaries by split have the keys `train` and, where there is one, `test`."""
 
     name: str
     """The data set's name in the run file."""
     folder: Path
     counts: dict[str, int] = field(default_factory=dict)
-    """Split -> pairs."""
+    """Split -> number of pairs."""
     class_shares: dict[str, list[float]] = field(default_factory=dict)
-    """Split -> share of the pixels that each class id has, before resizing, or of the images; sums to 1."""
+    """Split -> share of each class id among the pixels before resizing (classification: the images); sums to 1."""
     subjects: dict[str, int] = field(default_factory=dict)
-    """Split -> patients."""
+    """Split -> number of patients."""
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(height, width) in pixels -> images of that size, both splits."""
+    """(height, width) in pixels -> number of images of that size, over both splits."""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
-    """Pairs of a train file and a test file with the same pixels; tested on these, a model looks better than it is."""
+    """Pairs of a train file and a test file with the same pixels; a test on such files flatters the model."""
     repeats: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
-    """Split -> groups of its files with the same pixels."""
+    """Split -> groups of files of that split that have the same pixels."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known about a site after a look at every file, with the bad ones left out."""
+    """The result of reading every file of a site: a report, the problems, and the pairs that can be used."""
 
     report: PreflightReport
     problems: tuple[Problem, ...]
-    """Of every bad file, each once. Without one the data can be used."""
+    """The problems of all bad files, each once; the data can be used if there are none."""
     usable: dict[str, list[Pair]]
-    """Split -> the pairs that can be read."""
+    """Split -> the pairs that can be read and used."""
     decoder: Decoder
-    """Reads them again."""
+    """The decoder that reads the usable pairs again."""
 
     def require_usable(self) -> None:
         """Raise a DataError that names every bad file, if there is one."""
@@ -62,60 +62,62 @@ class Survey:
 def survey(
     name: str, kwargs: CommonDatasetKwargs, folder: Path, progress: Callable[[int, int], object] = lambda done, total: None
 ) -> Survey:
-    """Look at all files of both splits of a site.
+    """Read and check all files of both splits of a site, and collect what is wrong with them.
 
     Args:
         name: the data set's name, a key of `DATASETS`.
-        kwargs: its settings, of that name's class.
+        kwargs: the data set's settings, of the class that belongs to its name.
         folder: the site's folder.
-        progress: called after each image with the numbers of those done and of all.
+        progress: called after each image with the number of images done and the number of all images.
 
     Raises:
-        DataError: the folder as a whole cannot be read as this data set.
-        RunFileError: no such data set.
+        DataError: if the folder as a whole cannot be read as this data set.
+        RunFileError: if there is no such data set.
     """
-    layout = _layout(name, kwargs)
+    layout = _make_layout(name, kwargs)
     splits = [s for s in SPLITS if s == "train" or layout.has_test(folder, kwargs)]
-    listings = {split: _list(layout, kwargs, folder, split) for split in splits}
+    listings = {split: _list_split(layout, kwargs, folder, split) for split in splits}
     report, decoder = PreflightReport(name, folder), Decoder(layout, kwargs, folder, None)
     problems = [problem for listing in listings.values() for problem in listing.problems]
     total, done = sum(len(listing.pairs) for listing in listings.values()), 0
     usable: dict[str, list[Pair]] = {}
-    same: dict[str, dict[str, list[str]]] = {}
+    by_digest: dict[str, dict[str, list[str]]] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     for split, listing in listings.items():
-        pixels = np.zeros(kwargs.num_classes, dtype=np.int64)
-        usable[split], same[split] = [], {}
+        class_pixels = np.zeros(kwargs.num_classes, dtype=np.int64)
+        usable[split], by_digest[split] = [], {}
         for pair, sample in zip(listing.pairs, decoder.each(listing.pairs), strict=True):
             done += 1
             progress(done, total)
             if isinstance(sample, DataError):
                 problems += sample.problems
                 continue
-            pixels += sample.class_counts
+            class_pixels += sample.class_counts
             sizes[sample.original.height, sample.original.width] += 1
             usable[split].append(pair)
-            same[split].setdefault(sample.digest, []).append(relative(pair.image, folder))
+            by_digest[split].setdefault(sample.digest, []).append(relative(pair.image, folder))
         report.counts[split] = len(listing.pairs)
         report.subjects[split] = len({pair.subject for pair in listing.pairs})
-        report.class_shares[split] = (pixels / max(int(pixels.sum()), 1)).tolist()
-        report.repeats[split] = [tuple(files) for files in same[split].values() if len(files) > 1]
+        report.class_shares[split] = (class_pixels / max(int(class_pixels.sum()), 1)).tolist()
+        report.repeats[split] = [tuple(files) for files in by_digest[split].values() if len(files) > 1]
     report.sizes.update(sorted(sizes.items()))
-    test = same.get("test", {})
-    report.duplicates.extend((files[0], test[digest][0]) for digest, files in same["train"].items() if digest in test)
+    test_files = by_digest.get("test", {})
+    report.duplicates.extend(
+        (files[0], test_files[digest][0]) for digest, files in by_digest["train"].items() if digest in test_files
+    )
     return Survey(report, tuple(dict.fromkeys(problems)), usable, decoder)
 
 
 def listed(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> list[Pair]:
-    """The pairs of both splits of a site, unread. Raises as `survey`."""
-    layout = _layout(name, kwargs)
+    """List the pairs of both splits of a site without reading the images. Raises the errors of `survey`."""
+    layout = _make_layout(name, kwargs)
     splits = [s for s in SPLITS if s == "train" or layout.has_test(folder, kwargs)]
-    return [pair for split in splits for pair in _list(layout, kwargs, folder, split).pairs]
+    return [pair for split in splits for pair in _list_split(layout, kwargs, folder, split).pairs]
 
 
 def image_reader(name: str, kwargs: CommonDatasetKwargs) -> Callable[[Path], tuple[npt.NDArray[Any], Spacing | None]]:
-    """What reads an image of a data set as its training does: (C, H, W), and the spacing; raises DataError."""
-    layout = _layout(name, kwargs)
+    """Return a function that reads an image as training does: pixels (C, H, W) and spacing; it raises DataError."""
+    layout = _make_layout(name, kwargs)
     return lambda path: layout.read_image(path, kwargs)
 
 
@@ -124,21 +126,21 @@ def preflight(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> Preflight
 
     Args:
         name: the data set's name, a key of `DATASETS`.
-        kwargs: its settings, of that name's class.
+        kwargs: the data set's settings, of the class that belongs to its name.
         folder: the site's folder.
 
     Raises:
-        DataError: something is missing or wrong; `problems` names every bad file.
-        RunFileError: no such data set.
+        DataError: if something is missing or wrong; its `problems` names every bad file.
+        RunFileError: if there is no such data set.
     """
-    found = survey(name, kwargs, folder)
-    found.require_usable()
-    return found.report
+    checked = survey(name, kwargs, folder)
+    checked.require_usable()
+    return checked.report
 
 
 def has_test(name: str, kwargs: CommonDatasetKwargs, folder: Path) -> bool:
-    """Whether a site has test images; with `test_share: 0` it has none, on purpose."""
-    return _layout(name, kwargs).has_test(folder, kwargs)
+    """Return whether a site has test images; with `test_share: 0` it has none, on purpose."""
+    return _make_layout(name, kwargs).has_test(folder, kwargs)
 
 
 def load_site(
@@ -148,32 +150,32 @@ def load_site(
 
     Args:
         name: the data set's name, a key of `DATASETS`.
-        kwargs: its settings, of that name's class; `img_size` goes before `resolution`.
+        kwargs: the data set's settings, of the class that belongs to its name; `img_size` there overrides `resolution`.
         folder: the site's folder.
         split: `train` or `test`.
-        resolution: the model's side in pixels.
-        workers: threads that decode; 0: as many as the machine has cores, 8 at most.
+        resolution: side of the model's input in pixels.
+        workers: number of threads that decode; 0 takes as many as the machine has cores, 8 at most.
 
     Raises:
-        DataError: something is missing or wrong; `problems` names every bad file.
-        RunFileError: no such data set.
+        DataError: if something is missing or wrong; its `problems` names every bad file.
+        RunFileError: if there is no such data set.
     """
-    layout = _layout(name, kwargs)
-    listing = _list(layout, kwargs, folder, split)
+    layout = _make_layout(name, kwargs)
+    listing = _list_split(layout, kwargs, folder, split)
     decoder = Decoder(layout, kwargs, folder, kwargs.img_size or resolution, workers or THREADS)
-    problems, kept, originals = list(listing.problems), _Store(len(listing.pairs)), []
+    problems, store, originals = list(listing.problems), _Store(len(listing.pairs)), []
     for sample in decoder.each(listing.pairs):
         if isinstance(sample, DataError):
             problems += sample.problems
             continue
         originals.append(sample.original)
-        kept.add(sample)
+        store.add(sample)
     _raise_if_bad(folder, problems)
-    return SiteData(decoder, listing.pairs, originals, split, kept.tensors())
+    return SiteData(decoder, listing.pairs, originals, split, store.tensors())
 
 
 class _Store:
-    """Keeps samples while the whole split fits into memory."""
+    """A store that keeps samples as long as the whole split is expected to fit into memory."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
@@ -198,22 +200,22 @@ class _Store:
         return torch.stack(images), torch.stack([label for _, label in self._samples])
 
 
-def _layout(name: str, kwargs: CommonDatasetKwargs) -> Layout:
-    wanted = dataset_class(name)
-    if not isinstance(kwargs, wanted):
-        raise TypeError(f"data set {name!r} takes {wanted.__name__}, got {type(kwargs).__name__}")
+def _make_layout(name: str, kwargs: CommonDatasetKwargs) -> Layout:
+    settings_class = dataset_class(name)
+    if not isinstance(kwargs, settings_class):
+        raise TypeError(f"data set {name!r} takes {settings_class.__name__}, got {type(kwargs).__name__}")
     layout: Layout = DATASETS.load(name)()
     return layout
 
 
-def _list(layout: Layout, kwargs: CommonDatasetKwargs, folder: Path, split: Split) -> Listing:
+def _list_split(layout: Layout, kwargs: CommonDatasetKwargs, folder: Path, split: Split) -> Listing:
     if not folder.is_dir() or not any(folder.iterdir()):
         state = "is empty" if folder.is_dir() else "is not there"
         raise DataError(f"the site's folder {folder} {state}; expected in it: {layout.expected}")
     listing = layout.list_pairs(folder, kwargs, split)
     if not listing.pairs and not listing.problems:
-        why = "; test_share is 0" if split == "test" and not layout.has_test(folder, kwargs) else ""
-        raise DataError(f"{folder} has no {split} images{why}; expected in it: {layout.expected}")
+        reason = "; test_share is 0" if split == "test" and not layout.has_test(folder, kwargs) else ""
+        raise DataError(f"{folder} has no {split} images{reason}; expected in it: {layout.expected}")
     return listing
 
 

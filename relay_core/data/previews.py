@@ -1,4 +1,4 @@
-"""Training images of a site with their masks drawn over them, for a person to look at."""
+"""Draw training images of a site with their masks over them, for a person to check by eye."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ PREVIEW_SIDE = 512
 def write_previews(found: Survey, folder: Path, count: int) -> list[str]:
     """Draw usable training pairs, evenly spread over the split, as `preview-000.png`, ...; return these file names.
 
-    No name of a source file gets into a preview or its name. Raises OSError.
+    No name of a source file appears in a preview or in its file name.
+
+    Args:
+        found: the survey of the site whose pairs are drawn.
+        folder: where the previews are written.
+        count: number of previews; fewer where the site has fewer usable training pairs.
+
+    Raises:
+        DataError: if a file that the survey found usable cannot be read any more.
+        OSError: if a preview cannot be written.
     """
     pairs = found.usable["train"]
     count = min(count, len(pairs))
@@ -37,13 +46,13 @@ def write_previews(found: Survey, folder: Path, count: int) -> list[str]:
 
 
 def draw_pair(decoder: Decoder, pair: Pair) -> np.ndarray:
-    """An image with its mask over it: each class tinted and outlined.
+    """Draw an image with its mask over it, each class tinted and outlined.
 
     Shape:
         (H, W, 3) uint8; the longest side is at most `PREVIEW_SIDE` pixels.
 
     Raises:
-        DataError: it cannot be read any more.
+        DataError: if the pair cannot be read any more.
     """
     pixels, ids, _ = decoder.read(pair)
     image = to_unit(torch.from_numpy(np.array(pixels)))

@@ -1,4 +1,4 @@
-"""The labelled images of one split of one site, ready for a network.
+"""This module decodes, checks and resizes the labelled images of one split of one site, ready for a network.
 
 Shapes: B batch, C channels, R side in pixels after resizing, H and W height and width in the file.
 """
@@ -25,55 +25,55 @@ from relay_core.errors import DataError, Problem
 from relay_core.imaging import Spacing, read_mask
 
 IN_MEMORY_BYTES = 2 * 1024**3
-"""A split up to this size after resizing is kept in memory; a larger one is decoded batch by batch."""
+"""A split of up to so many bytes after resizing is kept in memory; a larger one is decoded batch by batch."""
 
 THREADS = min(8, os.cpu_count() or 1)
-"""Threads that decode where the settings name no number."""
+"""Number of threads that decode images where the settings name none."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """What a file was before resizing: needed to write a prediction back."""
+    """The size and spacing of an image file before resizing, which writing a prediction back needs."""
 
     image: Path
     height: int
     width: int
     spacing: Spacing | None
-    """mm of one original pixel, row then column."""
+    """Millimetres from row to row and from column to column of the original pixels; None where they are not known."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded pair."""
+    """A decoded and resized pair of an image and its label."""
 
     image: Tensor
-    """(C, R, R), uint8 0..255 or float32 0..1."""
+    """Pixels (C, R, R), uint8 0..255 or float32 0..1."""
     label: Tensor
-    """(R, R), uint8 class ids; () for classification."""
+    """Class ids uint8, (R, R) for segmentation and () for classification."""
     original: Original
     class_counts: npt.NDArray[np.int64]
-    """Pixels of each class before resizing; for classification one image."""
+    """Number of pixels of each class before resizing; for classification 1 for the image's class and 0 elsewhere."""
     digest: str
-    """Of the decoded image before resizing."""
+    """Hash of the decoded image before resizing, for finding files with the same pixels."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes, checks and resizes pairs of one site."""
+    """A decoder reads, checks and resizes the pairs of one site."""
 
     layout: Layout
     kwargs: CommonDatasetKwargs
     folder: Path
     size: int | None
-    """Side R in pixels; None only checks: the samples' images and labels are empty."""
+    """Side R in pixels after resizing; None checks the pairs only and leaves the samples' images and labels empty."""
     workers: int = THREADS
-    """Threads."""
+    """Number of threads that decode."""
 
     def __call__(self, pair: Pair) -> Sample:
         """Decode, check and resize a pair.
 
         Raises:
-            DataError: with one problem for each thing that is wrong with either file.
+            DataError: if the pair cannot be used; it holds one problem for each thing that is wrong with either file.
         """
         pixels, ids, spacing = self.read(pair)
         original = Original(pair.image, pixels.shape[1], pixels.shape[2], spacing)
@@ -82,36 +82,36 @@ class Decoder:
         return Sample(resize_image(pixels, self.size), resize_mask(ids, self.size), original, counts, digest)
 
     def read(self, pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], Spacing | None]:
-        """Decode and check a pair, at the files' own size.
+        """Decode and check a pair without resizing it.
 
         Shape:
             image (C, H, W), uint8 0..255 or float32 0..1; class ids (H, W), or () for classification; the spacing in mm.
 
         Raises:
-            DataError: with one problem for each thing that is wrong with either file.
+            DataError: if the pair cannot be used; it holds one problem for each thing that is wrong with either file.
         """
         problems: list[Problem] = []
-        image = self._try(lambda: self.layout.read_image(pair.image, self.kwargs), pair.image, problems)
-        whole = self.kwargs.task == "classification"
-        ids = self._class(pair, problems) if whole else self._mask(pair, image, problems)
+        image = self._read_or_note(lambda: self.layout.read_image(pair.image, self.kwargs), pair.image, problems)
+        is_classification = self.kwargs.task == "classification"
+        ids = self._read_class(pair, problems) if is_classification else self._read_class_ids(pair, image, problems)
         if problems or image is None or ids is None:
             raise DataError("a pair cannot be used", problems)
         return image[0], ids, image[1] or pair.spacing
 
-    def _class(self, pair: Pair, problems: list[Problem]) -> npt.NDArray[np.uint8]:
-        """The class of the whole image, as an array without axes."""
+    def _read_class(self, pair: Pair, problems: list[Problem]) -> npt.NDArray[np.uint8]:
+        """Return the class of the whole image, as an array without axes."""
         if pair.label is None or not 0 <= pair.label < self.kwargs.num_classes:
-            said = "has no class" if pair.label is None else f"is of class {pair.label}"
+            defect = "has no class" if pair.label is None else f"is of class {pair.label}"
             classes = f"classes are 0 to {self.kwargs.num_classes - 1} (num_classes)"
-            problems.append(Problem(relative(pair.image, self.folder), f"{said}; {classes}"))
+            problems.append(Problem(relative(pair.image, self.folder), f"{defect}; {classes}"))
             return np.zeros((), np.uint8)
         return np.array(pair.label, np.uint8)
 
-    def _mask(self, pair: Pair, image: Any, problems: list[Problem]) -> npt.NDArray[np.uint8] | None:
+    def _read_class_ids(self, pair: Pair, image: Any, problems: list[Problem]) -> npt.NDArray[np.uint8] | None:
         mask = pair.mask
         assert mask is not None
-        values = self._try(lambda: read_mask(mask), mask, problems)
-        ids = None if values is None else self._try(lambda: self._class_ids(values, mask), mask, problems)
+        values = self._read_or_note(lambda: read_mask(mask), mask, problems)
+        ids = None if values is None else self._read_or_note(lambda: self._map_to_class_ids(values, mask), mask, problems)
         if image is not None and values is not None and image[0].shape[1:] != values.shape:
             (ih, iw), (mh, mw) = image[0].shape[1:], values.shape
             message = f"is {mw}x{mh} pixels (width x height), its image is {iw}x{ih}"
@@ -121,7 +121,7 @@ class Decoder:
         return self.layout.refine(ids, pair, self.kwargs)
 
     def each(self, pairs: Sequence[Pair]) -> Iterator[Sample | DataError]:
-        """Decode pairs on a few threads, in order; a pair that cannot be used gives its error."""
+        """Decode pairs on several threads and yield, in order, each sample or the error of a pair that cannot be used."""
 
         def attempt(pair: Pair) -> Sample | DataError:
             try:
@@ -130,35 +130,35 @@ class Decoder:
                 return error
 
         with ThreadPoolExecutor(self.workers) as pool:
-            for start in range(0, len(pairs), 64):  # a window, so that few results wait in memory
+            for start in range(0, len(pairs), 64):  # in windows of 64, so that few results wait in memory
                 yield from pool.map(attempt, pairs[start : start + 64])
 
-    def _try(self, read: Any, path: Path, problems: list[Problem]) -> Any:
+    def _read_or_note(self, read: Any, path: Path, problems: list[Problem]) -> Any:
         try:
             return read()
         except DataError as error:
             problems += [Problem(relative(path, self.folder), p.message) for p in error.problems]
             return None
 
-    def _class_ids(self, values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
-        small = values.dtype in (np.uint8, np.uint16)
-        present = np.flatnonzero(np.bincount(values.ravel())) if small else np.unique(values)
-        found = [int(v) for v in present]
-        classes = [self.layout.class_of(v, self.kwargs) for v in found]
-        unknown = [v for v, c in zip(found, classes, strict=True) if c is None or c >= self.kwargs.num_classes]
+    def _map_to_class_ids(self, values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:
+        countable = values.dtype in (np.uint8, np.uint16)
+        present_array = np.flatnonzero(np.bincount(values.ravel())) if countable else np.unique(values)
+        present_values = [int(v) for v in present_array]
+        classes = [self.layout.class_of(v, self.kwargs) for v in present_values]
+        unknown = [v for v, c in zip(present_values, classes, strict=True) if c is None or c >= self.kwargs.num_classes]
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-            hint = self.layout.hint(unknown, found, self.kwargs)
+            hint = self.layout.hint(unknown, present_values, self.kwargs)
             message = f"has unknown mask value{'s' if len(unknown) > 1 else ''} {shown}; {hint}"
             raise DataError("a mask cannot be used", [Problem(path.name, message)])
         table = np.array(classes, dtype=np.uint8)
-        return table[np.searchsorted(present, values)]
+        return table[np.searchsorted(present_array, values)]
 
 
 class SiteData:
-    """Labelled images of one split of one site; made by `load_site`.
+    """The labelled images of one split of one site, as `load_site` makes them.
 
-    In memory where `samples` are given, else decoded for every batch: both give the same values.
+    They are in memory where `samples` are given, else they are decoded for every batch; both give the same values.
     """
 
     def __init__(
@@ -176,15 +176,15 @@ class SiteData:
         self.num_classes: int = kwargs.num_classes
         self.task = kwargs.task
         self.replicas: int = kwargs.num_replica
-        """How often an epoch shows each image; `len` and `batch` know each image once."""
+        """How often an epoch shows each image; `len` and `batch` count each image once."""
         self.size: int = size
         """Side R of images and labels in pixels."""
         self.names: list[str] = [pair.name for pair in pairs]
-        """File stems, in the order of the data set: by name, or as its table lists them."""
+        """File stems of the images, in the order of the data set: sorted by name, or as its table lists them."""
         self.subjects: list[str] = [pair.subject for pair in pairs]
         self.originals: list[Original] = list(originals)
         self.spacing: list[Spacing | None] = [_resized_spacing(original, size) for original in originals]
-        """mm of one RESIZED pixel, row then column; None where the file does not tell."""
+        """Millimetres of one RESIZED pixel, row then column; None where the original spacing is not known."""
         self._decoder, self._pairs, self._samples = decoder, list(pairs), samples
 
     def __len__(self) -> int:
@@ -192,7 +192,7 @@ class SiteData:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the decoded images are kept."""
+        """Whether the decoded images are kept in memory."""
         return self._samples is not None
 
     def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
@@ -205,30 +205,30 @@ class SiteData:
             images (B, C, R, R) float32 in `out_range`; labels (B, R, R) int64, or (B,) for classification.
 
         Raises:
-            IndexError: a position outside the data.
-            DataError: a file changed since it was checked (only where the split is not in memory).
+            IndexError: if a position lies outside the data.
+            DataError: if a file changed since it was checked (only where the split is not in memory).
         """
         images, labels = self.unit_batch(index)
         low, high = self._decoder.kwargs.out_range
         return images.mul_(high - low).add_(low), labels
 
     def unit_batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """`batch` with images in 0..1."""
-        where = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
-        if len(where) and (int(where.min()) < 0 or int(where.max()) >= len(self)):
+        """Return what `batch` returns, but with images in 0..1."""
+        positions = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
+        if len(positions) and (int(positions.min()) < 0 or int(positions.max()) >= len(self)):
             raise IndexError(f"positions go from 0 to {len(self) - 1}")
-        return self._decode(where.tolist()) if self._samples is None else _take(self._samples, where)
+        return self._decode_batch(positions.tolist()) if self._samples is None else _take_batch(self._samples, positions)
 
-    def _decode(self, where: list[int]) -> tuple[Tensor, Tensor]:
+    def _decode_batch(self, positions: list[int]) -> tuple[Tensor, Tensor]:
         images, labels = [], []
-        for sample in self._decoder.each([self._pairs[i] for i in where]):
+        for sample in self._decoder.each([self._pairs[i] for i in positions]):
             if isinstance(sample, DataError):
                 raise sample
             images.append(to_unit(sample.image))
             labels.append(sample.label.long())
         if not images:
-            side = () if self.task == "classification" else (self.size, self.size)
-            return torch.empty(0, self._decoder.kwargs.img_channels, self.size, self.size), torch.empty(0, *side).long()
+            shape = () if self.task == "classification" else (self.size, self.size)
+            return torch.empty(0, self._decoder.kwargs.img_channels, self.size, self.size), torch.empty(0, *shape).long()
         return torch.stack(images), torch.stack(labels)
 
 
@@ -238,18 +238,24 @@ def to_unit(image: Tensor) -> Tensor:
 
 
 def resize_image(pixels: npt.NDArray[Any], size: int | None) -> Tensor:
-    """Resize (C, H, W) to (C, size, size), bilinear with antialiasing; uint8 is rounded to uint8 again."""
+    """Resize (C, H, W) to (C, size, size), bilinear with antialiasing; uint8 is rounded to uint8 again.
+
+    A size of None gives an empty tensor.
+    """
     if size is None:
         return torch.empty(0)
     image = torch.from_numpy(np.array(pixels))
     if image.shape[1:] == (size, size):
         return image
-    out = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
-    return out.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else out.clamp_(0, 1)
+    resized = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    return resized.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else resized.clamp_(0, 1)
 
 
 def resize_mask(ids: npt.NDArray[np.uint8], size: int | None) -> Tensor:
-    """Resize (H, W) to (size, size) by the nearest pixel centre; a class of the whole image stays one."""
+    """Resize (H, W) to (size, size) by the nearest pixel centre; a class without axes, (), stays as it is.
+
+    A size of None gives an empty tensor.
+    """
     if size is None:
         return torch.empty(0)
     mask = torch.from_numpy(ids)
@@ -258,9 +264,9 @@ def resize_mask(ids: npt.NDArray[np.uint8], size: int | None) -> Tensor:
     return F.interpolate(mask[None, None], (size, size), mode="nearest-exact")[0, 0]
 
 
-def _take(samples: tuple[Tensor, Tensor], where: Tensor) -> tuple[Tensor, Tensor]:
+def _take_batch(samples: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tensor, Tensor]:
     images, labels = samples
-    return to_unit(images[where]), labels[where].long()
+    return to_unit(images[positions]), labels[positions].long()
 
 
 def _resized_spacing(original: Original, size: int) -> Spacing | None:

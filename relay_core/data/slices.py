@@ -1,4 +1,4 @@
-"""Slices of 3-D studies: which of them train, which test, and how many without a finding are shown."""
+"""Split the slices of 3-D studies into training and test slices, and limit how many without a finding are used."""
 
 from __future__ import annotations
 
@@ -14,60 +14,68 @@ from relay_core.errors import DataError, Problem
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice of a study."""
+    """A slice of a study, as an image-mask pair."""
 
     pair: Pair
     positive: bool
-    """Whether it shows a finding."""
+    """Whether the slice shows a finding."""
 
     @property
     def key(self) -> str:
-        """Study and file, as it is split."""
+        """The study and file name that identify the slice when slices, not studies, are split."""
         return f"{self.pair.subject}/{self.pair.image.name}"
 
 
 class SlicedLayout(Layout):
-    """What data sets of slices share: splits by study or slice, few negatives, classes of whole slices."""
+    """The base of layouts of slices: splits by study or slice, limited negatives, and classes of whole slices."""
 
     def has_test(self, folder: Path, kwargs: SlicedKwargs) -> bool:
-        """Whether a share or a list sets studies apart."""
+        """Return whether the settings set studies apart for testing, by `test_share` or `test_studies`."""
         return kwargs.test_share > 0 if kwargs.test_studies is None else bool(kwargs.test_studies)
 
     def choose(
         self, slices: Sequence[Slice], problems: list[Problem], folder: Path, kwargs: SlicedKwargs, split: Split,
         positive: Callable[[Slice], bool] = lambda s: s.positive,
     ) -> Listing:  # fmt: skip
-        """The slices of one split, with their classes where a class of the slice is learned.
+        """Choose the slices of one split, and give them classes where a class of the whole slice is learned.
+
+        Args:
+            slices: all slices of the site.
+            problems: what is wrong with the site's files so far; they go into the listing.
+            folder: the site's folder, for messages.
+            kwargs: the data set's settings.
+            split: `train` or `test`.
+            positive: tells whether a slice shows a finding.
 
         Raises:
-            DataError: `test_studies` names a study that is not there, or settings leave no slice or class; not where there
-                are `problems`, which come first.
+            DataError: if `test_studies` names a study that is not there, or the settings leave no slice; not raised where
+                there are `problems`, which must be solved first. Also if `class_by: site` gives no class in range.
         """
-        side_of = _sides(slices, folder, kwargs, bool(problems))
-        chosen = [s for s in slices if side_of[s.pair.subject if kwargs.split_by == "study" else s.key] == split]
+        split_of = _assign_splits(slices, folder, kwargs, bool(problems))
+        chosen = [s for s in slices if split_of[s.pair.subject if kwargs.split_by == "study" else s.key] == split]
         if slices and not chosen and not problems and self.has_test(folder, kwargs):
-            why = (
+            reason = (
                 f"a single {kwargs.split_by} cannot be split; test_share: 0 trains without a test set"
                 if split == "test"
                 else "test_studies names all studies, and none is left to train"
             )
-            raise DataError(f"{folder}: {why}")
+            raise DataError(f"{folder}: {reason}")
         if split == "train" and kwargs.negatives_per_positive is not None:
-            fewer = _fewer_negatives(chosen, kwargs.negatives_per_positive, positive)
-            if chosen and not fewer and not problems:
+            thinned = _fewer_negatives(chosen, kwargs.negatives_per_positive, positive)
+            if chosen and not thinned and not problems:
                 raise DataError(f"{folder}: negatives_per_positive is {kwargs.negatives_per_positive:g}, and none of "
                                 f"the {len(chosen)} training slices is positive")  # fmt: skip
-            chosen = fewer
+            chosen = thinned
         if kwargs.task == "classification":
-            return Listing([_labelled(s, folder, kwargs, positive) for s in chosen], problems)
+            return Listing([_pair_with_class(s, folder, kwargs, positive) for s in chosen], problems)
         return Listing([s.pair for s in chosen], problems)
 
 
-def _sides(slices: Sequence[Slice], folder: Path, kwargs: SlicedKwargs, damaged: bool) -> dict[str, Split]:
+def _assign_splits(slices: Sequence[Slice], folder: Path, kwargs: SlicedKwargs, has_problems: bool) -> dict[str, Split]:
     studies = {s.pair.subject for s in slices}
     if kwargs.test_studies is not None:
         unknown = sorted(set(kwargs.test_studies) - studies)
-        if unknown and not damaged:
+        if unknown and not has_problems:
             raise DataError(f"{folder}: test_studies names {', '.join(unknown[:5])}, and there is no such study; "
                             f"there are {', '.join(sorted(studies)[:5])}{', ...' if len(studies) > 5 else ''}")  # fmt: skip
         return {study: "test" if study in kwargs.test_studies else "train" for study in studies}
@@ -76,15 +84,15 @@ def _sides(slices: Sequence[Slice], folder: Path, kwargs: SlicedKwargs, damaged:
 
 
 def _fewer_negatives(slices: list[Slice], ratio: float, positive: Callable[[Slice], bool]) -> list[Slice]:
-    """All positive slices, and `ratio` times as many of the negative ones, evenly over their order."""
+    """Keep all positive slices and `ratio` times as many negative ones, taken evenly over their order."""
     negatives = [i for i, s in enumerate(slices) if not positive(s)]
     wanted = min(len(negatives), round(ratio * (len(slices) - len(negatives))))
     kept = {negatives[(2 * k + 1) * len(negatives) // (2 * wanted)] for k in range(wanted)}
-    out = set(negatives) - kept
-    return [s for i, s in enumerate(slices) if i not in out]
+    dropped = set(negatives) - kept
+    return [s for i, s in enumerate(slices) if i not in dropped]
 
 
-def _labelled(s: Slice, folder: Path, kwargs: SlicedKwargs, positive: Callable[[Slice], bool]) -> Pair:
+def _pair_with_class(s: Slice, folder: Path, kwargs: SlicedKwargs, positive: Callable[[Slice], bool]) -> Pair:
     if kwargs.class_by == "positive":
         return replace(s.pair, label=int(positive(s)))
     label = (kwargs.task_id or 1) - 1

@@ -1,4 +1,7 @@
-"""Training and evaluation: the loop, checkpoints, devices; events out, a stop request in."""
+"""Training and evaluation of models: the training loop, checkpoints, devices and scores.
+
+Progress leaves as events, and a stop request comes in as a function that is asked after every step.
+"""
 
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint

@@ -1,7 +1,8 @@
-"""Checkpoints: one safetensors file each, with everything that is not a tensor as JSON in its header.
+"""Read and write checkpoints: each is one safetensors file, with everything that is not a tensor as JSON in its header.
 
-Tensors are named `network/<name>/<key>`, `optimizer/<name>/<parameter>/<key>` and `rng/<device>`. The header's `digest`
-is the SHA-256 over the tensors and the JSON, so that a flipped byte is noticed before anything is loaded.
+Tensors are named `network/<name>/<key>`, `optimizer/<name>/<parameter>/<key>`, `gradient/<name>/<parameter>` and
+`rng/<device>`. The header's `digest` is the SHA-256 over the tensors and the JSON, so that a flipped byte is noticed before
+anything is loaded.
 """
 
 from __future__ import annotations
@@ -38,25 +39,25 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
     def network(self, name: str) -> dict[str, Tensor]:
-        """The state of one network.
+        """Return the tensors of one network, by the keys of its state.
 
         Raises:
-            CheckpointError: it is not in here.
+            CheckpointError: the checkpoint holds no network of this name.
         """
         prefix = f"network/{name}/"
-        found = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
-        if not found:
+        state = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+        if not state:
             raise CheckpointError(f"{self.path}: holds no network {name!r}; it has {', '.join(self.networks)}")
-        return found
+        return state
 
     @property
     def networks(self) -> list[str]:
-        """Names of the networks."""
+        """Names of the networks that the checkpoint holds."""
         return list(dict.fromkeys(key.split("/")[1] for key in self.tensors if key.startswith("network/")))
 
 
 def content_digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the canonical JSON and, by name, each tensor's type, shape and bytes."""
+    """Return the SHA-256 (hexadecimal) over the canonical JSON and, by name, each tensor's type, shape and bytes."""
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -66,10 +67,10 @@ def content_digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
 
 
 def write(folder: Path, step: int, meta: dict[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """Write `step-<step>.safetensors` atomically, then `tidy`.
+    """Write `step-<step>.safetensors` atomically, then `tidy` the folder.
 
     Raises:
-        CheckpointError: the disk is full or not writable; what was there before is still there.
+        CheckpointError: the disk is full or not writable; the earlier checkpoints are still there.
     """
     meta = {**meta, "format": FORMAT, "step": step}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -85,25 +86,25 @@ def write(folder: Path, step: int, meta: dict[str, Any], tensors: Mapping[str, T
 
 
 def tidy(folder: Path) -> None:
-    """Remove all but the last `KEEP` checkpoints, and what a killed process left half-written."""
-    for left in (*sorted(_files(folder), key=_step)[:-KEEP], *folder.glob(".writing-*")):
-        left.unlink()
+    """Remove all but the last `KEEP` checkpoints of a folder, and the files that a killed process left half-written."""
+    for obsolete in (*sorted(_checkpoint_files(folder), key=_step_of)[:-KEEP], *folder.glob(".writing-*")):
+        obsolete.unlink()
 
 
-def _files(folder: Path) -> list[Path]:
+def _checkpoint_files(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*.safetensors") if _NAME.search(path.name)]
 
 
-def _step(path: Path) -> int:
-    found = _NAME.search(path.name)
-    return int(found.group(1)) if found else -1
+def _step_of(path: Path) -> int:
+    match = _NAME.search(path.name)
+    return int(match.group(1)) if match else -1
 
 
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint and verify its digest.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint of ours, damaged, or of a newer format.
+        CheckpointError: there is no such file, or it is not a checkpoint of relay, is damaged, or has a newer format.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -115,23 +116,25 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({error})") from None
     try:
         meta = json.loads(header["relay"])
-        wanted, version = header["digest"], int(meta["format"])
+        digest, version = header["digest"], int(meta["format"])
     except (KeyError, ValueError, TypeError):
         raise CheckpointError(f"{path}: damaged or not a checkpoint of relay (its header is not readable)") from None
     if version > FORMAT:
         raise CheckpointError(f"{path}: written by a newer version of relay (format {version}); update to read it")
-    if content_digest(meta, tensors) != wanted:
+    if content_digest(meta, tensors) != digest:
         raise CheckpointError(f"{path}: damaged: its content does not match its digest; use an older checkpoint")
-    return Checkpoint(path, wanted, meta, tensors)
+    return Checkpoint(path, digest, meta, tensors)
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint of a folder that is whole, or None in a folder without any.
+    """Return the newest undamaged checkpoint of a folder, or None in a folder without any.
+
+    Damaged ones are skipped, and `warn` is told of each.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
     """
-    files = sorted(_files(folder), key=_step, reverse=True)
+    files = sorted(_checkpoint_files(folder), key=_step_of, reverse=True)
     for path in files:
         try:
             return read(path)
@@ -143,22 +146,22 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 
 def find(path: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """A checkpoint by its file, by its site's folder, or by the published code's `<folder>/last.ckpt`.
+    """Return the checkpoint at a path: its file, its site's folder, or the published code's `<folder>/last.ckpt`.
 
     Raises:
-        CheckpointError: none there.
+        CheckpointError: there is no checkpoint, or none that can be read.
     """
     if path.is_file() and path.name != "last.ckpt":
         return read(path)
     folder = path.parent if path.name == "last.ckpt" else path
-    found = newest(folder, warn)
-    if found is None:
+    checkpoint = newest(folder, warn)
+    if checkpoint is None:
         raise CheckpointError(f"{path}: no checkpoint there; train the site before, or set checkpoint.load to null")
-    return found
+    return checkpoint
 
 
 def collect(strategy: Strategy, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Everything that training needs to go on: JSON part and tensors."""
+    """Collect everything that a training needs to go on: the JSON part and the tensors of a checkpoint."""
     tensors = {
         f"network/{name}/{key}": value
         for name, network in strategy.networks.items()
@@ -182,10 +185,10 @@ def collect(strategy: Strategy, device: torch.device) -> tuple[dict[str, Any], d
 
 
 def load_networks(strategy: Strategy, checkpoint: Checkpoint, names: list[str]) -> None:
-    """Load networks by name.
+    """Load the networks of the given names from a checkpoint into a strategy.
 
     Raises:
-        CheckpointError: a network is missing or has other shapes.
+        CheckpointError: the checkpoint lacks a network, or its tensors have other shapes.
     """
     for name in names:
         try:
@@ -195,18 +198,21 @@ def load_networks(strategy: Strategy, checkpoint: Checkpoint, names: list[str]) 
             raise CheckpointError(f"{checkpoint.path}: network {name!r} does not fit this run's model: {reason}") from None
 
 
-def _laid_out_like(value: Tensor, like: Tensor) -> Tensor:
-    """`value` in the memory layout of its parameter (channels-last or not): fused optimizers walk over raw memory."""
-    if value.shape != like.shape:
+def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return `value` in the memory layout of its parameter (channels-last or not).
+
+    Fused optimizers walk over raw memory. A value of another shape than its parameter's is returned as it is.
+    """
+    if value.shape != parameter.shape:
         return value
-    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def restore(strategy: Strategy, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Put a strategy where `collect` found it.
+    """Put a strategy, its optimizers and the random state where `collect` found them.
 
     Raises:
-        CheckpointError: made by another strategy or for other networks.
+        CheckpointError: the checkpoint was made by another strategy or for other networks.
     """
     strategy.load_state(checkpoint.meta["state"])
     load_networks(strategy, checkpoint, list(strategy.networks))
@@ -216,13 +222,13 @@ def restore(strategy: Strategy, checkpoint: Checkpoint, device: torch.device) ->
         for key, value in checkpoint.tensors.items():
             kind, owner, *rest = key.split("/")
             if kind == "optimizer" and owner == name:
-                like = updater.parameters[int(rest[0])]
-                entries.setdefault(int(rest[0]), {})[rest[1]] = _laid_out_like(value, like)
+                parameter = updater.parameters[int(rest[0])]
+                entries.setdefault(int(rest[0]), {})[rest[1]] = _laid_out_like(value, parameter)
             elif kind == "gradient" and owner == name:
-                like = updater.parameters[int(rest[0])]
-                like.grad = _laid_out_like(value, like)
+                parameter = updater.parameters[int(rest[0])]
+                parameter.grad = _laid_out_like(value, parameter)
         layout = updater.optimizer.state_dict()["param_groups"]
-        groups = [{**group, "params": old["params"]} for group, old in zip(saved["groups"], layout, strict=True)]
+        groups = [{**group, "params": current["params"]} for group, current in zip(saved["groups"], layout, strict=True)]
         updater.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         updater.scaler.load_state_dict(saved["scaler"])
         updater.bad_steps, updater.pending = int(saved["bad_steps"]), int(saved["pending"])

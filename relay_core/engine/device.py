@@ -1,4 +1,4 @@
-"""The device to train on, and the processes to share it with."""
+"""The device to train on, and the process group of a training that runs on several devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from relay_core.errors import DeviceError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is the GPU where there is one, otherwise the CPU; under torchrun each process has its own GPU.
+    """Return the device of the given name, and allow TF32 on it if it is a GPU.
+
+    `auto` is the GPU where there is one, otherwise the CPU; under torchrun each process has its own GPU.
 
     Raises:
         DeviceError: the device does not exist here, or lacks the ops that RELAY_OPS insists on.
@@ -46,7 +48,7 @@ def processes(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    # the first process scores alone while the others wait
+    # long timeout: the first process scores alone while the others wait
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=3))
     try:
         yield

@@ -1,4 +1,4 @@
-"""The solver on a test set: scores, predictions."""
+"""Evaluation of a solver on test sets: scores, pictures of predictions, and score matrices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ BATCH = 32
 
 @torch.no_grad()
 def predict_logits(solver: nn.Module, data: SiteData, device: torch.device) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Batches of (positions, logits (B, K, R, R) or (B, K), true ids) over a whole set, on the CPU."""
+    """Yield batches of (positions, logits (B, K, R, R) or (B, K), true ids) over a whole data set, on the CPU.
+
+    The solver runs in eval mode.
+    """
     training, dtype = solver.training, next(solver.parameters()).dtype
     solver.eval()
     try:
@@ -34,7 +37,7 @@ def predict_logits(solver: nn.Module, data: SiteData, device: torch.device) -> I
 
 
 def evaluate(solver: nn.Module, data: SiteData, device: torch.device) -> dict[str, Any]:
-    """The scores of one test set: see `SegmentationScores.compute` and `ClassificationScores.compute`."""
+    """Return a solver's scores on one test set: see `SegmentationScores.compute` and `ClassificationScores.compute`."""
     if data.task == "classification":
         classes = ClassificationScores(data.num_classes)
         for index, logits, labels in predict_logits(solver, data, device):
@@ -48,10 +51,10 @@ def evaluate(solver: nn.Module, data: SiteData, device: torch.device) -> dict[st
 
 
 def settings_of(checkpoint: Checkpoint) -> SiteSettings:
-    """The settings that a checkpoint was trained with.
+    """Return the settings that a checkpoint was trained with.
 
     Raises:
-        CheckpointError: they are not valid in this version.
+        CheckpointError: the settings are not valid in this version.
     """
     try:
         return SiteSettings.model_validate(checkpoint.meta["settings"]).without_pretraining()
@@ -60,10 +63,10 @@ def settings_of(checkpoint: Checkpoint) -> SiteSettings:
 
 
 def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module, SiteSettings]:
-    """The solver in a checkpoint, in eval mode, and the settings it was trained with.
+    """Return the solver in a checkpoint, in eval mode, and the settings that it was trained with.
 
     Raises:
-        CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
+        CheckpointError: the checkpoint's settings are not valid in this version, or its tensors do not fit them.
     """
     settings = settings_of(checkpoint)
     solver = make_solver(settings.solver, settings.data.task, settings.resolution)
@@ -77,7 +80,10 @@ def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module
 def prediction_rows(
     solver: nn.Module, tests: dict[str, SiteData], device: torch.device, count: int = 6
 ) -> list[tuple[str, Tensor, Tensor, Tensor]]:
-    """The first images of each test set with their labels and predictions, for a picture."""
+    """Return the first `count` images of each test set with labels and predictions, as rows for `write_picture`.
+
+    A row is (name, images in [-1, 1], labels, predictions).
+    """
     rows = []
     for name, data in tests.items():
         images, labels = data.batch(range(min(count, len(data))))
@@ -90,7 +96,7 @@ def prediction_rows(
 
 
 def write_picture(rows: Sequence[tuple[str, Tensor, Tensor, Tensor | None]], path: Path, num_classes: int) -> None:
-    """Write a grid of images, labels and predictions as PNG; classes of whole images stand in the captions."""
+    """Write a grid of images, labels and predictions as PNG; a classification's classes stand in the captions."""
     from relay_core.metrics import sample_grid
 
     side = rows[0][1].shape[-1]
@@ -99,11 +105,11 @@ def write_picture(rows: Sequence[tuple[str, Tensor, Tensor, Tensor | None]], pat
 
 
 def _in_caption(row: tuple[str, Tensor, Tensor, Tensor | None]) -> tuple[str, Tensor, None, None]:
-    """A row of a classification: images, and in words what is said of them."""
+    """Return a row of a classification with its labels and predictions moved into the caption."""
     name, images, labels, predicted = row
-    said = f"{name}: class {' '.join(map(str, labels.tolist()))}"
+    caption = f"{name}: class {' '.join(map(str, labels.tolist()))}"
     return (
-        said + (f", predicted {' '.join(map(str, predicted.tolist()))}" if predicted is not None else ""),
+        caption + (f", predicted {' '.join(map(str, predicted.tolist()))}" if predicted is not None else ""),
         images,
         None,
         None,
@@ -120,10 +126,10 @@ def write_matrices(
     """Write each metric's site x test-set matrix (JSON, CSV, Markdown, heat map) and return them by metric.
 
     Args:
-        rows: after which site -> test site -> its scores, as `evaluate` gives them.
+        rows: for each site, the scores of the model after training there, by test site, as `evaluate` returns them.
         names: the test sites, in the order of the columns.
-        folder: to write to.
-        start: test site -> the untrained model's scores.
+        folder: the folder to write to.
+        start: scores of the untrained model by test site, if they are known.
         sequential: whether each row's model grew out of the one above.
     """
     first = next(iter(next(iter(rows.values())).values()))

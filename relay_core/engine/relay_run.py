@@ -1,4 +1,7 @@
-"""A run: its sites one after the other, each handing its checkpoint to the next, and what the solver knows after each."""
+"""A run: its sites are trained one after the other, and the solver is scored on every test set after each.
+
+Each site hands its checkpoint to the next.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from relay_core.metrics import ScoreMatrix, metrics_of
 from relay_core.strategies import Strategy, make_strategy
 
 SAMPLES = 8
-"""Generated pictures a site in a grid."""
+"""Number of generated images a site in a sample grid."""
 
 
 @dataclass
@@ -34,13 +37,13 @@ class RelayRun:
 
     Args:
         run: the run file.
-        out: folder for everything that is written.
-        data_root: folder that the sites' image folders lie in; None takes the run file's `root_path`.
-        device: to train on.
-        only: train this site alone, from the checkpoint that its settings name.
+        out: the folder for everything that is written.
+        data_root: the folder that the sites' image folders lie in; None takes the run file's `root_path`.
+        device: the device to train on.
+        only: task_id of the only site to train, from the checkpoint that its settings name; None trains all sites.
         resume: go on where an earlier call stopped.
         emit: receives the events.
-        stop: asked after every step.
+        stop: asked after every step whether to stop.
     """
 
     run: RunFile
@@ -57,7 +60,7 @@ class RelayRun:
         """Train and evaluate; return the site x test-set matrix of each metric.
 
         Raises:
-            RelayError: one of its kinds, see `relay_core.errors`.
+            RelayError: the run cannot be trained or evaluated; `relay_core.errors` lists the kinds.
         """
         sites = [self.run.site(i) for i in ([self.only] if self.only else self.run.task_ids)]
         for settings in sites:
@@ -88,14 +91,14 @@ class RelayRun:
         """Decode the training sets of `sites`, and every test set that this machine has; report all faults together."""
         train: dict[str, SiteData] = {}
         faults: list[DataError] = []
-        wanted = {s.task_id for s in sites}
+        trained_ids = {s.task_id for s in sites}
         for settings in (self.run.site(i) for i in self.run.all_ids):
             folder = settings.data_folder(self.data_root, self.run.base)
-            if settings.task_id not in wanted and not folder.is_dir():
+            if settings.task_id not in trained_ids and not folder.is_dir():
                 continue
             for split in ("train", "test"):
                 name, kwargs = settings.dataset.name, settings.data
-                if split == "train" and settings.task_id not in wanted:
+                if split == "train" and settings.task_id not in trained_ids:
                     continue
                 if split == "test" and not has_test(name, kwargs, folder):
                     continue
@@ -116,7 +119,11 @@ class RelayRun:
         return train
 
     def _check_studies(self, train: dict[str, SiteData]) -> None:
-        """No study may be at two sites: tested on at one and trained on at another, a model looks better than it is."""
+        """Refuse a study that is at two sites: tested on at one and trained on at another, a model looks better than it is.
+
+        Raises:
+            DataError: studies are at more than one site.
+        """
         owners: dict[str, str] = {}
         problems = []
         for settings in (self.run.site(i) for i in self.run.all_ids):
@@ -124,9 +131,9 @@ class RelayRun:
                 continue
             for data in (sets[settings.name] for sets in (train, self.tests) if settings.name in sets):
                 for study, original in zip(data.subjects, data.originals, strict=True):
-                    other = owners.setdefault(study, settings.name)
-                    if other != settings.name:
-                        problems.append(Problem(original.image.name, f"of {settings.name}: its study is at {other} too"))
+                    owner = owners.setdefault(study, settings.name)
+                    if owner != settings.name:
+                        problems.append(Problem(original.image.name, f"of {settings.name}: its study is at {owner} too"))
         if problems:
             raise data_error(
                 "studies are at more than one site; take them out, or, where sites number their studies alike, set "
@@ -134,7 +141,7 @@ class RelayRun:
             )  # fmt: skip
 
     def _base(self, settings: SiteSettings, previous: Checkpoint | None) -> Checkpoint | None:
-        """What a site starts from: as its settings say, else the site before."""
+        """Return the checkpoint that a site starts from: the one its settings name, else that of the site before it."""
         if settings.facts.sequence == "anew":
             return None
         if "load" not in settings.checkpoint.model_fields_set:
@@ -148,12 +155,12 @@ class RelayRun:
         return self.run.task_ids if self.only in self.run.task_ids else self.run.all_ids
 
     def _site_before(self, settings: SiteSettings) -> SiteSettings | None:
-        """The site before in the run's order."""
+        """Return the settings of the site before this one in the run's order; None for the first."""
         place = self._order().index(settings.task_id)
         return self.run.site(self._order()[place - 1]) if place else None
 
     def _earlier_rows(self) -> dict[str, dict[str, Any]]:
-        """The scores of the sites before that this folder holds, on the same test sets."""
+        """Return the scores that this folder holds of the sites before, if they are on the same test sets, by site."""
         rows = {}
         for settings in (self.run.site(i) for i in self._order()[: self._order().index(int(self.only or 0))]):
             path = self.out / settings.folder_name / "scores.json"
@@ -175,17 +182,17 @@ class RelayRun:
         return row
 
     def _observe(self, site: SiteTraining, strategy: Strategy, step: int) -> None:
-        """Between start and end: scores on the site's own test set and grids of samples, as often as its settings say."""
+        """Score the site's own test set and draw sample grids during the training, as often as the site's settings say."""
         train, name = site.settings.train, site.name
-        epochs, shown = train.check_val_every_n_epoch, len(site.images) * site.settings.data.num_replica
-        interval = max(1, round(epochs * shown / train.batch_size)) if epochs else 0
+        epochs, images_an_epoch = train.check_val_every_n_epoch, len(site.images) * site.settings.data.num_replica
+        interval = max(1, round(epochs * images_an_epoch / train.batch_size)) if epochs else 0
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
-            site.say(events.Scores(name, name, step, _brief(scores, site.settings.data.task)))
+            site.say(events.Scores(name, name, step, _matrix_scores(scores, site.settings.data.task)))
         if train.sample_every_n_steps and step % train.sample_every_n_steps == 0:
-            drawn = strategy.samples(SAMPLES)
-            if drawn:
-                rows = [(origin, images.cpu(), labels.cpu(), None) for origin, (images, labels) in drawn.items()]
+            samples_by_site = strategy.samples(SAMPLES)
+            if samples_by_site:
+                rows = [(origin, images.cpu(), labels.cpu(), None) for origin, (images, labels) in samples_by_site.items()]
                 path = site.folder / f"samples-{step:08d}.png"
                 write_picture(rows, path, site.settings.data.num_classes)
                 site.say(events.Samples(name, step, str(path)))
@@ -200,7 +207,7 @@ class RelayRun:
         row = {}
         for name, data in self.tests.items():
             row[name] = evaluate(solver, data, self.device)
-            self.emit(events.Scores(settings.name, name, int(last.meta["step"]), _brief(row[name], data.task)))
+            self.emit(events.Scores(settings.name, name, int(last.meta["step"]), _matrix_scores(row[name], data.task)))
         classes = settings.data.num_classes
         step = int(last.meta["step"])
         rows = prediction_rows(solver, self.tests, self.device)
@@ -212,14 +219,14 @@ class RelayRun:
         return row
 
     def _score_untrained(self, settings: SiteSettings) -> None:
-        """The scores before any training, which forward transfer is measured against."""
+        """Write the scores of the untrained solver, which forward transfer is measured against."""
         path = self.out / "untrained.json"
         if distributed.rank() != 0 or path.is_file():
             return
         torch.manual_seed(settings.random_seed)
         solver = make_strategy(settings, self.device).solver
         row = {name: evaluate(solver, data, self.device) for name, data in self.tests.items()}
-        write_atomically(path, json.dumps({n: _brief(r, settings.data.task) for n, r in row.items()}).encode())
+        write_atomically(path, json.dumps({n: _matrix_scores(r, settings.data.task) for n, r in row.items()}).encode())
 
     def _write_run_file(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -236,13 +243,17 @@ class RelayRun:
         return lambda message: self.emit(events.Warned(settings.name, message))
 
 
-def _brief(scores: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The scores of a test set that matrices are made of, without intervals and single samples."""
+def _matrix_scores(scores: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Return those scores of a test set that matrices are made of, without intervals and single samples."""
     return {metric.name: scores[metric.name] for metric in metrics_of(task)}
 
 
 def _check_processes(sites: list[SiteSettings]) -> None:
-    """Each process takes the same number of images of a batch, of each kind at least one."""
+    """Refuse a batch size that cannot be split evenly over the processes, with two images or more for each.
+
+    Raises:
+        RunFileError: the batch size of a site does not fit.
+    """
     world = distributed.world()
     for settings in sites:
         batch = settings.train.batch_size
@@ -253,7 +264,7 @@ def _check_processes(sites: list[SiteSettings]) -> None:
 
 
 def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> SiteSettings:
-    """The first site's settings with the budget of all sites together."""
+    """Return the first site's settings with the training budget of all sites together."""
     first = sites[0]
     steps = sum(s.train.steps(len(images[s.name]) * s.data.num_replica) for s in sites)
     budget = {"num_mimgs": steps * first.train.batch_size / 1e6, "num_epochs": None, "solver_num_mimgs": None}
@@ -270,11 +281,14 @@ def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> S
 
 
 def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.device, per_site: int = SAMPLES) -> list[Any]:
-    """Generated images and labels for each site that a checkpoint knows; empty where it has no generators."""
+    """Return a row (site, images, labels, None) of generated images for each site that a checkpoint knows.
+
+    The list is empty where the checkpoint has no generators.
+    """
     if not settings.facts.has_generators:
         return []
     strategy = make_strategy(settings.without_pretraining(), device)
     strategy.load_state(last.meta["state"])
     checkpoint.load_networks(strategy, last, list(strategy.networks))
-    drawn = strategy.samples(per_site)
-    return [(name, images.cpu(), labels.cpu(), None) for name, (images, labels) in drawn.items()]
+    samples_by_site = strategy.samples(per_site)
+    return [(name, images.cpu(), labels.cpu(), None) for name, (images, labels) in samples_by_site.items()]

@@ -1,4 +1,4 @@
-"""A checkpoint scored on the test sets of a run that are on this machine."""
+"""Evaluation of a checkpoint on the test sets of a run that are on this machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ from relay_core.files import write_atomically
 def evaluate_checkpoint(
     checkpoint: Checkpoint, run: RunFile, data_root: Path | None, device: torch.device, out: Path | None
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Scores of a checkpoint's solver by test site, for every test set of the run that is on this machine.
+    """Score a checkpoint's solver on every test set of the run that is on this machine.
 
-    With `out`, `scores.json` and `predictions.png` are written there; returns the scores and the files written.
+    With `out`, `scores.json`, `predictions.png` and the matrices are written there. Returns the scores by test site, and the
+    files written.
 
     Raises:
-        DataError: none of them is.
+        DataError: none of the run's test sets is on this machine.
+        RunFileError: the run has other classes or channels.
     """
     solver, trained = load_solver(checkpoint, device)
     tests = site_data(checkpoint, trained, run, data_root, "test")
@@ -49,19 +51,19 @@ def evaluate_checkpoint(
 def site_data(
     checkpoint: Checkpoint, trained: SiteSettings, run: RunFile, data_root: Path | None, split: Split
 ) -> dict[str, SiteData]:
-    """The training or test images of every site of a run that are on this machine, as a checkpoint's solver wants them.
+    """Load the training or test images of every site of a run that are on this machine, at the solver's resolution.
 
     Raises:
-        RunFileError: the run has other classes or channels.
+        RunFileError: the run has other classes or channels than the checkpoint.
     """
     sites: dict[str, SiteData] = {}
     for settings in (run.site(i) for i in run.all_ids):
         folder = settings.data_folder(data_root, run.base)
-        wanted, found = ((d.img_channels, d.num_classes, d.task) for d in (trained.data, settings.data))
-        if wanted != found:
+        expected, actual = ((d.img_channels, d.num_classes, d.task) for d in (trained.data, settings.data))
+        if expected != actual:
             raise RunFileError(
-                f"{checkpoint.path} was trained on {wanted[0]} channels and {wanted[1]} classes ({wanted[2]}), "
-                f"site {settings.name} of {run.path} has {found[0]} and {found[1]} ({found[2]})"
+                f"{checkpoint.path} was trained on {expected[0]} channels and {expected[1]} classes ({expected[2]}), "
+                f"site {settings.name} of {run.path} has {actual[0]} and {actual[1]} ({actual[2]})"
             )
         if folder.is_dir() and (split == "train" or has_test(settings.dataset.name, settings.data, folder)):
             sites[settings.name] = load_site(

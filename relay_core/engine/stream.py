@@ -1,4 +1,4 @@
-"""Which images come next: shuffled passes over a site's images, a pure function of seed and position."""
+"""The order in which a site's images are shown: shuffled passes over them, a pure function of seed and position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from relay_core.strategies import Images
 
 
 class Joined:
-    """Several sites' images as one set."""
+    """The images of several sites as one set, one site after the other."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
         self.parts = parts
@@ -22,7 +22,7 @@ class Joined:
         return len(self.owner)
 
     def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Images and class ids of all parts, in the order asked for."""
+        """Return the images and class ids at the given positions of the joined set, in the order asked for."""
         pairs = [part.batch([i]) for part, i in (self.owner[int(k)] for k in index)]
         return torch.cat([image for image, _ in pairs]), torch.cat([label for _, label in pairs])
 
@@ -38,18 +38,18 @@ class Stream:
         self._order: dict[int, list[int]] = {}
 
     def take(self, count: int) -> list[int]:
-        """The next `count` images over all processes; this process gets its share of them."""
+        """Return this process's share of the next `count` images, which all processes take together, as image numbers."""
         per_pass = self.images * self.replicas
-        found = []
+        image_numbers = []
         for position in range(self.consumed, self.consumed + count):
-            number, offset = divmod(position, per_pass)
-            found.append(self._pass(number)[offset])
+            pass_number, offset = divmod(position, per_pass)
+            image_numbers.append(self._pass(pass_number)[offset])
         self.consumed += count
-        return found[distributed.rank() :: distributed.world()]
+        return image_numbers[distributed.rank() :: distributed.world()]
 
-    def _pass(self, number: int) -> list[int]:
-        if number not in self._order:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+    def _pass(self, pass_number: int) -> list[int]:
+        if pass_number not in self._order:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + pass_number)
             order = torch.randperm(self.images * self.replicas, generator=generator) % self.images
-            self._order = {number: order.tolist()}
-        return self._order[number]
+            self._order = {pass_number: order.tolist()}
+        return self._order[pass_number]

@@ -1,4 +1,4 @@
-"""Training at one site: the loop, its checkpoints, its way out."""
+"""Training at one site: the training loop, its checkpoints, and how it ends or stops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from relay_core.strategies import Images, Position, Strategy, make_strategy
 
 @dataclass
 class SiteTraining:
-    """What a site's training is made of."""
+    """One training at one site: its settings, images, folder and device, and where its events go."""
 
     settings: SiteSettings
     images: Images
@@ -34,7 +34,7 @@ class SiteTraining:
     emit: Emit = events.ignore
     stop: Stop = events.never
     observe: Callable[[SiteTraining, Strategy, int], None] = lambda site, strategy, step: None
-    """Called after every step of the first process; must leave the random state alone."""
+    """Called after every step, in the first process alone; it must leave the random state alone."""
 
     @property
     def name(self) -> str:
@@ -42,12 +42,12 @@ class SiteTraining:
         return self.settings.name
 
     def say(self, event: events.Event) -> None:
-        """Emit from the first process only."""
+        """Emit an event, from the first process only."""
         if distributed.rank() == 0:
             self.emit(event)
 
     def warn(self, message: str) -> None:
-        """Emit a warning."""
+        """Emit a warning, from the first process only."""
         self.say(events.Warned(self.name, message))
 
 
@@ -56,49 +56,53 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
 
     Args:
         site: settings, images, and where to write.
-        base: the checkpoint that the site before handed over.
+        base: the checkpoint that the site before handed over; None starts anew.
         resume: go on from this site's own newest checkpoint, if there is one.
 
     Raises:
         CheckpointError: the folder holds a training and `resume` is off, or a checkpoint does not fit.
-        Stopped: asked to stop; a checkpoint was written.
-        TrainingDiverged: numbers stayed non-finite.
+        Stopped: the training was asked to stop; a checkpoint was written.
+        TrainingDiverged: losses or gradients stayed non-finite.
     """
     settings = site.settings
-    found = checkpoint.newest(site.folder, site.warn) if site.folder.is_dir() else None
-    if found is not None:
-        _check_own(site, found, resume)
-    distributed.barrier()  # no process may write before all have looked
-    shown = len(site.images) * settings.data.num_replica
-    steps, solver_steps = settings.train.steps(shown), settings.train.solver_steps(shown)
-    first = int(found.meta["step"]) if found else 0
-    if found is not None and first >= steps and found.meta.get("ended", True):
+    own_checkpoint = checkpoint.newest(site.folder, site.warn) if site.folder.is_dir() else None
+    if own_checkpoint is not None:
+        _check_own(site, own_checkpoint, resume)
+    distributed.barrier()  # no process may write before all have read the folder
+    images_a_pass = len(site.images) * settings.data.num_replica
+    steps, solver_steps = settings.train.steps(images_a_pass), settings.train.solver_steps(images_a_pass)
+    first_step = int(own_checkpoint.meta["step"]) if own_checkpoint else 0
+    if own_checkpoint is not None and first_step >= steps and own_checkpoint.meta.get("ended", True):
         if distributed.rank() == 0:
-            checkpoint.tidy(site.folder)  # a kill between the last checkpoint and the end
-        return found
-    strategy, stream = _begin(site, base, found)
-    if found is not None and strategy.ends and found.meta.get("ended"):
+            checkpoint.tidy(site.folder)  # in case it was killed between its last checkpoint and its end
+        return own_checkpoint
+    strategy, stream = _begin(site, base, own_checkpoint)
+    if own_checkpoint is not None and strategy.ends and own_checkpoint.meta.get("ended"):
         raise CheckpointError(
-            f"{found.path}: {site.name} has ended after {first} steps, and strategy {strategy.name} has taken from it what "
-            "later sites need; a larger budget needs another --out"
+            f"{own_checkpoint.path}: {site.name} has ended after {first_step} steps, and strategy {strategy.name} has "
+            "taken from it what later sites need; a larger budget needs another --out"
         )
-    looks = (found.meta.get("looks") if found else None) or _looks(site, base)
-    sites = [*(_trained_before(base) if base else []), site.name] if found is None else found.meta.get("sites", [site.name])
-    saver = _Saver(site, strategy, stream, steps, {"looks": looks, "sites": sites})
-    site.say(events.Started(site.name, first, steps, len(site.images), str(site.device), strategy.name))
-    progress = _Progress(site, first, steps)
+    statistics = (own_checkpoint.meta.get("looks") if own_checkpoint else None) or _feature_statistics(site, base)
+    sites = (
+        [*(_trained_before(base) if base else []), site.name]
+        if own_checkpoint is None
+        else own_checkpoint.meta.get("sites", [site.name])
+    )
+    saver = _Saver(site, strategy, stream, steps, {"looks": statistics, "sites": sites})
+    site.say(events.Started(site.name, first_step, steps, len(site.images), str(site.device), strategy.name))
+    progress = _Progress(site, first_step, steps)
 
-    if first >= steps:  # the budget was made smaller after this checkpoint
+    if first_step >= steps:  # the budget was made smaller after this checkpoint
         strategy.end_site(site.images)
-        return saver.save(first)
-    for step in range(first, steps):
+        return saver.save(first_step)
+    for step in range(first_step, steps):
         position = Position(step, steps, solver_steps)
         images, labels = site.images.batch(stream.take(strategy.real_count(position)))
         losses = strategy.step(images.to(site.device), labels.to(site.device), position)
         progress.add(step + 1, losses)
         if distributed.rank() == 0:
             site.observe(site, strategy, step + 1)
-        if step + 1 == steps:  # a checkpoint at the last step is of a site that has ended
+        if step + 1 == steps:  # the checkpoint of the last step is made after the site has ended
             strategy.end_site(site.images)
         if _stop_wanted(site):
             saver.save(step + 1)
@@ -111,22 +115,28 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
     return last
 
 
-def _check_own(site: SiteTraining, found: Checkpoint, resume: bool) -> None:
-    """Whether the checkpoint in a site's folder is one of this training, to go on from."""
+def _check_own(site: SiteTraining, own_checkpoint: Checkpoint, resume: bool) -> None:
+    """Refuse to go on unless `resume` is on and the checkpoint in the site's folder is one of this training.
+
+    Raises:
+        CheckpointError: `resume` is off, or the checkpoint is of another site or strategy.
+    """
     if not resume:
         raise CheckpointError(
-            f"{site.folder} already holds a training of {found.meta['site']}; add --resume, or choose another --out"
+            f"{site.folder} already holds a training of {own_checkpoint.meta['site']}; add --resume, or choose another --out"
         )
-    for what, ours in (("site", site.name), ("strategy", site.settings.strategy.name)):
-        if found.meta[what] != ours:
-            raise CheckpointError(f"{found.path} is of {what} {found.meta[what]}, not {ours}; choose another --out")
-    if found.meta["run"] != site.run_digest:
+    for key, expected in (("site", site.name), ("strategy", site.settings.strategy.name)):
+        if own_checkpoint.meta[key] != expected:
+            raise CheckpointError(
+                f"{own_checkpoint.path} is of {key} {own_checkpoint.meta[key]}, not {expected}; choose another --out"
+            )
+    if own_checkpoint.meta["run"] != site.run_digest:
         site.warn("the run file has changed since this training began; what is trained already is kept")
 
 
-def _begin(site: SiteTraining, base: Checkpoint | None, found: Checkpoint | None) -> tuple[Strategy, Stream]:
-    """The strategy and its images, where the last checkpoint left them or at the start of the site."""
-    settings = site.settings if base is None and found is None else site.settings.without_pretraining()
+def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None) -> tuple[Strategy, Stream]:
+    """Return the strategy and its image stream, as the site's own checkpoint left them or at the start of the site."""
+    settings = site.settings if base is None and own_checkpoint is None else site.settings.without_pretraining()
     torch.manual_seed(settings.random_seed)
     strategy = make_strategy(settings, site.device)
     if settings.train.sync_batchnorm and distributed.world() > 1:
@@ -135,9 +145,9 @@ def _begin(site: SiteTraining, base: Checkpoint | None, found: Checkpoint | None
         else:
             site.warn("sync_batchnorm needs GPUs; every process uses its own batch statistics")
     stream = Stream(len(site.images), settings.random_seed + settings.task_id, settings.data.num_replica)
-    if found is not None:
-        checkpoint.restore(strategy, found, site.device)
-        stream.consumed = int(found.meta["consumed"])
+    if own_checkpoint is not None:
+        checkpoint.restore(strategy, own_checkpoint, site.device)
+        stream.consumed = int(own_checkpoint.meta["consumed"])
         return strategy, stream
     if base is not None:
         _take_over(site, strategy, base)
@@ -147,7 +157,7 @@ def _begin(site: SiteTraining, base: Checkpoint | None, found: Checkpoint | None
 
 
 def _class_counts(site: SiteTraining) -> list[int] | None:
-    """How many training images are of each class; None for segmentation."""
+    """Return the number of training images of each class; None for segmentation."""
     data = site.settings.data
     if data.task != "classification":
         return None
@@ -159,63 +169,70 @@ def _trained_before(base: Checkpoint) -> list[str]:
     return list(base.meta.get("sites") or [base.meta["site"]])
 
 
-def _looks(site: SiteTraining, base: Checkpoint | None) -> dict[str, Any]:
-    """What the training images of the sites so far look like, by site; see `imaging.outlier`."""
+def _feature_statistics(site: SiteTraining, base: Checkpoint | None) -> dict[str, Any]:
+    """Return the feature statistics of the training images of all sites so far, by site.
+
+    The out-of-distribution score of an image is measured against them; see `imaging.out_of_distribution`.
+    """
     low, high = site.settings.data.out_range
     step = max(1, len(site.images) // out_of_distribution.MOST)
-    chosen = range(0, len(site.images), step)
-    batches = (chosen[i : i + 64] for i in range(0, len(chosen), 64))
-    own = out_of_distribution.feature_statistics(
+    indices = range(0, len(site.images), step)
+    batches = (indices[i : i + 64] for i in range(0, len(indices), 64))
+    statistics = out_of_distribution.feature_statistics(
         (site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches
     )
-    return {**(base.meta.get("looks", {}) if base else {}), site.name: own}
+    return {**(base.meta.get("looks", {}) if base else {}), site.name: statistics}
 
 
 def _take_over(site: SiteTraining, strategy: Strategy, base: Checkpoint) -> None:
-    """Start from what the site before handed over."""
+    """Load what the site before handed over, so that the strategy starts from it.
+
+    Raises:
+        CheckpointError: the training of the site before is not finished, or its networks do not fit.
+    """
     done, budget = int(base.meta["step"]), int(base.meta["steps"])
     if done < budget:
         raise CheckpointError(
             f"{base.path}: the training of {base.meta['site']} is not finished (step {done} of {budget}); "
             "finish it with --resume before the next site begins"
         )
-    same = base.meta["strategy"] == strategy.name
-    strategy.load_handed_over(base.meta["state"] if same else {})
-    missing = strategy.missing_from(base.networks) if same else []
-    names = [name for name in strategy.hand_over() if name not in missing] if same else ["solver"]
+    same_strategy = base.meta["strategy"] == strategy.name
+    strategy.load_handed_over(base.meta["state"] if same_strategy else {})
+    missing = strategy.missing_from(base.networks) if same_strategy else []
+    names = [name for name in strategy.hand_over() if name not in missing] if same_strategy else ["solver"]
     checkpoint.load_networks(strategy, base, names)
-    if not same:
+    if not same_strategy:
         site.warn(f"{base.path} is of strategy {base.meta['strategy']}: only its solver is taken over")
     for name in missing:
         strategy.networks[name].load_state_dict(base.network(name.removesuffix("_ema")))
 
 
 def _stop_wanted(site: SiteTraining) -> bool:
-    """Whether any process was asked to stop: all leave at the same step."""
-    wanted = site.stop()
+    """Return whether any process was asked to stop: all processes leave at the same step."""
+    stop_here = site.stop()
     if distributed.world() == 1:
-        return wanted
-    return float(distributed.mean_(torch.tensor(float(wanted), device=site.device))) > 0
+        return stop_here
+    return float(distributed.mean_(torch.tensor(float(stop_here), device=site.device))) > 0
 
 
 @dataclass
 class _Saver:
-    """Writes checkpoints and sample grids of the first process."""
+    """Writes the checkpoints of a training, in the first process only."""
 
     site: SiteTraining
     strategy: Strategy
     stream: Stream
     steps: int
     origin: dict[str, Any]
-    """Where the model has been: `sites`, in order, and `looks`, see `imaging.outlier`."""
+    """Where the model has been: `sites`, in order, and `looks`, their feature statistics."""
     last: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
-        """Whether it is time; only the first process writes."""
+        """Return whether it is time for a checkpoint; only the first process writes, in others it is never time."""
         return distributed.rank() == 0 and time.monotonic() - self.last >= self.site.settings.train.checkpoint_seconds
 
     def save(self, step: int) -> Checkpoint:
-        """Write a checkpoint at `step`."""
+        """Write a checkpoint at `step` and return it; processes other than the first only make it, in memory."""
         site, settings = self.site, self.site.settings
         state, tensors = checkpoint.collect(self.strategy, site.device)
         meta: dict[str, Any] = {
@@ -242,7 +259,7 @@ class _Saver:
 
 
 class _Progress:
-    """Means of the losses, images a second, time left."""
+    """Keeps the means of the losses, the images a second and the time left, and emits them."""
 
     def __init__(self, site: SiteTraining, first: int, steps: int) -> None:
         self.site, self.steps = site, steps
@@ -252,11 +269,11 @@ class _Progress:
 
     @property
     def seconds(self) -> float:
-        """Time since the start."""
+        """Seconds since this training began or was resumed."""
         return time.monotonic() - self.begin
 
     def add(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Take a step's losses into account; say something every `log_every_n_steps`."""
+        """Take a step's losses into account; emit a `Step` event every `log_every_n_steps` steps and at the last one."""
         for name, value in losses.items():
             total, count = self.sums.get(name, (torch.zeros_like(value), 0))
             self.sums[name] = (total + value.detach(), count + 1)
@@ -267,6 +284,6 @@ class _Progress:
         overall = (step - self.first) / max(now - self.begin, 1e-9)
         means = {name: round(float(distributed.mean_(total / count)), 6) for name, (total, count) in self.sums.items()}
         batch = self.site.settings.train.batch_size
-        left = (self.steps - step) / overall
-        self.site.say(events.Step(self.site.name, step, self.steps, means, round(rate * batch, 2), round(left, 1)))
+        seconds_left = (self.steps - step) / overall
+        self.site.say(events.Step(self.site.name, step, self.steps, means, round(rate * batch, 2), round(seconds_left, 1)))
         self.sums, self.since, self.said = {}, now, step

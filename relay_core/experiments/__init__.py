@@ -1,4 +1,4 @@
-"""Strategies compared on equal terms, and generators scored against real images."""
+"""Experiments: strategies are compared on equal terms, and generators are scored against real images."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""Strategies side by side: every one on the same run file, budget and augmentation, with several seeds; one report.
+"""Comparison of strategies: each gets the same run file, budget and augmentation, with several seeds; one report shows all.
 
 Written below the output folder: `<strategy>/seed-<n>/` is a run as `relay train` leaves it, with `result.json` once it is
-finished; `study.json`, `study.md` and `study.png` are the report. Called again, a study goes on where it was.
+finished; `study.json`, `study.md` and `study.png` are the report. Called again, a comparison goes on where it was.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ if TYPE_CHECKING:
 
 _FOLDER = re.compile(r"[^\w.=-]+")
 PLAIN = "-plain"
-"""Ending of a strategy's name that leaves its augmentation out."""
+"""Ending of a strategy's name that switches its augmentation off."""
 DEFAULT = ("relay", "sequential", "joint", "local", "si", "owm", "ewc", "lwf", "sequential-plain")
 
 
 def overrides_of(text: str) -> list[str]:
-    """What a line of a study sets in the run file.
+    """Return what one entry of a comparison sets in the run file, as `key.path=value` lines.
 
     Args:
-        text: a strategy, or a kind of baseline (local, sequential, joint), `-plain` at its end: not augmented; then, with
-            spaces between, settings of its own: `ewc strategy.kwargs.strength=1000`.
+        text: a strategy, or a kind of baseline (local, sequential, joint), with `-plain` at its end if it is not to be
+            augmented; then, separated by spaces, settings of its own: `ewc strategy.kwargs.strength=1000`.
 
     Raises:
-        RunFileError: no such strategy.
+        RunFileError: there is no such strategy.
     """
-    name, *own = text.split()
-    known = [*(n for n in STRATEGIES if n != "baseline"), *SEQUENCES]
+    name, *settings = text.split()
+    known_names = [*(n for n in STRATEGIES if n != "baseline"), *SEQUENCES]
     strategy = name.removesuffix(PLAIN)
-    if strategy not in known and ":" not in strategy:
+    if strategy not in known_names and ":" not in strategy:
         raise RunFileError(
-            f"--strategies: {strategy!r} is not known{suggestion(strategy, known)}; known: {', '.join(known)}"
+            f"--strategies: {strategy!r} is not known{suggestion(strategy, known_names)}; known: {', '.join(known_names)}"
         )
-    chosen = f"{{name: baseline, kwargs: {{mode: {strategy}}}}}" if strategy in SEQUENCES else f"{{name: '{strategy}'}}"
-    return [f"strategy={chosen}", *(["train.augment=none"] if name.endswith(PLAIN) else []), *own]
+    setting = f"{{name: baseline, kwargs: {{mode: {strategy}}}}}" if strategy in SEQUENCES else f"{{name: '{strategy}'}}"
+    return [f"strategy={setting}", *(["train.augment=none"] if name.endswith(PLAIN) else []), *settings]
 
 
 @dataclass
 class Comparison:
-    """A study to be run, or gone on with.
+    """A comparison of strategies that is run, or gone on with, when it is called.
 
     Args:
         run: run file or recipe.
-        strategies: see `overrides_of`; the first is the one that the others are compared with.
-        seeds: so many, from the run file's random_seed on.
-        out: folder.
-        data_root: folder that the sites' folders lie in; None: the run file's `root_path`.
-        device: to train on.
+        strategies: entries as `overrides_of` takes them; the others are compared with the first.
+        seeds: number of seeds, counted up from the run file's random_seed.
+        out: the folder to write to.
+        data_root: the folder that the sites' folders lie in; None takes the run file's `root_path`.
+        device: the device to train on.
         overrides: `key.path=value` lines for every run.
         emit: receives the trainings' events.
-        tell: told of each run that is finished: its outcome, runs done and in all.
-        stop: asked after every step.
+        tell: called after each run with its outcome, the number of finished runs and the number of all runs.
+        stop: asked after every step whether to stop.
     """
 
     run: str
@@ -82,12 +82,12 @@ class Comparison:
         """Run what is missing, write the report, return every outcome.
 
         Raises:
-            RunFileError: an unknown strategy, one that does not fit the run file, or OUT holds a study of another file.
-            Stopped: asked to stop; the next call goes on.
-            RelayError: one of its kinds, see `relay_core.errors`.
+            RunFileError: a strategy is unknown or does not fit the run file, or OUT holds a comparison of another run file.
+            Stopped: the comparison was asked to stop; the next call goes on.
+            RelayError: a run cannot be trained or evaluated; `relay_core.errors` lists the kinds.
         """
         runs = list(self._runs())
-        for _, _, run in runs:  # before hours of work: all of them can be run
+        for _, _, run in runs:  # before hours of work: check that all of them can be run
             for site in run.sites():
                 site.require_consistent()
         self._keep_run_file()
@@ -101,14 +101,18 @@ class Comparison:
 
     def _runs(self) -> Iterator[tuple[str, int, RunFile]]:
         base = load_run(self.run, self.overrides)
-        first = base.site(base.task_ids[0]).random_seed
-        for seed in range(first, first + self.seeds):
+        first_seed = base.site(base.task_ids[0]).random_seed
+        for seed in range(first_seed, first_seed + self.seeds):
             for name in dict.fromkeys(self.strategies):
-                own = overrides_of(name)
-                yield name, seed, load_run(self.run, [*self.overrides, f"random_seed={seed}", *own])
+                strategy_overrides = overrides_of(name)
+                yield name, seed, load_run(self.run, [*self.overrides, f"random_seed={seed}", *strategy_overrides])
 
     def _keep_run_file(self) -> None:
-        """Runs of one study are of one run file."""
+        """Write the run file to OUT, or refuse an OUT that holds a comparison of another one.
+
+        Raises:
+            RunFileError: OUT holds another run file.
+        """
         path, text = self.out / "run.yaml", load_run(self.run, self.overrides).canonical()
         if path.is_file() and path.read_text() != text:
             raise RunFileError(f"{self.out} holds a study of another run file or other --set; choose another --out")
@@ -118,35 +122,35 @@ class Comparison:
         from relay_core.engine import RelayRun
 
         folder = self.out / _FOLDER.sub("-", name) / f"seed-{seed}"
-        kept = folder / "result.json"
-        if kept.is_file():
-            return Outcome.from_json(json.loads(kept.read_text()))
+        result_file = folder / "result.json"
+        if result_file.is_file():
+            return Outcome.from_json(json.loads(result_file.read_text()))
         clock = _Clock(folder / "seconds.json", self.emit)
         matrices = RelayRun(run, folder, self.data_root, self.device, None, True, clock, self.stop)()
         outcome = Outcome(name, seed, matrices, clock.seconds)
-        write_atomically(kept, json.dumps(outcome.to_json(), indent=1).encode())
+        write_atomically(result_file, json.dumps(outcome.to_json(), indent=1).encode())
         return outcome
 
 
 @dataclass
 class _Clock:
-    """Passes events on and adds up how long sites trained, over all calls that it took."""
+    """Passes events on and adds up how long each site trained, over all calls that a run took."""
 
     path: Path
     emit: Emit
 
     @property
     def known(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        return found
+        seconds_by_site: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        return seconds_by_site
 
     @property
     def seconds(self) -> float:
-        """Of training, all sites."""
+        """Training time of all sites together, in seconds."""
         return round(sum(self.known.values()), 3)
 
     def __call__(self, event: Event) -> None:
-        """Note the end of a site's training."""
+        """Keep a site's training time when its training ends, and pass the event on."""
         if isinstance(event, events.Finished):
             write_atomically(self.path, json.dumps({**self.known, event.site: event.seconds}).encode())
         self.emit(event)

@@ -1,4 +1,4 @@
-"""How near a checkpoint's generated images come to the real ones of each site that is on this machine."""
+"""Scores of generators: how near a checkpoint's generated images come to the real ones of each site on this machine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from relay_core.metrics import OnnxFeatures, SolverFeatures, generator_scores, t
 def score_generators(
     checkpoint: Checkpoint, run: RunFile, data_root: Path | None, features: Path | None, count: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Frechet and kernel distance, by site, of generated images to the site's training images.
+    """Return the Frechet and kernel distance of generated images to a site's training images, by site.
 
     Args:
-        checkpoint: of a relay.
-        run: names the sites' images.
-        data_root: folder that they lie in; None: the run file's `root_path`.
-        features: ONNX file of a feature network, an Inception one for what is known as FID and KID; None: the checkpoint's
-            own solver, and the scores are named so.
-        count: most images of each kind.
-        device: to generate on.
+        checkpoint: a checkpoint of a strategy with generators.
+        run: the run file that names the sites' images.
+        data_root: the folder that the images lie in; None takes the run file's `root_path`.
+        features: ONNX file of a feature network, an Inception one for what is known as FID and KID; None takes the
+            checkpoint's own solver, and the scores are named so.
+        count: most real and most generated images of each site.
+        device: the device to generate on.
 
     Raises:
-        CheckpointError: no generators.
+        CheckpointError: the checkpoint has no generators.
         DataError: no site that the checkpoint remembers is on this machine.
         ExportError: the feature network cannot be used.
     """
@@ -39,23 +39,25 @@ def score_generators(
     rows = generated_rows(settings, checkpoint, device, count)
     if not rows:
         raise CheckpointError(f"{checkpoint.path}: trained by {checkpoint.meta['strategy']}, which has no generators")
-    known = site_data(checkpoint, settings, run, data_root, "train")
-    found = {
-        name: generator_scores(_real(known[name], count), images, network) for name, images, _, _ in rows if name in known
+    real_sets = site_data(checkpoint, settings, run, data_root, "train")
+    scores = {
+        name: generator_scores(_real(real_sets[name], count), images, network)
+        for name, images, _, _ in rows
+        if name in real_sets
     }
-    if not found:
+    if not scores:
         raise DataError(f"none of the sites {', '.join(row[0] for row in rows)} is on this machine; give --data-root")
-    return found
+    return scores
 
 
 def _real(data: SiteData, count: int) -> Tensor:
-    """Training images in [-1, 1], evenly chosen."""
-    wanted = min(count, len(data))
-    return data.unit_batch([(2 * i + 1) * len(data) // (2 * wanted) for i in range(wanted)])[0] * 2 - 1
+    """Return at most `count` training images, evenly chosen, with values in [-1, 1]."""
+    number = min(count, len(data))
+    return data.unit_batch([(2 * i + 1) * len(data) // (2 * number) for i in range(number)])[0] * 2 - 1
 
 
 def scores_text(scores: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, a row a site, and what the features are."""
+    """Return the scores as a Markdown table with one row a site, and a line that names the features."""
     first = next(iter(scores.values()))
     metrics = [key for key in first if key.startswith(("fid", "kid"))]
     lines = [table_row(["site", "real", "generated", *metrics]), "|---|" + "--:|" * (2 + len(metrics))]

@@ -1,4 +1,4 @@
-"""The report of a study: outcomes of strategies and seeds as tables and a figure. Imports no torch."""
+"""The report of a comparison: the outcomes of strategies and seeds as tables and a figure. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,39 +18,42 @@ DASH = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of a study."""
+    """The result of one run of a comparison: one strategy with one seed."""
 
     name: str
-    """The strategy's."""
+    """The strategy, as the entry of the comparison names it."""
     seed: int
     matrices: Mapping[str, ScoreMatrix]
-    """By metric, the main one first."""
+    """Score matrices by metric, the main metric first."""
     seconds: float
-    """Of training, all sites; of a site that was interrupted, since it last went on."""
+    """Training time of all sites in seconds; a site that was interrupted counts only since it last went on."""
 
     @property
     def main(self) -> ScoreMatrix:
-        """The main metric's."""
+        """Score matrix of the main metric."""
         return next(iter(self.matrices.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain form."""
+        """Return the outcome as plain data, safe for JSON."""
         plain = {metric: json.loads(matrix.to_json()) for metric, matrix in self.matrices.items()}
         return {"strategy": self.name, "seed": self.seed, "seconds": self.seconds, "matrices": plain}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
-        """The inverse. Raises ValueError, KeyError for anything else."""
+        """Return the outcome that `to_json` gave as plain data. Raises ValueError or KeyError for anything else."""
         matrices = {metric: ScoreMatrix.from_json(json.dumps(plain)) for metric, plain in data["matrices"].items()}
         return cls(data["strategy"], data["seed"], matrices, data["seconds"])
 
 
 def own_site(matrix: ScoreMatrix) -> float | None:
-    """Mean score of each row's model on its own site's test set, right after training there; None for a joint model."""
+    """Return the mean score of each row's model on the test set of its own site, right after training there.
+
+    A joint model has no site of its own: None.
+    """
     places = {name: i for i, name in enumerate(matrix.columns)}
-    found = [matrix.values[t][places[name]] for t, name in enumerate(matrix.rows) if name in places]
-    known = [value for value in found if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(matrix.rows) else None
+    scores = [matrix.values[t][places[name]] for t, name in enumerate(matrix.rows) if name in places]
+    present = [value for value in scores if value is not None]
+    return statistics.fmean(present) if present and len(present) == len(matrix.rows) else None
 
 
 def write_report(out: Path, outcomes: Sequence[Outcome], title: str) -> None:
@@ -63,7 +66,7 @@ def write_report(out: Path, outcomes: Sequence[Outcome], title: str) -> None:
 
 
 def report_markdown(outcomes: Sequence[Outcome], title: str) -> str:
-    """The report, in Markdown: the table, the differences, each strategy's mean matrix, the other metrics."""
+    """Return the report as Markdown: the table, the differences, each strategy's mean matrix, the other metrics."""
     by_name = _by_name(outcomes)
     first = outcomes[0].main
     better = "lower" if first.lower_is_better else "higher"
@@ -86,57 +89,60 @@ def report_markdown(outcomes: Sequence[Outcome], title: str) -> str:
 
 
 def _by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    found: dict[str, list[Outcome]] = {}
+    by_name: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        found.setdefault(outcome.name, []).append(outcome)
-    return found
+        by_name.setdefault(outcome.name, []).append(outcome)
+    return by_name
 
 
 def _row(name: str, runs: Sequence[Outcome]) -> str:
     matrix = runs[0].main
     averages = [run.main.average() for run in runs]
-    each = ", ".join(matrix.text(value) for value in averages)
-    more = (
+    each_seed = ", ".join(matrix.text(value) for value in averages)
+    further = (
         [own_site(run.main) for run in runs],
-        *([getattr(run.main, what)() for run in runs] for what in ("backward_transfer", "forward_transfer", "forgetting")),
+        *(
+            [getattr(run.main, method)() for run in runs]
+            for method in ("backward_transfer", "forward_transfer", "forgetting")
+        ),
     )
     minutes = statistics.fmean(run.seconds for run in runs) / 60
-    cells = [_spread(matrix, averages, interval=True), each]
+    cells = [_spread(matrix, averages, interval=True), each_seed]
     return table_row(
-        [name, *cells, *(_spread(matrix, values, signed=i > 0) for i, values in enumerate(more)), f"{minutes:.1f}"]
+        [name, *cells, *(_spread(matrix, values, signed=i > 0) for i, values in enumerate(further)), f"{minutes:.1f}"]
     )
 
 
 def _spread(matrix: ScoreMatrix, values: Sequence[float | None], *, interval: bool = False, signed: bool = False) -> str:
-    """Mean and standard deviation, or the interval of the mean."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
+    """Return the mean as text, with the standard deviation or the 95 % interval; a dash where a value is missing."""
+    present = [value for value in values if value is not None]
+    if not present or len(present) < len(values):
         return DASH
-    mean = matrix.text(statistics.fmean(known), signed=signed)
-    if len(known) == 1:
+    mean = matrix.text(statistics.fmean(present), signed=signed)
+    if len(present) == 1:
         return mean
-    if interval and (ends := t_interval(known)):
+    if interval and (ends := t_interval(present)):
         return f"**{mean}** ({matrix.text(ends[0])} to {matrix.text(ends[1])})"
-    return f"{mean} ± {matrix.text(statistics.stdev(known))}"
+    return f"{mean} ± {matrix.text(statistics.stdev(present))}"
 
 
 def _differences(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    """The first strategy against each other, seed by seed."""
-    first, *others = by_name
+    """Return a line for each other strategy: how much the first one's averages differ from its, seed by seed."""
+    first, *other_names = by_name
     reference = {run.seed: run.main for run in by_name[first]}
     lines = []
-    for other in others:
-        pairs = [(reference[run.seed].average(), run.main.average()) for run in by_name[other] if run.seed in reference]
-        known = [a - b for a, b in pairs if a is not None and b is not None]
-        if known:
-            matrix = by_name[other][0].main
-            each = ", ".join(matrix.text(value, signed=True) for value in known)
-            ends = t_interval(known)
+    for name in other_names:
+        pairs = [(reference[run.seed].average(), run.main.average()) for run in by_name[name] if run.seed in reference]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
+        if differences:
+            matrix = by_name[name][0].main
+            each_seed = ", ".join(matrix.text(value, signed=True) for value in differences)
+            ends = t_interval(differences)
             spread = (
                 f", 95 % interval {matrix.text(ends[0], signed=True)} to {matrix.text(ends[1], signed=True)}" if ends else ""
             )
-            mean = matrix.text(statistics.fmean(known), signed=True)
-            lines.append(f"- {first} minus {other}: {mean} ({each}{spread})")
+            mean = matrix.text(statistics.fmean(differences), signed=True)
+            lines.append(f"- {first} minus {name}: {mean} ({each_seed}{spread})")
     return lines
 
 
@@ -152,15 +158,15 @@ def _mean_matrix(runs: Sequence[Outcome], metric: str | None = None) -> ScoreMat
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if len(present) == len(values) else None
 
 
 def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    every = [run.matrices for runs in by_name.values() for run in runs]
-    metrics = [key for key in every[0] if all(key in matrices for matrices in every)][1:]
-    head = [next(iter(by_name.values()))[0].matrices[metric].title for metric in metrics]
-    lines = [table_row(["strategy", *head]), "|---|" + "--:|" * len(head)]
+    all_matrices = [run.matrices for runs in by_name.values() for run in runs]
+    metrics = [key for key in all_matrices[0] if all(key in matrices for matrices in all_matrices)][1:]
+    titles = [next(iter(by_name.values()))[0].matrices[metric].title for metric in metrics]
+    lines = [table_row(["strategy", *titles]), "|---|" + "--:|" * len(titles)]
     for name, runs in by_name.items():
         averages = {metric: [run.matrices[metric].average() for run in runs] for metric in metrics}
         lines.append(table_row([name, *(_spread(runs[0].matrices[m], values) for m, values in averages.items())]))
@@ -168,7 +174,7 @@ def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
 
 
 def render_figure(outcomes: Sequence[Outcome]) -> bytes:
-    """A PNG: the average of each run as a dot, a strategy a row, the mean as a line."""
+    """Return a PNG file as bytes: one row a strategy, a dot for the average of each run, a line for their mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

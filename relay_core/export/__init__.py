@@ -1,4 +1,4 @@
-"""A trained solver as an ONNX model that was proved to give what the solver gives."""
+"""Export a trained solver as an ONNX model that is proved to give what the solver gives."""
 
 from relay_core.export import onnx
 from relay_core.export.checkpoint import export_checkpoint

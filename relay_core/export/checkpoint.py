@@ -1,4 +1,4 @@
-"""A checkpoint written as an ONNX model, with its proof beside it."""
+"""Write a checkpoint as an ONNX model, with its proof beside it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from relay_core.inference import OnnxModel, Precision
 def export_checkpoint(
     checkpoint: Checkpoint, run: RunFile, data_root: Path | None, out: Path, precision: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write a checkpoint's solver as ONNX, with its proof beside it; return the proof, and what the model says of itself.
+    """Write a checkpoint's solver as ONNX, with its proof beside it; return the proof and the model's facts.
 
     Raises:
-        ExportError: an unknown precision, a strategy that keeps real images, or the model does not give what the solver
+        ExportError: the precision is unknown, the strategy keeps real images, or the model does not give what the solver
             gives; nothing is written then.
         DataError: none of the run's test sets is on this machine.
     """
@@ -28,15 +28,15 @@ def export_checkpoint(
 
     if precision not in get_args(Precision):
         raise ExportError(f"--precision {precision}: one of {', '.join(get_args(Precision))}")
-    trained = settings_of(checkpoint)
-    if trained.facts.holds_real_images:
+    settings = settings_of(checkpoint)
+    if settings.facts.holds_real_images:
         raise ExportError(
-            f"{checkpoint.path}: strategy {trained.strategy.name} keeps real images: nothing of its checkpoints is exported"
+            f"{checkpoint.path}: strategy {settings.strategy.name} keeps real images: nothing of its checkpoints is exported"
         )
-    tests = site_data(checkpoint, trained, run, data_root, "test")
+    tests = site_data(checkpoint, settings, run, data_root, "test")
     if not tests:
         raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")
-    training = site_data(checkpoint, trained, run, data_root, "train") if precision == "int8" else {}
+    training = site_data(checkpoint, settings, run, data_root, "train") if precision == "int8" else {}
     calibration = training.get(str(checkpoint.meta["site"])) or next(iter(training.values()), None)
     content, proof = export(checkpoint, tests, cast(Precision, precision), calibration)
     write_atomically(out, content)

@@ -1,9 +1,9 @@
 """Make an ONNX model of a checkpoint's solver, and prove that it gives what the solver gives.
 
-A model that fails the proof is not written. float32 must agree with torch to `TOLERANCE` on the logits of several shapes and
-batches, and choose the same classes on every test image that is at hand; where two classes are as good as equal (logits
-within twice the tolerance) either is right. Half precision and int8 cannot: they must keep the Dice, a classifier the
-accuracy, to `LOSS`.
+A model that fails the proof is not written. A float32 model's logits must agree with torch's to `TOLERANCE` for several
+shapes and batches, and it must choose the same classes on every test image that is at hand; where two classes are as good as
+equal (logits within twice the tolerance) either is right. Half precision and int8 cannot agree so closely: they may lose at
+most `LOSS` of the Dice, or of a classifier's accuracy.
 """
 
 from __future__ import annotations
@@ -32,37 +32,38 @@ from relay_core.metrics import ClassificationScores, SegmentationScores, metrics
 
 OPSET = 20
 TOLERANCE = 1e-4
-"""Largest difference of a float32 logit to torch's."""
+"""Largest allowed difference between a float32 logit and torch's."""
 LOSS = 0.01
-"""Dice per sample, or accuracy, that half precision or int8 may lose on a test set."""
+"""Most Dice per sample, or accuracy, that a model may lose on a test set."""
 CALIBRATION = 64
-"""Training images that int8's ranges are measured on."""
+"""Most training images that int8's ranges are measured on."""
 
 
 @dataclass
 class Proof:
-    """What was measured of an exported model; plain data."""
+    """The measurements that prove an exported model; plain data."""
 
     precision: Precision
     bytes: int
     opset: int = OPSET
     parity: list[dict[str, Any]] = field(default_factory=list)
-    """{shape, max_abs_difference} of the logits to torch's, for random images."""
+    """{shape, max_abs_difference} for each batch of random images: how far the logits are from torch's."""
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Test site -> {images, pixels, differ, ties, dice, dice_torch}; Dice is per sample. Of a classifier
-    {images, differ, ties, accuracy, accuracy_torch}."""
+    """Test site -> {images, pixels, differ, ties, dice, dice_torch}, for a classifier {images, differ, ties, accuracy,
+    accuracy_torch}. Dice is per sample. Of the pixels (images) whose class is not torch's, `ties` counts those where two
+    classes are as good as equal, `differ` the others."""
 
 
 def export(
     checkpoint: Checkpoint, tests: Mapping[str, SiteData], precision: Precision = "fp32", calibration: SiteData | None = None
 ) -> tuple[bytes, Proof]:
-    """The model file and its proof.
+    """Export a checkpoint's solver; return the model file and its proof.
 
     Args:
-        checkpoint: verified.
+        checkpoint: the checkpoint, verified.
         tests: test sets by site, at least one.
         precision: fp32, fp16 or int8.
-        calibration: training images, for int8.
+        calibration: training images to measure ranges on, which int8 needs.
 
     Raises:
         ExportError: the model does not give what the solver gives, or there is nothing to prove it with.
@@ -80,7 +81,7 @@ def export(
     if precision == "int8":
         if calibration is None:
             raise ExportError("int8 needs training images to measure its ranges on; give --data-root")
-        model = _quantised(model, calibration)
+        model = _quantise(model, calibration)
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, _facts(checkpoint, settings, tests, precision).to_json()
     try:
@@ -92,12 +93,13 @@ def export(
 
 
 def _to_onnx(network: ServedSolver, settings: SiteSettings) -> onnx.ModelProto:
+    """Convert a network to ONNX; the number, height and width of the images stay open."""
     side = settings.resolution
     example = torch.rand(2, settings.data.img_channels, side + 6, side + 26)
     shapes = {"image": {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}}
     log = logging.getLogger("torch.onnx")
     level = log.level
-    log.setLevel(logging.ERROR)  # it names every optional package that is not there
+    log.setLevel(logging.ERROR)  # it logs every optional package that is missing
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -117,17 +119,17 @@ def _facts(
 ) -> ModelFacts:
     meta = checkpoint.meta
     sites = meta.get("sites") or [str(meta["site"])]
-    known = [mm for data in tests.values() for mm in data.spacing if mm is not None]
+    spacings = [mm for data in tests.values() for mm in data.spacing if mm is not None]
     return ModelFacts(
         classes=tuple(settings.data.names()), channels=settings.data.img_channels, resolution=settings.resolution,
-        input_range=(0.0, 1.0), spacing_mm=known[0] if known else None, precision=precision, run=str(meta["run"]),
+        input_range=(0.0, 1.0), spacing_mm=spacings[0] if spacings else None, precision=precision, run=str(meta["run"]),
         checkpoint=checkpoint.digest, sites=tuple(sites), looks=meta.get("looks", {}), task=settings.data.task,
         window=settings.data.value_window,
     )  # fmt: skip
 
 
 class _Reader:
-    """Calibration images, one batch a call, as ONNX Runtime's quantiser wants them."""
+    """Give ONNX Runtime's quantiser calibration images, one for each call of `get_next`."""
 
     def __init__(self, data: SiteData) -> None:
         step = max(1, len(data) // CALIBRATION)
@@ -135,32 +137,32 @@ class _Reader:
         self._data = data
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch, or None."""
+        """Return the model's input with the next image, a batch of one; None after the last."""
         position = next(self._chosen, None)
         if position is None:
             return None
         return {INPUT: self._data.unit_batch([position])[0].numpy()}
 
 
-def _quantised(model: onnx.ModelProto, calibration: SiteData) -> onnx.ModelProto:
-    """Convolutions in int8, weights by channel (ONNX Runtime's static quantisation, QDQ)."""
+def _quantise(model: onnx.ModelProto, calibration: SiteData) -> onnx.ModelProto:
+    """Quantise convolutions to int8, weights by channel (ONNX Runtime's static quantisation, QDQ)."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    before = logging.root.level
+    level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory(prefix="relay-") as folder:
-            plain, ready, made = (str(Path(folder) / name) for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
+            plain, prepared, quantised = (str(Path(folder) / name) for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
             onnx.save(model, plain)
-            quant_pre_process(plain, ready, skip_symbolic_shape=True)
+            quant_pre_process(plain, prepared, skip_symbolic_shape=True)
             quantize_static(
-                ready, made, _Reader(calibration), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
+                prepared, quantised, _Reader(calibration), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
                 per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
-            return onnx.load(made)
+            return onnx.load(quantised)
     finally:
-        logging.root.setLevel(before)
+        logging.root.setLevel(level)
 
 
 def prove(
@@ -169,7 +171,7 @@ def prove(
     """Compare a model file with the network that it was made from, on the CPU.
 
     Raises:
-        ExportError: they do not agree.
+        ExportError: the two do not agree.
     """
     session, proof = OnnxModel(content, "cpu"), Proof(precision, len(content))
     random = np.random.default_rng(0)
@@ -177,17 +179,17 @@ def prove(
     shapes = ((1, side, side), (3, 2 * side, side + 7), (2, side // 2 + 1, side + 1), (4, 3 * side + 5, side))
     for count, height, width in shapes:
         images = random.random((count, settings.data.img_channels, height, width), dtype=np.float32)
-        wanted, given = _logits(reference, images), session(images, ("logits",))[0]
-        worst = float(np.abs(wanted - given).max()) if np.isfinite(given).all() else float("inf")
+        expected, logits = _logits(reference, images), session(images, ("logits",))[0]
+        worst = float(np.abs(expected - logits).max()) if np.isfinite(logits).all() else float("inf")
         proof.parity.append({"shape": list(images.shape), "max_abs_difference": worst})
         if not worst <= (TOLERANCE if precision == "fp32" else 1e3):
             raise ExportError(f"the exported model's logits are off by {worst:.2e} at {images.shape}; at most {TOLERANCE:g}")
-    score, of = SCORE[reference.task], "pixels of" if reference.task == "segmentation" else "of"
+    score, unit = SCORE[reference.task], "pixels of" if reference.task == "segmentation" else "of"
     for name, data in tests.items():
-        proof.tests[name] = found = _on_images(session, reference, data)
-        if precision == "fp32" and found["differ"]:
-            raise ExportError(f"the exported model chooses other classes on {found['differ']} {of} {name}'s test images")
-        lost = found[f"{score}_torch"] - found[score]
+        proof.tests[name] = result = _compare_on_images(session, reference, data)
+        if precision == "fp32" and result["differ"]:
+            raise ExportError(f"the exported model chooses other classes on {result['differ']} {unit} {name}'s test images")
+        lost = result[f"{score}_torch"] - result[score]
         if lost > LOSS:
             raise ExportError(f"{precision} loses {lost:.3f} {score} on {name}'s test images; at most {LOSS:g} is let pass")
     return proof
@@ -195,38 +197,39 @@ def prove(
 
 @torch.no_grad()
 def _logits(network: ServedSolver, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = network(torch.from_numpy(images))[0].numpy()
-    return found
+    logits: np.ndarray[Any, Any] = network(torch.from_numpy(images))[0].numpy()
+    return logits
 
 
 @torch.no_grad()
-def _on_images(session: OnnxModel, reference: ServedSolver, data: SiteData) -> dict[str, Any]:
-    """Classes and their score on a test set, side by side."""
-    kind = SegmentationScores if data.task == "segmentation" else ClassificationScores
-    theirs, ours = kind(data.num_classes), kind(data.num_classes)
-    differ = ties = seen = 0
+def _compare_on_images(session: OnnxModel, reference: ServedSolver, data: SiteData) -> dict[str, Any]:
+    """Compare a model's classes and score on a test set with those of the network; return an entry of `Proof.tests`."""
+    scores_type = SegmentationScores if data.task == "segmentation" else ClassificationScores
+    torch_scores, model_scores = scores_type(data.num_classes), scores_type(data.num_classes)
+    differ = ties = total = 0
     for start in range(0, len(data), BATCH):
         index = range(start, min(start + BATCH, len(data)))
         images, labels = data.unit_batch(index)
-        logits, _, _, wanted, _ = reference(images)
-        found = torch.from_numpy(session(images.numpy(), (ANSWER[data.task],))[0])
-        other = found != wanted
-        best = logits.topk(2, dim=1).values
-        tie = other & (best[:, 0] - best[:, 1] <= 2 * TOLERANCE)
-        differ, ties, seen = differ + int((other & ~tie).sum()), ties + int(tie.sum()), seen + other.numel()
-        _count(theirs, wanted, labels, data, index)
-        _count(ours, found, labels, data, index)
+        logits, _, _, expected, _ = reference(images)
+        classes = torch.from_numpy(session(images.numpy(), (ANSWER[data.task],))[0])
+        different = classes != expected
+        top_two = logits.topk(2, dim=1).values
+        tie = different & (top_two[:, 0] - top_two[:, 1] <= 2 * TOLERANCE)
+        differ, ties, total = differ + int((different & ~tie).sum()), ties + int(tie.sum()), total + different.numel()
+        _update_scores(torch_scores, expected, labels, data, index)
+        _update_scores(model_scores, classes, labels, data, index)
     score, metric = SCORE[data.task], metrics_of(data.task)[0].name
-    counts = {"images": len(data), **({"pixels": seen} if data.task == "segmentation" else {}), "differ": differ}
-    ours_is, theirs_is = (round(scores.compute()[metric], 6) for scores in (ours, theirs))
-    return {**counts, "ties": ties, score: ours_is, f"{score}_torch": theirs_is}
+    counts = {"images": len(data), **({"pixels": total} if data.task == "segmentation" else {}), "differ": differ}
+    model_score, torch_score = (round(scores.compute()[metric], 6) for scores in (model_scores, torch_scores))
+    return {**counts, "ties": ties, score: model_score, f"{score}_torch": torch_score}
 
 
-def _count(
-    scores: SegmentationScores | ClassificationScores, found: Tensor, labels: Tensor, data: SiteData, index: range
+def _update_scores(
+    scores: SegmentationScores | ClassificationScores, classes: Tensor, labels: Tensor, data: SiteData, index: range
 ) -> None:
+    """Add the predicted classes of the samples `index` to the scores."""
     subjects = [data.subjects[i] for i in index]
     if isinstance(scores, SegmentationScores):
-        scores.update(found, labels, subjects, [data.spacing[i] for i in index])
-    else:  # the class is what is scored: it counts as certain
-        scores.update(F.one_hot(found.long(), data.num_classes).float(), labels, subjects)
+        scores.update(classes, labels, subjects, [data.spacing[i] for i in index])
+    else:  # a classifier is scored by its class alone, as if it were certain
+        scores.update(F.one_hot(classes.long(), data.num_classes).float(), labels, subjects)

@@ -1,4 +1,4 @@
-"""Medical images in and out: files, studies, geometry. Loads no torch."""
+"""Read and write medical images: files, studies, geometry. Loads no torch."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -43,5 +43,5 @@ else:
         },
     )
 
-for _name in ("pydicom", "highdicom"):  # their lines quote values of the files that they work on
+for _name in ("pydicom", "highdicom"):  # their log lines quote values of the files that they read
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -1,7 +1,8 @@
-"""DICOM images: pixels by SimpleITK, everything else from the headers.
+"""Decode DICOM images: pixels by SimpleITK, everything else from the headers.
 
-Values: after the modality's rescaling, the window of the middle slice (PS3.3 C.11.2.1.2, linear) gives 0 to 1 for all;
-without one, 8-bit images by value / 255, others from each slice's smallest to its largest value. MONOCHROME1 is turned over.
+Values are rescaled by the modality's slope and intercept. Then the window of the middle slice (PS3.3 C.11.2.1.2, linear)
+maps all slices to 0..1. Without a window, 8-bit values are divided by 255, and others are stretched from each slice's
+smallest to its largest value. MONOCHROME1 is inverted.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _UNDECODABLE = "the DICOM file cannot be decoded (truncated, or of a kind that is not read here)"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-"""Transfer syntax that is inflated without a limit when it is read."""
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote values of the file
+"""UID of the transfer syntax of files that are deflated as a whole; reading one inflates it without a limit."""
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # pydicom's warnings quote values
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What files of one series hold."""
+    """The decoded files of one series; the fields mean the same as those of `study.Study`, whose sources are the headers."""
 
     values: npt.NDArray[Any]
-    """(S, H, W), rescaled; colour (S, H, W, 3) uint8."""
+    """Rescaled values (S, H, W), or colour (S, H, W, 3) uint8."""
     spacing: tuple[float | None, float, float] | None
     geometry: sitk.Image
     headers: tuple[pydicom.Dataset, ...]
@@ -47,57 +48,61 @@ class Decoded:
 
 
 def read_dicom(files: Sequence[bytes]) -> Decoded:
-    """Decode one file, single- or multi-frame, or the files of a series, in whatever order they come.
+    """Decode one file, single- or multi-frame, or the files of a series, given in any order.
 
     Raises:
-        ImageError: damaged, not of one series, or slices that do not lie evenly one behind the other.
+        ImageError: a file is damaged or of a kind that is not read, the files are not of one series, or their slices do not
+            lie evenly one behind the other.
     """
-    headers = [_header(content) for content in files]
+    headers = [_read_header(content) for content in files]
     try:
         return _decode(headers, files)
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-        raise ImageError("the DICOM file's geometry, window or pixels are not readable") from None  # they quote values
+        raise ImageError("the DICOM file's geometry, window or pixels are not readable") from None  # errors quote values
 
 
 def _decode(headers: list[pydicom.Dataset], files: Sequence[bytes]) -> Decoded:
-    order = _order(headers)
+    """Sort the files of a series, check that they are one stack, and decode pixels, geometry and window."""
+    order = _slice_order(headers)
     headers, files = [headers[i] for i in order], [files[i] for i in order]
     first = headers[0]
     frames = len(headers) if len(headers) > 1 else int(first.get("NumberOfFrames") or 1)
     check_size(frames, int(first.Rows), int(first.Columns))
     _require_one_scale(first, frames)
-    values = _pixels(files, (frames, int(first.Rows), int(first.Columns)))
+    values = _read_pixels(files, (frames, int(first.Rows), int(first.Columns)))
     grey = values.ndim == 3
     positions, in_plane = placement.positions(headers), placement.in_plane(first)
     gap = placement.gap(positions, placement.orientation(first))
-    between = abs(gap) if gap is not None else placement.thickness(first) if frames == 1 else None
-    patient = placement.in_plane(first, detector=False)
-    window = _window(headers, frames) if grey else None
+    slice_spacing = abs(gap) if gap is not None else placement.thickness(first) if frames == 1 else None
+    patient_spacing = placement.in_plane(first, detector=False)
+    window = _read_window(headers, frames) if grey else None
     inverted = grey and first.PhotometricInterpretation == "MONOCHROME1"
-    spacing = None if patient is None else (between, *patient)
+    spacing = None if patient_spacing is None else (slice_spacing, *patient_spacing)
     return Decoded(
         values, spacing, placement.geometry(values, first, positions, gap, in_plane), tuple(headers), window, inverted
     )
 
 
-def _header(content: bytes) -> pydicom.Dataset:
-    """Everything but the pixels, checked for what cannot be decoded or would be misread."""
+def _read_header(content: bytes) -> pydicom.Dataset:
+    """Read everything but the pixels; raise ImageError for a file that cannot be decoded or would be misread."""
     if _DEFLATED in content[: 1 << 16]:
         raise ImageError("the DICOM file is deflated as a whole; send it in another transfer syntax")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = pydicom.dcmread(io.BytesIO(content))
-            frames, rows, columns = int(found.get("NumberOfFrames") or 1), int(found.Rows), int(found.Columns)
-            samples, bits = int(found.get("SamplesPerPixel") or 1), int(found.BitsAllocated)
-            photometric = str(found.PhotometricInterpretation)
-            image_type = [str(part).upper() for part in found.get("ImageType") or []]
-            pixels = len(found.PixelData)
-            packed = found.file_meta.TransferSyntaxUID.is_compressed
-            coded = (
-                [_coded_size(frame) for frame in generate_frames(found.PixelData, number_of_frames=frames)] if packed else []
+            header = pydicom.dcmread(io.BytesIO(content))
+            frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
+            samples, bits = int(header.get("SamplesPerPixel") or 1), int(header.BitsAllocated)
+            photometric = str(header.PhotometricInterpretation)
+            image_type = [str(part).upper() for part in header.get("ImageType") or []]
+            pixels = len(header.PixelData)
+            packed = header.file_meta.TransferSyntaxUID.is_compressed
+            coded_sizes = (
+                [_coded_size(frame) for frame in generate_frames(header.PixelData, number_of_frames=frames)]
+                if packed
+                else []
             )
-    except Exception:  # pydicom raises what it likes on damaged files, and quotes values in it
+    except Exception:  # pydicom raises errors of many types on damaged files, which quote values
         raise ImageError(_UNDECODABLE) from None
     check_size(frames, rows, columns)
     if "MOSAIC" in image_type:
@@ -109,44 +114,44 @@ def _header(content: bytes) -> pydicom.Dataset:
         raise ImageError(f"the file's PhotometricInterpretation is {photometric[:20]}; send {', '.join(_GREY)} or RGB")
     if not packed and pixels < frames * rows * columns * samples * bits // 8 // (2 if photometric == "YBR_FULL_422" else 1):
         raise ImageError("the DICOM file is truncated: it has fewer pixels than its header says")
-    if any(size not in (None, (rows, columns)) for size in coded):
+    if any(size not in (None, (rows, columns)) for size in coded_sizes):
         raise ImageError("the DICOM file's compressed pixels have another size than its header says")
-    del found.PixelData
-    return found
+    del header.PixelData
+    return header
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a compressed frame says itself (JPEG, JPEG-LS, JPEG 2000); None where it says none."""
+    """Return rows and columns that a compressed frame itself states (JPEG, JPEG-LS, JPEG 2000); else None."""
     if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SOC, SIZ
         right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
         return bottom - top, right - left
-    place = 2
-    while frame[:2] == b"\xff\xd8" and place + 9 <= len(frame) and frame[place] == 0xFF:
-        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4], "big")
+    position = 2
+    while frame[:2] == b"\xff\xd8" and position + 9 <= len(frame) and frame[position] == 0xFF:
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = struct.unpack_from(">2H", frame, place + 5)
+            rows, columns = struct.unpack_from(">2H", frame, position + 5)
             return rows, columns
-        place += 1 if marker == 0xFF else 2 + length
+        position += 1 if marker == 0xFF else 2 + length
     return None
 
 
 def tells_rescaling(header: pydicom.Dataset) -> bool:
-    """Whether a file says how its values become measurements, as CT does."""
+    """Whether a header has the slope and intercept that turn stored values into measurements, as that of CT has."""
     holders = (header, placement.group(header, "PixelValueTransformationSequence"))
     names = ("RescaleSlope", "RescaleIntercept")
-    return any(one is not None and all(one.get(name) is not None for name in names) for one in holders)
+    return any(holder is not None and all(holder.get(name) is not None for name in names) for holder in holders)
 
 
 def _require_one_scale(header: pydicom.Dataset, frames: int) -> None:
-    """Raise ImageError where frames are rescaled differently: the reader takes the first one's scale for all."""
-    found = [placement.group(header, "PixelValueTransformationSequence", i) for i in range(frames)] if frames > 1 else []
-    scales = {(float(one.RescaleSlope), float(one.RescaleIntercept)) for one in found if one is not None}
+    """Raise ImageError where frames are rescaled differently: SimpleITK applies the first frame's scale to all."""
+    groups = [placement.group(header, "PixelValueTransformationSequence", i) for i in range(frames)] if frames > 1 else []
+    scales = {(float(group.RescaleSlope), float(group.RescaleIntercept)) for group in groups if group is not None}
     if len(scales) > 1:
         raise ImageError("the frames of the DICOM file are rescaled differently; send them as a series of single files")
 
 
-def _order(headers: Sequence[pydicom.Dataset]) -> list[int]:
-    """The order of the files along their common normal."""
+def _slice_order(headers: Sequence[pydicom.Dataset]) -> list[int]:
+    """Return the indices of the files, sorted along their common normal; raise ImageError where they are not one stack."""
     if len(headers) == 1:
         return [0]
     first = headers[0]
@@ -162,8 +167,8 @@ def _order(headers: Sequence[pydicom.Dataset]) -> list[int]:
             "the series has files without ImageOrientationPatient or ImagePositionPatient: their order is unknown"
         )
     for number, header in enumerate(headers, 1):
-        other = placement.orientation(header)
-        if other is None or np.abs(other - orientation).max() > 1e-3:
+        file_orientation = placement.orientation(header)
+        if file_orientation is None or np.abs(file_orientation - orientation).max() > 1e-3:
             raise ImageError(f"the series is no stack: file {number} is turned against file 1 (ImageOrientationPatient)")
     normal = np.cross(orientation[:3], orientation[3:])
     return sorted(
@@ -171,61 +176,62 @@ def _order(headers: Sequence[pydicom.Dataset]) -> list[int]:
     )
 
 
-def _pixels(files: Sequence[bytes], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
-    """Rescaled values (S, H, W), or (S, H, W, 3)."""
+def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
+    """Decode the rescaled values of all files: (S, H, W), or (S, H, W, 3) for colour."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    whole: npt.NDArray[Any] | None = None
+    values: npt.NDArray[Any] | None = None
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         for i, content in enumerate(files):
             path = Path(folder) / f"{i:04d}.dcm"
-            path.write_bytes(_upright(content))
+            path.write_bytes(_as_monochrome2(content))
             try:
                 image = sitk.ReadImage(str(path))
             except RuntimeError:
                 raise ImageError(_UNDECODABLE) from None
             finally:
                 path.unlink()
-            part = _stack(image)
-            if part.shape[:3] != (shape if len(files) == 1 else (1, *shape[1:])):
+            slices = _slices_of(image)
+            if slices.shape[:3] != (shape if len(files) == 1 else (1, *shape[1:])):
                 raise ImageError("the DICOM file's pixels have another size than its header says")
             if len(files) == 1:
-                whole = part
+                values = slices
                 break
-            if whole is None:
-                whole = np.empty((shape[0], *part.shape[1:]), part.dtype)
-            elif not np.can_cast(part.dtype, whole.dtype):
-                whole = whole.astype(np.result_type(part.dtype, whole.dtype))
-            whole[i] = part[0]
-    assert whole is not None
-    if not np.isfinite(whole).all():
+            if values is None:
+                values = np.empty((shape[0], *slices.shape[1:]), slices.dtype)
+            elif not np.can_cast(slices.dtype, values.dtype):
+                values = values.astype(np.result_type(slices.dtype, values.dtype))
+            values[i] = slices[0]
+    assert values is not None
+    if not np.isfinite(values).all():
         raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
-    return whole
+    return values
 
 
-def _upright(content: bytes) -> bytes:
-    """MONOCHROME1 as MONOCHROME2: the reader turns its stored values over, which rescaling and window do not expect."""
-    found = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-    if found.PhotometricInterpretation != "MONOCHROME1":
+def _as_monochrome2(content: bytes) -> bytes:
+    """Relabel a MONOCHROME1 file as MONOCHROME2, because SimpleITK would invert the stored values before rescaling them."""
+    header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+    if header.PhotometricInterpretation != "MONOCHROME1":
         return content
-    whole, changed = pydicom.dcmread(io.BytesIO(content)), io.BytesIO()
-    whole.PhotometricInterpretation = "MONOCHROME2"
-    whole.save_as(changed)
-    return changed.getvalue()
+    dataset, relabelled = pydicom.dcmread(io.BytesIO(content)), io.BytesIO()
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.save_as(relabelled)
+    return relabelled.getvalue()
 
 
-def _stack(image: sitk.Image) -> npt.NDArray[Any]:
+def _slices_of(image: sitk.Image) -> npt.NDArray[Any]:
+    """Return the slices of an image, (S, H, W) or (S, H, W, 3); raise ImageError for other channels or deep colour."""
     channels = image.GetNumberOfComponentsPerPixel()
     array: npt.NDArray[Any] = sitk.GetArrayFromImage(image)
     if channels not in (1, 3):
         raise ImageError(f"the DICOM file has {channels} values a pixel; send grey or RGB")
-    flat = array.ndim - (channels > 1)
+    spatial_axes = array.ndim - (channels > 1)
     if channels > 1 and array.dtype != np.uint8:
         raise ImageError("the DICOM file is in colour of more than 8 bits; send 8 bits")
-    return array[None] if flat == 2 else array
+    return array[None] if spatial_axes == 2 else array
 
 
-def _window(headers: Sequence[pydicom.Dataset], frames: int) -> tuple[float, float] | None:
-    """Centre and width of the middle slice, the first of several."""
+def _read_window(headers: Sequence[pydicom.Dataset], frames: int) -> tuple[float, float] | None:
+    """Return centre and width of the middle slice's window, of several the first; None where there is no valid one."""
     header = headers[len(headers) // 2]
     holder = header if "WindowCenter" in header else placement.group(header, "FrameVOILUTSequence", frames // 2)
     if holder is None or holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:

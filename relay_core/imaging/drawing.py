@@ -1,4 +1,4 @@
-"""Class ids as colours, and drawn over their image. Imports neither torch nor a plotting library.
+"""Turn class ids into colours, and draw them over their image. Imports neither torch nor a plotting library.
 
 Legend: C colour channels (1 or 3), H rows, W columns.
 """
@@ -14,10 +14,10 @@ _COLOURS = [(86, 180, 233), (240, 228, 66), (213, 94, 0), (0, 158, 115), (204, 1
 
 
 def palette(num_classes: int) -> np.ndarray:
-    """Colours of the classes, apart for colour-blind eyes (Okabe & Ito 2008); beyond 8 classes they return darker.
+    """Return the colours of classes, which colour-blind people can tell apart (Okabe & Ito 2008).
 
-    Shape: (num_classes, 3) uint8. Class 0, the background, is black and is never drawn. A smaller palette is the
-    beginning of a larger one.
+    Shape: (num_classes, 3) uint8. Class 0, the background, is black and is never drawn. Beyond 8 classes the colours recur
+    in a darker shade. A smaller palette is the beginning of a larger one.
     """
     colours = [(0, 0, 0)]
     for index in range(max(0, num_classes - 1)):
@@ -28,7 +28,7 @@ def palette(num_classes: int) -> np.ndarray:
 
 
 def overlay(image: Any, ids: Any, opacity: float = 0.3) -> np.ndarray:
-    """An image with each class tinted and its border, one pixel wide, drawn in full colour.
+    """Draw classes over an image: each area is tinted, and its border, one pixel wide, has the full colour.
 
     Shape: image (C, H, W) in [-1, 1], clipped; ids (H, W) integer, 0 is left as it is. Returns (H, W, 3) uint8.
     Raises ValueError for other shapes or a negative id.
@@ -42,19 +42,19 @@ def overlay(image: Any, ids: Any, opacity: float = 0.3) -> np.ndarray:
 
 
 def _borders(ids: np.ndarray) -> np.ndarray:
-    """Foreground pixels with a 4-neighbour of another class."""
+    """Mark the foreground pixels that have a 4-neighbour of another class: (H, W) bool."""
     around = np.pad(ids, 1, mode="edge")
     shifted = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-    return (ids > 0) & np.any([other != ids for other in shifted], axis=0)
+    return (ids > 0) & np.any([neighbours != ids for neighbours in shifted], axis=0)
 
 
 def as_array(values: Any) -> np.ndarray:
-    """A numpy array of an array or of a tensor on any device, without importing torch."""
+    """Convert an array, or a tensor on any device, to a numpy array without importing torch."""
     return np.asarray(values.detach().cpu().float().numpy() if hasattr(values, "detach") else values)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) in [-1, 1], clipped, as (H, W, 3) uint8. Raises ValueError for other shapes."""
+    """Convert an image (C, H, W) in [-1, 1], clipped, to (H, W, 3) uint8. Raises ValueError for other shapes."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"an image must be (1 or 3, H, W), not {image.shape}")
     shown = np.rint((np.clip(np.nan_to_num(image, nan=-1.0), -1, 1) + 1) * 127.5).astype(np.uint8)

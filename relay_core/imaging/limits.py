@@ -1,36 +1,31 @@
-"""The largest images and series that are decoded; what is larger is refused before it takes memory."""
+"""Limit the size of images and series that are decoded: larger ones are refused before they take memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from relay_core.errors import ImageError
 
-if TYPE_CHECKING:
-    pass
-
 MAX_SIDE = 1 << 14
-"""Pixels of a side: resizing takes memory by it."""
+"""Most pixels along one side of a slice; resizing takes memory in proportion to it."""
 
 
 MAX_PIXELS = 1 << 25
-"""Pixels of one slice."""
+"""Most pixels in one slice."""
 
 
 MAX_VOXELS = 1 << 27
-"""Pixels of all slices together."""
+"""Most pixels in all slices of an image together."""
 
 
 MAX_BYTES = 1 << 29
-"""Of all pixels as they are decoded."""
+"""Most bytes of a decompressed NIfTI file."""
 
 
 MAX_FILES = 4096
-"""Files of a DICOM series."""
+"""Most files in an archive with a DICOM series."""
 
 
 def check_size(slices: int, height: int, width: int) -> None:
-    """Raise ImageError where there is more than can be worked on."""
+    """Raise ImageError where an image of so many slices, rows and columns is empty or too large to be decoded."""
     if height * width > MAX_PIXELS:
         raise ImageError(f"the image has {width} x {height} pixels; a slice may have {MAX_PIXELS}")
     if max(height, width) > MAX_SIDE:

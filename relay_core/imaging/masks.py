@@ -1,4 +1,4 @@
-"""Class ids as files: PNG with a palette, an overlay for eyes, NIfTI and DICOM SEG with the source's geometry.
+"""Encode class ids as files: PNG with a palette, PNG overlay for people, NIfTI and DICOM SEG with the source's geometry.
 
 Legend: S slices, H rows, W columns.
 """
@@ -24,14 +24,14 @@ Ids = npt.NDArray[np.uint8]
 
 
 def to_png(ids: Ids, num_classes: int) -> bytes:
-    """Class ids (H, W) as a palette PNG: its pixels are the ids, its colours those of the overlay."""
+    """Encode class ids (H, W) as a palette PNG: its pixels are the ids, its colours those of the overlay."""
     image = Image.fromarray(ids)
     image.putpalette(palette(max(num_classes, 1)).tobytes())
     return _png(image)
 
 
 def to_overlay(study: Study, ids: Ids, number: int = 0) -> bytes:
-    """A slice as PNG with its classes drawn over it; `ids` (S, H, W)."""
+    """Encode slice `number` of a study as PNG, with its classes drawn over it; `ids` are (S, H, W)."""
     return _png(Image.fromarray(overlay(study.batch(number, number + 1)[0] * 2 - 1, ids[number])))
 
 
@@ -42,10 +42,10 @@ def _png(image: Image.Image) -> bytes:
 
 
 def to_nifti(study: Study, ids: Ids) -> bytes:
-    """Class ids (S, H, W) as `.nii.gz` with the source's spacing, origin and direction.
+    """Encode class ids (S, H, W) as `.nii.gz` with the source's spacing, origin and direction.
 
     Raises:
-        ImageError: the source is a picture, which has none.
+        ImageError: the source is a picture (PNG, JPEG or TIFF), which has no geometry.
     """
     import SimpleITK as sitk
 
@@ -60,14 +60,14 @@ def to_nifti(study: Study, ids: Ids) -> bytes:
 
 
 def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: str) -> bytes:
-    """Class ids (S, H, W) as DICOM SEG that references the source; the background is no segment.
+    """Encode class ids (S, H, W) as a DICOM SEG that references the source; the background becomes no segment.
 
     Args:
-        study: from DICOM.
+        study: the segmented study, which was read from DICOM.
         ids: the mask.
-        names: of the classes, the background first.
-        model: the algorithm's name.
-        version: of the model.
+        names: names of the classes, the background first.
+        model: name of the model, written as that of the algorithm; cut to 64 characters.
+        version: version of the model; cut to 64 characters.
 
     Raises:
         ImageError: the source is not DICOM, or lacks what a segmentation must copy from it.
@@ -92,8 +92,8 @@ def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: st
     ]  # fmt: skip
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values of the source
-            made = highdicom.seg.Segmentation(
+            warnings.simplefilter("ignore")  # warnings quote values of the source
+            segmentation = highdicom.seg.Segmentation(
                 source_images=list(study.sources), pixel_array=ids,
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY, segment_descriptions=segments,
                 series_instance_uid=highdicom.UID(), series_number=9000, sop_instance_uid=highdicom.UID(),
@@ -102,8 +102,8 @@ def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: st
                 transfer_syntax_uid=ExplicitVRLittleEndian, content_label="RELAY",
             )  # fmt: skip
             content = io.BytesIO()
-            made.save_as(content)
-    except Exception as error:  # highdicom raises what it likes where the source lacks attributes
+            segmentation.save_as(content)
+    except Exception as error:  # highdicom raises errors of many types where the source lacks attributes
         raise ImageError(
             "the DICOM source lacks what a SEG must copy from it (patient, study, frame of reference); ask for NIfTI"
         ) from error

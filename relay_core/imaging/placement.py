@@ -1,4 +1,4 @@
-"""Where the slices of DICOM files lie: positions, directions, distances, from their headers (PS3.3 C.7.6.2, C.7.6.16)."""
+"""Read from DICOM headers where slices lie: positions, directions, distances (PS3.3 C.7.6.2, C.7.6.16)."""
 
 from __future__ import annotations
 
@@ -13,42 +13,47 @@ import SimpleITK as sitk
 from relay_core.errors import ImageError
 
 EVEN = 0.01
-"""Millimetres, and share of the distance, by which distances of slices may differ."""
+"""Largest difference between distances of slices, in mm and as a share of the distance; the larger of both counts."""
 
 
 def group(header: pydicom.Dataset, name: str, frame: int = 0) -> pydicom.Dataset | None:
-    """A functional group of a multi-frame file: of one frame, else what all share."""
-    for holder in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        groups = header.get(holder) or []
-        group = groups[frame] if len(groups) > frame and holder.startswith("Per") else groups[0] if groups else None
-        if group is not None and group.get(name):
-            found: pydicom.Dataset = group[name].value[0]
-            return found
+    """Return a functional group of a multi-frame file: the frame's own, else the one that all frames share, else None."""
+    for sequence in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        groups = header.get(sequence) or []
+        frame_group = groups[frame] if len(groups) > frame and sequence.startswith("Per") else groups[0] if groups else None
+        if frame_group is not None and frame_group.get(name):
+            item: pydicom.Dataset = frame_group[name].value[0]
+            return item
     return None
 
 
 def floats(value: Any, count: int | None = None) -> npt.NDArray[np.float64]:
-    """Finite numbers, so many. Raises ValueError."""
-    found = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    if not np.isfinite(found).all() or (count is not None and found.shape != (count,)):
+    """Convert a header's value to finite numbers, `count` of them if given. Raises ValueError where it is none of these."""
+    numbers = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    if not np.isfinite(numbers).all() or (count is not None and numbers.shape != (count,)):
         raise ValueError
-    return found
+    return numbers
 
 
 def orientation(header: pydicom.Dataset) -> npt.NDArray[np.float64] | None:
-    """Directions of a row and of a column, six numbers. Raises ValueError, ImageError."""
+    """Return the directions of a row and of a column, six numbers; None where the header does not tell.
+
+    Raises:
+        ValueError: they are not six finite numbers.
+        ImageError: they are not two unit vectors at right angles.
+    """
     holder = header if "ImageOrientationPatient" in header else group(header, "PlaneOrientationSequence")
     if holder is None or holder.get("ImageOrientationPatient") is None:
         return None
-    found = floats(holder.ImageOrientationPatient, 6)
-    row, column = found[:3], found[3:]
+    directions = floats(holder.ImageOrientationPatient, 6)
+    row, column = directions[:3], directions[3:]
     if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2 or abs(row @ column) > 1e-2:
         raise ImageError("the DICOM file's ImageOrientationPatient is no pair of directions at right angles")
-    return found
+    return directions
 
 
 def positions(headers: Sequence[pydicom.Dataset]) -> list[npt.NDArray[np.float64]]:
-    """Of each slice; fewer where the files do not tell."""
+    """Return each slice's position, x, y, z in mm; a slice whose header does not tell is left out. Raises ValueError."""
     frames = int(headers[0].get("NumberOfFrames") or 1)
     if len(headers) == 1 and frames > 1:
         holders = [group(headers[0], "PlanePositionSequence", i) for i in range(frames)]
@@ -60,10 +65,12 @@ def positions(headers: Sequence[pydicom.Dataset]) -> list[npt.NDArray[np.float64
 
 
 def gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[np.float64] | None) -> float | None:
-    """Distance of neighbouring slices in mm; None for one slice, or where nothing is known.
+    """Return the distance of neighbouring slices in mm; None for one slice, or where the orientation is unknown.
+
+    The distance is negative where the slices run against the normal of their plane.
 
     Raises:
-        ImageError: they lie unevenly, beside each other, or twice at one place.
+        ImageError: the slices lie unevenly, beside each other, or several at one position.
     """
     if len(positions) < 2 or orientation is None:
         return None
@@ -73,19 +80,22 @@ def gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[n
     usual = float(np.median(gaps))
     if abs(usual) < EVEN:
         raise ImageError("the series has several files at one position; send one stack of slices")
-    for i, gap in enumerate(gaps):
-        if abs(gap - usual) > max(EVEN, EVEN * abs(usual)):
+    for i, distance in enumerate(gaps):
+        if abs(distance - usual) > max(EVEN, EVEN * abs(usual)):
             raise ImageError(
-                f"the slices lie unevenly: {abs(gap):.2f} mm between slices {i + 1} and {i + 2}, {abs(usual):.2f} mm "
+                f"the slices lie unevenly: {abs(distance):.2f} mm between slices {i + 1} and {i + 2}, {abs(usual):.2f} mm "
                 "elsewhere; a slice is missing, or the files are of several stacks"
             )
-        if np.linalg.norm(steps[i] - gap * normal) > max(EVEN, EVEN * abs(usual)):
+        if np.linalg.norm(steps[i] - distance * normal) > max(EVEN, EVEN * abs(usual)):
             raise ImageError(f"the slices do not lie straight behind each other: see slices {i + 1} and {i + 2}")
     return usual
 
 
 def in_plane(header: pydicom.Dataset, detector: bool = True) -> tuple[float, float] | None:
-    """Row to row, column to column, in mm; with `detector` also where it is known at the detector alone (magnified)."""
+    """Return the mm from row to row and from column to column; None where the header does not tell.
+
+    With `detector` also the spacing at the detector counts, where no other is known; the image of the patient is magnified.
+    """
     measures = group(header, "PixelMeasuresSequence")
     holders = [(header, "PixelSpacing"), (measures, "PixelSpacing"), *([(header, "ImagerPixelSpacing")] if detector else [])]
     for holder, name in holders:
@@ -97,13 +107,13 @@ def in_plane(header: pydicom.Dataset, detector: bool = True) -> tuple[float, flo
 
 
 def thickness(header: pydicom.Dataset) -> float | None:
-    """What the header says of the distance of slices, or of their thickness, in mm."""
+    """Return the distance of slices in mm that the header states, else their thickness, else None."""
     measures = group(header, "PixelMeasuresSequence")
     for holder in (header, measures):
         for name in ("SpacingBetweenSlices", "SliceThickness"):
-            found = holder.get(name) if holder is not None else None
-            if found is not None and floats(found, 1)[0] > 0:
-                return float(found)
+            value = holder.get(name) if holder is not None else None
+            if value is not None and floats(value, 1)[0] > 0:
+                return float(value)
     return None
 
 
@@ -111,14 +121,14 @@ def geometry(
     values: npt.NDArray[Any], header: pydicom.Dataset, positions: Sequence[npt.NDArray[np.float64]], gap: float | None,
     in_plane: tuple[float, float] | None,
 ) -> sitk.Image:  # fmt: skip
-    """An empty image (W, H, S) that lies where the slices lie; of what is not known the plainest."""
+    """Make an empty image (W, H, S) that lies where the slices lie; what is unknown is 1 mm, or SimpleITK's default."""
     image = sitk.Image([values.shape[2], values.shape[1], values.shape[0]], sitk.sitkUInt8)
     row, column = in_plane or (1.0, 1.0)
-    between = abs(gap) if gap is not None else thickness(header) or 1.0
-    image.SetSpacing((column, row, between))
-    turned = orientation(header)
-    if turned is not None and positions:
-        normal = np.cross(turned[:3], turned[3:]) * (1 if gap is None or gap > 0 else -1)
+    slice_spacing = abs(gap) if gap is not None else thickness(header) or 1.0
+    image.SetSpacing((column, row, slice_spacing))
+    directions = orientation(header)
+    if directions is not None and positions:
+        normal = np.cross(directions[:3], directions[3:]) * (1 if gap is None or gap > 0 else -1)
         image.SetOrigin([float(x) for x in positions[0]])
-        image.SetDirection([float(x) for x in np.stack([turned[:3], turned[3:], normal], axis=1).ravel()])
+        image.SetDirection([float(x) for x in np.stack([directions[:3], directions[3:], normal], axis=1).ravel()])
     return image

@@ -58,7 +58,7 @@ def read_image(path: Path, channels: int = 3) -> tuple[npt.NDArray[Any], Spacing
         (channels, H, W), uint8 or float32; and the spacing in mm, None where the format does not tell.
 
     Raises:
-        DataError: not readable, not 2-D, or not finite.
+        DataError: the file cannot be read, is not 2-D, or has values that are not finite.
     """
     pixels, spacing = _read_pixels(path)
     if pixels.dtype != np.uint8 or spacing is not None:
@@ -78,7 +78,7 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
         (H, W), uint8, uint16 or int64.
 
     Raises:
-        DataError: not readable, not 2-D, colours that are not grey, or values that are not whole numbers.
+        DataError: the file cannot be read, is not 2-D, has colours that are not grey, or values that are not whole numbers.
     """
     pixels, _ = _read_pixels(path)
     if pixels.ndim == 3:
@@ -97,13 +97,13 @@ def write_mask(path: Path, array: npt.NDArray[Any], spacing: Spacing | None = No
     """Write class ids or mask values (H, W), at least 0, as grey PNG or NIfTI, 8 bits where they fit, else 16.
 
     Args:
-        path: ends in `.png`, `.nii` or `.nii.gz`.
+        path: file to write; its name ends in `.png`, `.nii` or `.nii.gz`.
         array: the values, in rows and columns of the original image.
-        spacing: mm of a pixel, for NIfTI; PNG cannot hold it.
+        spacing: mm of a pixel, row then column, for NIfTI; PNG cannot hold it.
         like: a NIfTI image of the same size whose position and orientation are taken over, for NIfTI.
 
     Raises:
-        DataError: another suffix, or values that a mask cannot hold.
+        DataError: the name has another suffix, or a mask cannot hold the values.
     """
     suffix = suffix_of(path)
     if suffix not in (".png", *NIFTI_SUFFIXES):
@@ -131,9 +131,9 @@ def write_volume(path: Path, slices: npt.NDArray[np.uint8], spacing: Spacing | N
     """Write class ids (D, H, W) as one NIfTI volume.
 
     Args:
-        path: ends in `.nii` or `.nii.gz`.
-        slices: class ids.
-        spacing: mm of a pixel, row then column; the distance of the slices is not known and stays 1.
+        path: file to write; its name ends in `.nii` or `.nii.gz`.
+        slices: class ids, slice by slice.
+        spacing: mm of a pixel, row then column; the distance of the slices is unknown and stays 1.
     """
     import SimpleITK as sitk
 
@@ -144,11 +144,12 @@ def write_volume(path: Path, slices: npt.NDArray[np.uint8], spacing: Spacing | N
 
 
 def _fail(path: Path, message: str) -> NoReturn:
+    """Raise a DataError with one problem of one file."""
     raise DataError("a file cannot be used", [Problem(path.name, message)])
 
 
 def _read_pixels(path: Path) -> tuple[npt.NDArray[Any], Spacing | None]:
-    """Return (H, W) or (H, W, 3); spacing only for NIfTI."""
+    """Read the pixels of a file, (H, W) or (H, W, 3), and their spacing, which only NIfTI tells."""
     suffix = suffix_of(path)
     if suffix is None:
         _fail(path, f"is of an unsupported type; use {', '.join(SUFFIXES)}")
@@ -192,7 +193,7 @@ def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _itk_read(path: Path) -> Any:
-    """Return a SimpleITK image."""
+    """Read a file as a SimpleITK image; raise DataError where it cannot be decoded."""
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -203,7 +204,7 @@ def _itk_read(path: Path) -> Any:
 
 
 def _itk_array(path: Path, image: Any) -> npt.NDArray[Any]:
-    """Return (H, W) or (H, W, 3) of a SimpleITK image whose other axes have length 1."""
+    """Return the pixels, (H, W) or (H, W, 3), of a SimpleITK image whose other axes have length 1."""
     import SimpleITK as sitk
 
     pixels: npt.NDArray[Any] = sitk.GetArrayFromImage(image)
@@ -211,17 +212,18 @@ def _itk_array(path: Path, image: Any) -> npt.NDArray[Any]:
     if channels == 2 or channels > 4:
         _fail(path, f"has {channels} channels; give grey or RGB")
     size = image.GetSize()[::-1]
-    shape = size if len(size) == 2 else _plane(path, size)
+    shape = size if len(size) == 2 else _plane_shape(path, size)
     return pixels.reshape(*shape, channels)[..., :3] if channels > 1 else pixels.reshape(shape)
 
 
-def _plane(path: Path, size: tuple[int, ...]) -> tuple[int, int]:
-    """Drop axes of length 1, the last ones in the file first, until two are left."""
+def _plane_shape(path: Path, size: tuple[int, ...]) -> tuple[int, int]:
+    """Return the lengths of the two axes that `_plane_axes` keeps."""
     kept = _plane_axes(path, size)
     return size[kept[0]], size[kept[1]]
 
 
 def _plane_axes(path: Path, size: tuple[int, ...]) -> list[int]:
+    """Drop axes of length 1, the last ones in the file first, until two are left; return these. Raises DataError."""
     kept = list(range(len(size)))
     for axis in range(len(size)):
         if len(kept) > 2 and size[axis] == 1:
@@ -241,43 +243,44 @@ def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], Spacing]:
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a NIfTI file says of its voxels."""
+    """The part of a NIfTI file's header that describes its voxels."""
 
     size: tuple[int, ...]
-    """Voxels along x, y, z, ..."""
+    """Number of voxels along x, y, z, ..."""
     code: int
-    """Of the voxels' type: 16 and 64 are floating point."""
+    """Code of the voxels' type; 16 and 64 are float32 and float64."""
     order: str
-    """`<` or `>`."""
+    """Byte order: `<` is little-endian, `>` big-endian."""
     start: int
-    """Byte of the first voxel."""
+    """Offset of the first voxel in bytes."""
     needed: int
-    """Bytes of the whole file, decompressed."""
+    """Number of bytes that the whole file must have, decompressed."""
 
 
 def nifti_header(path: Path) -> NiftiHeader:
-    """The header of a NIfTI file that is as long as the header says; a compressed one is read as a stream.
+    """Read the header of a NIfTI file, and check that the file is as long as it says; compressed ones are read as a stream.
 
     Raises:
-        DataError: not NIfTI, truncated, or of more than `MAX_NIFTI` bytes.
+        DataError: the file is not NIfTI, is truncated, or has more than `MAX_NIFTI` bytes.
     """
     try:
         with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
+            compressed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else path.open("rb") as file:
             head = file.read(540)
             header = _parse_nifti(head)
-            whole = 0 < header.needed <= MAX_NIFTI and _holds(file, header.needed - len(head))
-    except Exception:  # gzip, zlib and struct each raise their own
+            complete = 0 < header.needed <= MAX_NIFTI and _has_bytes(file, header.needed - len(head))
+    except Exception:  # gzip, zlib and struct each raise errors of their own
         _fail(path, _UNDECODABLE)
     if header.needed > MAX_NIFTI:
         _fail(path, "has too many voxels")
-    if not whole:
+    if not complete:
         _fail(path, _UNDECODABLE)
     return header
 
 
 def _parse_nifti(head: bytes) -> NiftiHeader:
+    """Parse the header of a NIfTI-1 or NIfTI-2 file; raise ValueError or struct.error where it is not one."""
     order = "<" if struct.unpack_from("<i", head)[0] in (348, 540) else ">"
     if struct.unpack_from(f"{order}i", head)[0] == 348:
         dim, (code, bits) = struct.unpack_from(f"{order}8h", head, 40), struct.unpack_from(f"{order}2h", head, 70)
@@ -291,13 +294,15 @@ def _parse_nifti(head: bytes) -> NiftiHeader:
     return NiftiHeader(size, code, order, start, start + math.prod(size) * bits // 8)
 
 
-def _holds(file: Any, count: int) -> bool:
+def _has_bytes(file: Any, count: int) -> bool:
+    """Whether `count` more bytes can be read from a file."""
     while count > 0 and (chunk := file.read(min(count, 1 << 20))):
         count -= len(chunk)
     return count <= 0
 
 
 def _unit_range(pixels: npt.NDArray[Any], path: Path, *, full_scale: bool) -> npt.NDArray[np.float32]:
+    """Scale pixels to 0..1: with `full_scale` unsigned 16 bits by 65535, all others by their minimum and maximum."""
     if full_scale and pixels.dtype == np.uint16:
         return pixels.astype(np.float32) / np.float32(65535)
     values = pixels.astype(np.float64)

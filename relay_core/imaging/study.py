@@ -1,7 +1,7 @@
-"""One image or volume as a clinician's system sends it: PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a DICOM series.
+"""Decode one image or volume as a clinician's system sends it: PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a DICOM series.
 
-Values come to a network as they came in training: see `readers.read_image`; DICOM by its window (see `dicom`); for a network
-that learned from HU, DICOM and NIfTI by the window of the training, whatever the file would like to be shown with.
+Values reach a network as they did in training: see `readers.read_image`; DICOM values are mapped by the file's window (see
+`dicom`). For a network that learned from HU, DICOM and NIfTI values are mapped by the window of the training instead.
 Legend: S slices, C channels, H rows, W columns.
 """
 
@@ -36,51 +36,53 @@ class Study:
 
     kind: Literal["picture", "nifti", "dicom"]
     pixels: npt.NDArray[Any]
-    """(S, C, H, W) as decoded; grey is repeated, without copies, where colour is wanted."""
+    """Values as decoded, (S, C, H, W); where colour is wanted, grey is repeated without copies."""
     spacing: tuple[float | None, float, float] | None
     """Millimetres from slice to slice, row to row, column to column; None where the file does not tell."""
     volume: bool
     """Whether it is a stack of slices rather than one picture."""
     geometry: Any = None
-    """SimpleITK image whose size, spacing, origin and direction a mask takes over; None: a picture has none."""
+    """SimpleITK image whose size, spacing, origin and direction a mask takes over; None for a picture, which has none."""
     sources: tuple[pydicom.Dataset, ...] = ()
     """DICOM headers in the order of the slices (one for a multi-frame file), without their pixels."""
 
     window: tuple[float, float] | None = None
-    """Centre and width that map values to 0..1 (PS3.3 C.11.2.1.2); None: 8-bit values by 255 and a picture's float32 ones as
-    they are; others, and all of NIfTI, from each slice's smallest to its largest."""
+    """Centre and width that map values to 0..1 (PS3.3 C.11.2.1.2). None: 8-bit values are divided by 255, and a picture's
+    float32 values are in 0..1 already; all others, and those of NIfTI, are stretched from each slice's smallest to its
+    largest."""
     inverted: bool = False
-    """Whether the largest value is black."""
+    """Whether the largest value means black (MONOCHROME1)."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def batch(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Slices `start` to `stop`, (n, C, H, W) float32 in 0..1."""
-        part = self.pixels[start:stop]
+        """Return slices `start` to `stop` - 1 as (n, C, H, W) float32 in 0..1."""
+        slices = self.pixels[start:stop]
         if self.window is not None:
             centre, width = self.window
-            shown = np.clip((part - np.float32(centre - 0.5)) / np.float32(max(width - 1, 1e-6)) + np.float32(0.5), 0, 1)
-        elif self.kind != "nifti" and part.dtype == np.uint8:
-            shown = part / np.float32(255)
+            scaled = np.clip((slices - np.float32(centre - 0.5)) / np.float32(max(width - 1, 1e-6)) + np.float32(0.5), 0, 1)
+        elif self.kind != "nifti" and slices.dtype == np.uint8:
+            scaled = slices / np.float32(255)
         elif self.kind == "picture":
-            shown = part
+            scaled = slices
         else:
-            shown = np.stack([_spread(values) for values in part])
-        return np.ascontiguousarray(1 - shown if self.inverted else shown, np.float32)
+            scaled = np.stack([_stretch(values) for values in slices])
+        return np.ascontiguousarray(1 - scaled if self.inverted else scaled, np.float32)
 
 
 def read_study(content: bytes, channels: int, window: tuple[float, float] | None = None) -> Study:
-    """Decode an upload; what it is is told from its first bytes.
+    """Decode an upload; its first bytes tell the format.
 
     Args:
-        content: the file.
-        channels: 1 or 3, of the network.
-        window: measured values (HU) that are black and white to the network; None: it learned from shades.
+        content: the bytes of the file.
+        channels: number of channels that the network takes, 1 or 3.
+        window: measured values (HU) that are black and white to the network; None: it learned from grey values without unit.
 
     Raises:
-        ImageError: of no known kind, damaged, too large, colour where grey is wanted, not finite, a stack whose slices
-            do not lie evenly one behind the other, or a DICOM file without measurements where the network reads them.
+        ImageError: the format is unknown, the file is damaged or too large, it is in colour where grey is wanted, values are
+            not finite, the slices do not lie evenly one behind the other, or a DICOM file has no measurements where the
+            network reads them.
     """
     study = _decode(content, channels)
     if window is None or study.kind == "picture":
@@ -92,6 +94,7 @@ def read_study(content: bytes, channels: int, window: tuple[float, float] | None
 
 
 def _require_measurements(study: Study) -> None:
+    """Raise ImageError where the values of a DICOM study are no measurements (HU)."""
     from relay_core.imaging.dicom import tells_rescaling
 
     if study.sources[0].get("SamplesPerPixel", 1) > 1:
@@ -104,28 +107,28 @@ def _require_measurements(study: Study) -> None:
 
 def _decode(content: bytes, channels: int) -> Study:
     if content[128:132] == b"DICM":
-        return _dicom([content], channels)
+        return _decode_dicom([content], channels)
     if content[:4] == b"PK\3\4":
-        return _dicom(_unzip(content), channels)
+        return _decode_dicom(_unzip(content), channels)
     for magic, suffix in _PICTURES.items():
         if content.startswith(magic):
-            return _picture(content, suffix, channels)
+            return _decode_picture(content, suffix, channels)
     packed = content[:2] == b"\x1f\x8b"
     if packed or content[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c"):
-        return _nifti(content, ".nii.gz" if packed else ".nii", channels)
+        return _decode_nifti(content, ".nii.gz" if packed else ".nii", channels)
     raise ImageError("the image is of no kind that is read here: send PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a series")
 
 
-def _picture(content: bytes, suffix: str, channels: int) -> Study:
+def _decode_picture(content: bytes, suffix: str, channels: int) -> Study:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             width, height = opened.size
     except Image.DecompressionBombError:
         raise ImageError(f"the image has too many pixels; a slice may have {MAX_PIXELS}") from None
-    except Exception:  # decoders raise what they like on damaged files
+    except Exception:  # decoders raise errors of many types on damaged files
         raise ImageError("the image cannot be decoded (truncated or not an image)") from None
     check_size(1, height, width)
-    pixels, _ = _read(content, suffix, 3)
+    pixels, _ = _read_pixels(content, suffix, 3)
     if channels == 1:
         if (pixels != pixels[:1]).any():
             raise ImageError("the image is in colour, and the model reads grey images")
@@ -133,7 +136,7 @@ def _picture(content: bytes, suffix: str, channels: int) -> Study:
     return Study("picture", pixels[None], None, False)
 
 
-def _read(content: bytes, suffix: str, channels: int) -> Any:
+def _read_pixels(content: bytes, suffix: str, channels: int) -> Any:
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         path = Path(folder) / f"image{suffix}"
         path.write_bytes(content)
@@ -143,7 +146,7 @@ def _read(content: bytes, suffix: str, channels: int) -> Any:
             raise ImageError(f"the image {error.problems[0].message}") from None
 
 
-def _nifti(content: bytes, suffix: str, channels: int) -> Study:
+def _decode_nifti(content: bytes, suffix: str, channels: int) -> Study:
     import SimpleITK as sitk
 
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
@@ -185,25 +188,25 @@ _REAL = (2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280)
 
 
 def _require_finite(path: Path, header: NiftiHeader, count: int) -> None:
-    """Raise ImageError for NaN and infinity, which the reader makes 0."""
-    kind = np.dtype(f"{header.order}f{4 if header.code == 16 else 8}")
-    left = count * kind.itemsize
+    """Raise ImageError where one of `count` voxels is NaN or infinite; the reader would turn it into 0."""
+    dtype = np.dtype(f"{header.order}f{4 if header.code == 16 else 8}")
+    bytes_left = count * dtype.itemsize
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         file.read(header.start)
-        while left > 0 and (chunk := file.read(min(left, 1 << 24))):
-            left -= len(chunk)
-            if not np.isfinite(np.frombuffer(chunk, kind, len(chunk) // kind.itemsize)).all():
+        while bytes_left > 0 and (chunk := file.read(min(bytes_left, 1 << 24))):
+            bytes_left -= len(chunk)
+            if not np.isfinite(np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)).all():
                 raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
 
 
 def _unzip(content: bytes) -> list[bytes]:
-    """The files of an archive. They are read, never unpacked by their names."""
+    """Return the contents of an archive's files, which are never unpacked under their names. Raises ImageError."""
     if content.count(b"PK\1\2") > MAX_FILES:
         raise ImageError(f"the archive holds more than {MAX_FILES} files")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            if any(_leaves(entry.filename) for entry in entries):
+            if any(_points_outside(entry.filename) for entry in entries):
                 raise ImageError("the archive names files outside itself; it is not read")
             entries = [e for e in entries if not e.filename.startswith("__MACOSX/") and not e.filename.endswith("DICOMDIR")]
             if not 1 <= len(entries) <= MAX_FILES:
@@ -216,7 +219,7 @@ def _unzip(content: bytes) -> list[bytes]:
                     files.append(opened.read(entry.file_size + 1))
     except ImageError:
         raise
-    except Exception:  # zipfile, zlib, struct, and RuntimeError for encrypted entries
+    except Exception:  # zipfile, zlib and struct have their own errors; RuntimeError: encrypted
         raise ImageError("the archive cannot be read (damaged, encrypted, or of a kind that is not read here)") from None
     for number, file in enumerate(files, 1):
         if file[128:132] != b"DICM":
@@ -224,31 +227,34 @@ def _unzip(content: bytes) -> list[bytes]:
     return files
 
 
-def _leaves(name: str) -> bool:
+def _points_outside(name: str) -> bool:
+    """Whether a name in an archive would lie outside the folder that the archive is unpacked to."""
     parts = name.replace("\\", "/").split("/")
     return ".." in parts or parts[0] == "" or ":" in parts[0] or "\0" in name
 
 
-def _dicom(files: list[bytes], channels: int) -> Study:
+def _decode_dicom(files: list[bytes], channels: int) -> Study:
     from relay_core.imaging.dicom import read_dicom
 
-    found = read_dicom(files)
-    stack = found.values
+    decoded = read_dicom(files)
+    stack = decoded.values
     if stack.ndim == 4:
         if channels == 1:
             raise ImageError("the image is in colour, and the model reads grey images")
         pixels = stack.transpose(0, 3, 1, 2)
     else:
         pixels = grey_stack(stack, channels)
-    return Study("dicom", pixels, found.spacing, len(stack) > 1, found.geometry, found.headers, found.window, found.inverted)
+    return Study(
+        "dicom", pixels, decoded.spacing, len(stack) > 1, decoded.geometry, decoded.headers, decoded.window, decoded.inverted
+    )
 
 
 def grey_stack(stack: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
-    """(S, H, W) as (S, channels, H, W), a view."""
+    """Return a view of a grey stack (S, H, W) as (S, channels, H, W)."""
     return np.broadcast_to(stack[:, None], (len(stack), channels, *stack.shape[1:]))
 
 
-def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """A slice from its smallest value, 0, to its largest, 1; a constant one is 0."""
+def _stretch(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Stretch the values of a slice to 0..1, from the smallest to the largest; a constant slice becomes 0."""
     low, high = float(values.min()), float(values.max())
     return ((values - low) / (high - low) if high > low else np.zeros_like(values)).astype(np.float32)

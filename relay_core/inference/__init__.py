@@ -1,6 +1,6 @@
-"""One path from a file to a mask: files, data sets and studies through a model.
+"""Run a model over files, data sets and studies, to a mask or a class.
 
-`onnx_model` runs an exported model, without torch; `torch_model` a checkpoint's solver. Whatever needs torch loads on
+`onnx_model` runs an exported model, without torch; `torch_model` runs a checkpoint's solver. Whatever needs torch loads on
 first use.
 """
 

@@ -1,4 +1,4 @@
-"""Masks, or classes, of image files and folders of them."""
+"""Predict image files and folders of them: write masks, or a table of classes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def predict_files(
     subject_pattern: str | None,
     device: torch.device,
 ) -> list[Path]:
-    """Write a mask of class ids for each image, or with `nifti` one volume for each subject; of a classifier `classes.csv`.
+    """Write a mask of class ids for each image, or with `nifti` one volume for each subject; for a classifier `classes.csv`.
 
     Raises:
-        RelayError: an unknown `kind`, one that a classifier does not have, or a pattern that is no regular expression.
-        DataError: files that cannot be read (all are named), or slices of a subject that differ in size.
+        RelayError: `kind` is unknown, a classifier is asked for masks, or `subject_pattern` is no regular expression.
+        DataError: files cannot be read (all are named), or slices of a subject differ in size.
     """
     if kind not in ("png", "nifti"):
         raise RelayError(f"--format {kind}: use png or nifti")
@@ -48,20 +48,20 @@ def predict_files(
         raise RelayError(f"--subject-pattern {subject_pattern}: not a regular expression: {error}") from None
     run, settings = torch_run(checkpoint, device)
     files = _image_files(inputs)
-    read = image_reader(settings.dataset.name, settings.data)  # as in training
+    read = image_reader(settings.dataset.name, settings.data)  # reads as in training
     if settings.data.task == "classification":
         if kind != "png" or pattern:
             raise RelayError(f"{checkpoint.path} is a classifier: it has no masks, so no --format and no --subject-pattern")
         return [_classify(files, read, run, settings.data.names(), checkpoint.meta.get("looks", {}), out / CLASSES)]
-    masks = _each(files, lambda path: _predict(run, *read(path)))
+    masks = _for_each_file(files, lambda path: _predict_mask(run, *read(path)))
     if kind == "png":
-        _keep_inputs(files, out)
+        _refuse_to_replace_inputs(files, out)
         out.mkdir(parents=True, exist_ok=True)
         return [_write_png(out / f"{_stem(path)}.png", mask) for path, (mask, _) in masks.items()]
     subjects: dict[str, list[Path]] = {}
     for path in files:
-        found = pattern.search(_stem(path)) if pattern else None
-        name = (found.group(1) if found.groups() else found.group(0)) if found else _stem(path)
+        match = pattern.search(_stem(path)) if pattern else None
+        name = (match.group(1) if match.groups() else match.group(0)) if match else _stem(path)
         subjects.setdefault(name, []).append(path)
     for name, slices in subjects.items():
         shapes = {masks[path][0].shape for path in slices}
@@ -72,8 +72,8 @@ def predict_files(
     return [_write_nifti(out / f"{name}.nii.gz", slices, masks) for name, slices in subjects.items()]
 
 
-def _keep_inputs(files: Sequence[Path], out: Path) -> None:
-    """A mask must not replace the image that it was made from."""
+def _refuse_to_replace_inputs(files: Sequence[Path], out: Path) -> None:
+    """Raise RelayError where a mask would replace the image that it was made from."""
     for path in files:
         target = out / f"{_stem(path)}.png"
         if target.exists() and target.samefile(path):
@@ -108,33 +108,33 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
-def _each(files: Sequence[Path], make: Callable[[Path], Made]) -> dict[Path, Made]:
-    """What is made of each file. Raises DataError that names all which cannot be read."""
-    made, problems = {}, []
+def _for_each_file(files: Sequence[Path], make: Callable[[Path], Made]) -> dict[Path, Made]:
+    """Return the result of `make` for each file; raise a DataError that names all files which cannot be read."""
+    results, problems = {}, []
     for path in files:
         try:
-            made[path] = make(path)
+            results[path] = make(path)
         except DataError as error:
             problems += list(error.problems) or [Problem(path.name, str(error))]
     if problems:
         raise DataError(f"{len(problems)} of {len(files)} images cannot be read; nothing was written", problems)
-    return made
+    return results
 
 
-def _predict(run: ModelCall, pixels: Any, spacing: Spacing | None) -> tuple[torch.Tensor, Spacing | None]:
-    """Class ids (H, W) uint8 at the file's own size, and its pixel spacing."""
-    (mask,) = run(_picture(pixels).batch(0, 1), ("mask",))
+def _predict_mask(run: ModelCall, pixels: Any, spacing: Spacing | None) -> tuple[torch.Tensor, Spacing | None]:
+    """Predict class ids (H, W) uint8 at the file's own size; return them with its pixel spacing."""
+    (mask,) = run(_as_study(pixels).batch(0, 1), ("mask",))
     return torch.from_numpy(mask[0]), spacing
 
 
-def _picture(pixels: Any) -> Study:
+def _as_study(pixels: Any) -> Study:
     return Study("picture", pixels[None], None, False)
 
 
 def _classify(files: Sequence[Path], read: Any, run: ModelCall, names: list[str], looks: Any, target: Path) -> Path:
-    """Write a line for each image."""
-    found = _each(files, lambda path: classify(_picture(read(path)[0]), run, names, looks))
-    write_table(target, class_header(names), [class_row(path.name, one) for path, one in found.items()])
+    """Classify images, and write a table with one line for each."""
+    results = _for_each_file(files, lambda path: classify(_as_study(read(path)[0]), run, names, looks))
+    write_table(target, class_header(names), [class_row(path.name, result) for path, result in results.items()])
     return target
 
 

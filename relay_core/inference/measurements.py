@@ -1,4 +1,4 @@
-"""Numbers from a mask: areas, volumes, cup-to-disc ratios, confidence; and the tables of predictions.
+"""Measure masks: areas, volumes, cup-to-disc ratios, confidence; and write the tables of predictions.
 
 Legend: S slices, H rows, W columns.
 """
@@ -19,18 +19,19 @@ from relay_core.imaging import Study
 
 
 def measure(study: Study, ids: npt.NDArray[Any], sure: npt.NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
-    """What is where, and how sure the model is.
+    """Measure the size of each class in a mask, and how confident the model is of it.
 
     Args:
-        study: the image.
+        study: the image or volume.
         ids: class ids (S, H, W).
-        sure: for each class the sum of its probability over the pixels that are its own.
-        names: of the classes, the background first.
+        sure: for each class, the sum of its probability over the pixels that were assigned to it.
+        names: names of the classes, the background first.
 
     Returns:
-        Plain data. `classes` lists all but the background: `pixels` (voxels of a volume); `area_mm2` of a picture, or
-        `volume_mm3` of a stack, null where the spacing is not known; mean `confidence` in it, null where it is empty.
-        `cup_to_disc`, of a 2-D image with classes of these names: see `cup_to_disc`. `mean_confidence` over all pixels.
+        Plain data: `width`, `height`, `slices` and `spacing_mm` of the study; `mean_confidence` over all pixels; `classes`,
+        an entry for each class but the background: number of `pixels` (of a volume: voxels), `area_mm2` of a picture or
+        `volume_mm3` of a stack, None where the spacing is unknown, and the mean `confidence` in its pixels, None where there
+        are none; and for a 2-D image with classes of these names `cup_to_disc`, see there.
     """
     counts = np.bincount(ids.ravel(), minlength=len(names))
     classes = [
@@ -38,15 +39,15 @@ def measure(study: Study, ids: npt.NDArray[Any], sure: npt.NDArray[Any], names: 
          "confidence": round(float(sure[i] / counts[i]), 4) if counts[i] else None}
         for i, name in enumerate(names) if i > 0
     ]  # fmt: skip
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "width": int(ids.shape[2]), "height": int(ids.shape[1]), "slices": len(ids),
         "spacing_mm": None if study.spacing is None else list(study.spacing),
         "classes": classes,
         "mean_confidence": round(float(sure.sum() / ids.size), 4),
     }  # fmt: skip
     if not study.volume and (ratios := cup_to_disc(ids[0], names)) is not None:
-        found["cup_to_disc"] = ratios
-    return found
+        result["cup_to_disc"] = ratios
+    return result
 
 
 def _size(study: Study, count: int) -> dict[str, float | None]:
@@ -59,20 +60,23 @@ def _size(study: Study, count: int) -> dict[str, float | None]:
 
 
 def cup_to_disc(ids: npt.NDArray[Any], names: Sequence[str]) -> dict[str, float | None] | None:
-    """Vertical and horizontal cup-to-disc ratio: height and width of the cup over those of the disc that it lies in.
+    """Compute cup-to-disc ratios: height, width and area of the cup divided by those of the disc that it lies in.
 
-    Heights and widths are those of the bounding boxes; the disc includes the cup. `area` is the ratio of the areas.
-    Null where no disc was found; None where the classes are not disc and cup.
+    Heights (`vertical`) and widths (`horizontal`) are those of the bounding boxes; the disc includes the cup.
 
     Args:
         ids: class ids (H, W).
-        names: of the classes.
+        names: names of the classes.
+
+    Returns:
+        `vertical`, `horizontal` and `area`, each None where there is no disc; None where not exactly one class is called
+        disc, and one cup.
     """
-    found = {word: [i for i, name in enumerate(names) if word in name.lower().split()] for word in ("disc", "cup")}
-    if any(len(where) != 1 for where in found.values()):
+    class_ids = {word: [i for i, name in enumerate(names) if word in name.lower().split()] for word in ("disc", "cup")}
+    if any(len(indices) != 1 for indices in class_ids.values()):
         return None
-    cup = ids == found["cup"][0]
-    disc = cup | (ids == found["disc"][0])
+    cup = ids == class_ids["cup"][0]
+    disc = cup | (ids == class_ids["disc"][0])
     if not disc.any():
         return {"vertical": None, "horizontal": None, "area": None}
     ratios = [_extent(cup, axis) / _extent(disc, axis) for axis in (1, 0)]
@@ -84,22 +88,23 @@ def cup_to_disc(ids: npt.NDArray[Any], names: Sequence[str]) -> dict[str, float 
 
 
 def _extent(inside: npt.NDArray[np.bool_], over: int) -> int:
+    """Return the length of a region's bounding box (H, W) along the axis that is not `over`; 0 for an empty region."""
     lines = np.flatnonzero(inside.any(axis=over))
     return int(lines[-1] - lines[0] + 1) if len(lines) else 0
 
 
 HEADER = ("file", "class", "name", "pixels", "area_mm2", "volume_mm3", "confidence", "mean_confidence",
           "vertical_cup_to_disc", "horizontal_cup_to_disc", "unlike")  # fmt: skip
-"""Columns of `rows`."""
+"""Columns of the table that `rows` gives the lines of."""
 
 
 def rows(file: str, found: dict[str, Any], unlike: float | None) -> Iterator[list[str]]:
-    """`measure` as lines of a table, one a class.
+    """Yield the result of `measure` as lines of a table, one for each class.
 
     Args:
         file: the image's name.
-        found: from `measure`.
-        unlike: the score of `outlier`, None where there is none.
+        found: result of `measure`.
+        unlike: the out-of-distribution score, None where there is none.
     """
     ratios = found.get("cup_to_disc") or {}
     for entry in found["classes"]:
@@ -111,15 +116,15 @@ def rows(file: str, found: dict[str, Any], unlike: float | None) -> Iterator[lis
 
 
 def class_header(names: Sequence[str]) -> tuple[str, ...]:
-    """Columns of `class_row`, for classes of these names."""
+    """Return the columns of the table that `class_row` gives the lines of, for classes of these names."""
     return ("file", "class", "name", "confidence", *(f"probability of {name}" for name in names), "unlike")
 
 
 def class_row(file: str, found: dict[str, Any]) -> list[str]:
-    """What `prediction.classify` found in an image, as a line of a table."""
+    """Return the result of `prediction.classify` for an image as a line of a table."""
     unlike = found["unlike"]["score"] if found["unlike"] else ""
-    sure = [entry["probability"] for entry in found["probabilities"]]
-    return [str(v) for v in (file, found["class"], found["class_name"], found["confidence"], *sure, unlike)]
+    probabilities = [entry["probability"] for entry in found["probabilities"]]
+    return [str(v) for v in (file, found["class"], found["class_name"], found["confidence"], *probabilities, unlike)]
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

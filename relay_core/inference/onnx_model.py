@@ -23,8 +23,9 @@ from relay_core.errors import DeviceError, ExportError
 from relay_core.inference.outputs import OUTPUTS
 
 KEY = "relay"
-"""Metadata of the model that holds `Facts` as JSON."""
+"""Key of the model's metadata that holds its `ModelFacts` as JSON."""
 FORMAT = 1
+"""Version of that JSON."""
 INPUT = "image"
 Precision = Literal["fp32", "fp16", "int8"]
 Array = npt.NDArray[Any]
@@ -32,64 +33,64 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model says of itself."""
+    """The facts about a model that its metadata holds."""
 
     classes: tuple[str, ...]
-    """Names, by id; of a segmentation the background first."""
+    """Names of the classes, by id; of a segmentation the background first."""
     channels: int
-    """1 grey, 3 colour."""
+    """Number of channels of an image: 1 is grey, 3 is colour."""
     resolution: int
-    """Side in pixels that the network resizes to by itself."""
+    """Side in pixels that the network itself resizes images to."""
     input_range: tuple[float, float]
-    """Black and white, as a caller gives them."""
+    """Values of black and white in the images that a caller gives."""
     spacing_mm: tuple[float, float] | None
-    """Of the test images at the network's resolution, row then column; None where they do not tell."""
+    """Mm of a pixel of the test images at the network's resolution, row then column; None where they do not tell."""
     precision: Precision
     run: str
     """Digest of the relay's run file."""
     checkpoint: str
     """Content digest of the checkpoint."""
     sites: tuple[str, ...]
-    """That it was trained at, in order."""
+    """Sites that the model was trained at, in order."""
     looks: dict[str, Any]
-    """Site -> what its training images look like, see `imaging.outlier`."""
+    """Feature statistics of the training images by site, see `imaging.out_of_distribution`."""
     task: Task = "segmentation"
-    """What it was trained for; a model without it was exported before there were classifiers."""
+    """Task that it was trained for; models that were exported before there were classifiers do not state it."""
     window: tuple[float, float] | None = None
-    """Measured values (HU) that were black and white in training; None: it learned from shades."""
+    """Measured values (HU) that were black and white in training; None: it learned from grey values without unit."""
 
     def to_json(self) -> str:
-        """For the model's metadata."""
+        """Encode the facts for the model's metadata."""
         return json.dumps({"format": FORMAT, **self.__dict__}, sort_keys=True)
 
     @classmethod
     def of(cls, text: str) -> ModelFacts:
-        """Read `to_json`. Raises ExportError."""
+        """Decode facts that `to_json` encoded. Raises ExportError for any other text."""
         try:
-            found = json.loads(text)
-            if found.pop("format") != FORMAT or found.get("task", "segmentation") not in OUTPUTS:
+            fields = json.loads(text)
+            if fields.pop("format") != FORMAT or fields.get("task", "segmentation") not in OUTPUTS:
                 raise ValueError
-            lists = {key: tuple(found[key]) for key in ("classes", "input_range", "sites")}
-            pairs = {key: tuple(found[key]) if found.get(key) else None for key in ("spacing_mm", "window")}
-            return cls(**{**found, **lists, **pairs})
+            lists = {key: tuple(fields[key]) for key in ("classes", "input_range", "sites")}
+            pairs = {key: tuple(fields[key]) if fields.get(key) else None for key in ("spacing_mm", "window")}
+            return cls(**{**fields, **lists, **pairs})
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ExportError("the ONNX file is none that this version of relay exported") from None
 
 
 def providers(device: str) -> list[Any]:
-    """What ONNX Runtime is asked for on a device: auto, cpu, cuda or cuda:N. Raises DeviceError for another name."""
+    """Return the ONNX Runtime providers for a device: auto, cpu, cuda or cuda:N. Raises DeviceError for another name."""
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
         raise DeviceError(f"device {device}: one of auto, cpu, cuda, cuda:N")
     if kind == "cpu" or "CUDAExecutionProvider" not in ort.get_available_providers() or not _has_driver():
         return ["CPUExecutionProvider"]
-    _preload()
+    _preload_cuda()
     return [("CUDAExecutionProvider", {"device_id": int(number or 0)}), "CPUExecutionProvider"]
 
 
 @functools.cache
 def _has_driver() -> bool:
-    """Whether NVIDIA's driver is there: ONNX Runtime names the provider wherever it was built in."""
+    """Whether NVIDIA's driver is there; ONNX Runtime lists the CUDA provider even without it."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -98,22 +99,22 @@ def _has_driver() -> bool:
 
 
 @functools.cache
-def _preload() -> None:
+def _preload_cuda() -> None:
     if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN from their wheels
         ort.preload_dlls()
 
 
 class OnnxModel:
-    """One model in memory. Any thread may call it.
+    """An exported model in memory. Any thread may call it.
 
     Args:
-        content: the ONNX file.
+        content: bytes of the ONNX file.
         device: auto, cpu, cuda or cuda:N; without a GPU it runs on the CPU, and `degraded` says so where one was asked for.
-        threads: of one call on a CPU; 0: one a core.
+        threads: number of threads of one call on a CPU; 0: one for each core.
 
     Raises:
-        ExportError: not an ONNX file that relay exported.
-        DeviceError: another device's name.
+        ExportError: the content is not an ONNX file that relay exported.
+        DeviceError: `device` is another name.
     """
 
     def __init__(self, content: bytes, device: str = "auto", threads: int = 0) -> None:
@@ -122,9 +123,9 @@ class OnnxModel:
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # what a large image took is given back
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other processes need the cores too
-        wanted = providers(device)
+        requested = providers(device)
         try:
-            self._session = ort.InferenceSession(content, options, providers=wanted)
+            self._session = ort.InferenceSession(content, options, providers=requested)
         except Exception:  # ONNX Runtime's errors have no common base, and quote the model
             raise ExportError("the ONNX file cannot be loaded") from None
         self.facts = ModelFacts.of(self._session.get_modelmeta().custom_metadata_map.get(KEY, ""))
@@ -137,12 +138,13 @@ class OnnxModel:
 
         Args:
             images: (N, C, H, W) float32 in 0..1.
-            outputs: which of its task's `OUTPUTS`: logits, probabilities (N, K, H, W), confidence, mask (N, H, W); of a
-                classifier logits, probabilities (N, K), confidence, class (N,); looks (N, 2 C + 1). None: all.
+            outputs: names of outputs, of those in `OUTPUTS` for its task; None: all. A segmentation has logits and
+                probabilities (N, K, H, W), confidence and mask (N, H, W); a classifier logits and probabilities (N, K),
+                confidence and class (N,); both have looks (N, 2 C + 1), the images' features.
         """
-        wanted = list(OUTPUTS[self.facts.task] if outputs is None else outputs)
-        found: list[Array] = self._session.run(wanted, {INPUT: np.ascontiguousarray(images, np.float32)})
-        return found
+        names = list(OUTPUTS[self.facts.task] if outputs is None else outputs)
+        results: list[Array] = self._session.run(names, {INPUT: np.ascontiguousarray(images, np.float32)})
+        return results
 
     def warm_up(self) -> float:
         """Run it once, so that the first caller does not wait; return the seconds that it took."""

@@ -1,4 +1,4 @@
-"""From a study to its mask or its class, its measurements and its warnings, whatever runs the network.
+"""Predict the mask or the class of a study, with measurements and warnings, whatever runs the network.
 
 Legend: S slices, H rows, W columns.
 """
@@ -17,25 +17,25 @@ from relay_core.imaging import Study, out_of_distribution
 from relay_core.inference.measurements import measure
 
 ModelCall = Callable[[npt.NDArray[Any], Sequence[str]], Sequence[npt.NDArray[Any]]]
-"""A model: images (N, C, H, W) float32 in 0..1 and the names of outputs -> these; see `export.session`."""
+"""A model as a function: images (N, C, H, W) float32 in 0..1, and names of outputs -> these outputs; see `OnnxModel`."""
 _PIXELS = 1 << 22
-"""Of slices that run together."""
+"""Most pixels in the slices that run together."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model sees in a study."""
+    """The mask that a model predicts for a study, and what was measured in it."""
 
     ids: npt.NDArray[np.uint8]
     """Class ids (S, H, W)."""
     found: dict[str, Any]
-    """`measure`, with `unlike` {score, most_like, warn_above} or null, and `warnings`."""
+    """Result of `measure`, with `unlike` ({score, most_like, warn_above} or None) and `warnings` (a list of sentences)."""
 
     @property
     def unlike(self) -> float | None:
-        """The score of `outlier`."""
-        known = self.found["unlike"]
-        return known["score"] if known else None
+        """The out-of-distribution score; None where the model has no feature statistics to compare with."""
+        ood = self.found["unlike"]
+        return ood["score"] if ood else None
 
 
 def predict(
@@ -46,44 +46,44 @@ def predict(
     Args:
         study: the image or volume.
         run: the model.
-        names: of its classes, the background first.
-        looks: what the training images looked like, by site.
+        names: names of its classes, the background first.
+        looks: feature statistics of the training images, by site.
 
     Raises:
-        ExportError: the model overflows.
+        ExportError: the model overflows: its probabilities are not finite.
     """
     height, width = study.pixels.shape[2:]
     ids = np.empty((len(study), height, width), np.uint8)
-    sure = np.zeros(len(names))
-    numbers = []
-    for start, stop in _parts(study):
-        ids[start:stop], confidence, seen = run(study.batch(start, stop), ("mask", "confidence", "looks"))
-        sure += np.bincount(ids[start:stop].ravel(), confidence.ravel(), len(names))
-        numbers.append(seen)
-    _require_finite(sure)
-    return Prediction(ids, {**measure(study, ids, sure, names), **_unlike(numbers, looks, "mask")})
+    confidence_sums = np.zeros(len(names))
+    features = []
+    for start, stop in _batch_ranges(study):
+        ids[start:stop], confidence, batch_features = run(study.batch(start, stop), ("mask", "confidence", "looks"))
+        confidence_sums += np.bincount(ids[start:stop].ravel(), confidence.ravel(), len(names))
+        features.append(batch_features)
+    _require_finite(confidence_sums)
+    return Prediction(ids, {**measure(study, ids, confidence_sums, names), **_ood_entries(features, looks, "mask")})
 
 
 def classify(
     study: Study, run: ModelCall, names: Sequence[str], looks: Mapping[str, out_of_distribution.Looks]
 ) -> dict[str, Any]:
-    """Run a classifier over a study; the slices of a volume are one case: the mean of their probabilities counts.
+    """Run a classifier over a study; a volume is one case, whose probabilities are the mean of its slices'.
 
     Args:
         study: the image or volume.
         run: the model.
-        names: of its classes.
-        looks: what the training images looked like, by site.
+        names: names of its classes.
+        looks: feature statistics of the training images, by site.
 
     Returns:
-        Plain data: `class`, its `class_name` and its probability, `confidence`; `probabilities` of every class; `unlike` and
-        `warnings` as in `Prediction`.
+        Plain data: `width`, `height` and `slices` of the study; `class`, the most probable class, its `class_name` and its
+        probability, `confidence`; `probabilities` of every class; `unlike` and `warnings` as in `Prediction`.
 
     Raises:
-        ExportError: the model overflows.
+        ExportError: the model overflows: its probabilities are not finite.
     """
-    made = [run(study.batch(*part), ("probabilities", "looks")) for part in _parts(study)]
-    mean = np.concatenate([probabilities for probabilities, _ in made]).mean(axis=0, dtype=np.float64)
+    batches = [run(study.batch(*batch_range), ("probabilities", "looks")) for batch_range in _batch_ranges(study)]
+    mean = np.concatenate([probabilities for probabilities, _ in batches]).mean(axis=0, dtype=np.float64)
     _require_finite(mean)
     best = int(mean.argmax())
     return {
@@ -93,12 +93,12 @@ def classify(
             {"id": i, "name": name, "probability": round(float(p), 4)}
             for i, (name, p) in enumerate(zip(names, mean, strict=True))
         ],
-        **_unlike([seen for _, seen in made], looks, "class"),
+        **_ood_entries([features for _, features in batches], looks, "class"),
     }  # fmt: skip
 
 
-def _parts(study: Study) -> Iterator[tuple[int, int]]:
-    """Slices that run together."""
+def _batch_ranges(study: Study) -> Iterator[tuple[int, int]]:
+    """Return the start and the end of each batch of slices that run together."""
     step = max(1, min(32, _PIXELS // (study.pixels.shape[2] * study.pixels.shape[3])))
     return ((start, min(start + step, len(study))) for start in range(0, len(study), step))
 
@@ -108,18 +108,25 @@ def _require_finite(values: npt.NDArray[Any]) -> None:
         raise ExportError("the model's probabilities are not finite numbers: take another precision")
 
 
-def _unlike(numbers: list[npt.NDArray[Any]], looks: Mapping[str, out_of_distribution.Looks], answer: str) -> dict[str, Any]:
-    scored = out_of_distribution.ood_score(np.concatenate(numbers), looks)
-    known = {"score": scored[0], "most_like": scored[1], "warn_above": out_of_distribution.WARN} if scored else None
-    return {"unlike": known, "warnings": _warnings(scored, answer)}
+def _ood_entries(
+    features: list[npt.NDArray[Any]], looks: Mapping[str, out_of_distribution.Looks], answer: str
+) -> dict[str, Any]:
+    """Return the entries `unlike` and `warnings` of a result; `answer` is what a warning calls the result."""
+    score_and_site = out_of_distribution.ood_score(np.concatenate(features), looks)
+    ood = (
+        {"score": score_and_site[0], "most_like": score_and_site[1], "warn_above": out_of_distribution.WARN}
+        if score_and_site
+        else None
+    )
+    return {"unlike": ood, "warnings": _warnings(score_and_site, answer)}
 
 
-def _warnings(scored: tuple[float, str] | None, answer: str) -> list[str]:
-    if scored is None:
+def _warnings(score_and_site: tuple[float, str] | None, answer: str) -> list[str]:
+    if score_and_site is None:
         return ["the model does not say what its training images looked like: nobody checked whether this one is like them"]
-    if scored[0] > out_of_distribution.WARN:
+    if score_and_site[0] > out_of_distribution.WARN:
         return [
-            f"the image looks unlike those of the training sites (score {scored[0]:.2f}, usual up to 1; most like "
-            f"{scored[1]}): do not rely on the {answer}"
+            f"the image looks unlike those of the training sites (score {score_and_site[0]:.2f}, usual up to 1; most like "
+            f"{score_and_site[1]}): do not rely on the {answer}"
         ]
     return []

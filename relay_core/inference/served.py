@@ -1,4 +1,4 @@
-"""The solver as it is called: images of any size in 0..1 go in, classes of every pixel, or of the image, come out.
+"""Wrap a solver for its callers: images of any size in 0..1 go in, classes of every pixel, or of the image, come out.
 
 What a caller would otherwise have to get right is part of the network: the size and the range of values that the solver was
 trained with. Legend: N images, C channels, H rows, W columns, R the solver's resolution, K classes.
@@ -16,18 +16,19 @@ from relay_core.config import SiteSettings, Task
 
 
 class ServedSolver(nn.Module):
-    """A solver between resizing and scaling of its input, and resizing (of pixels), softmax and arg max of its output.
+    """A solver that resizes and scales its input itself, and resizes its logits (segmentation), with softmax and arg max.
 
     Shape: (N, C, H, W) float32 in 0..1 -> logits and probabilities (N, K, H, W), confidence (N, H, W), the largest
-    probability, mask (N, H, W) uint8, and looks (N, 2 C + 1), the numbers of `imaging.outlier`; float32 but for the mask.
-    Of a classifier the first four, of which the last is called class, are without H and W; see `outputs`.
+    probability, mask (N, H, W) uint8, and `looks` (N, 2 C + 1), the features of `imaging.out_of_distribution`; all but the
+    mask are float32. A classifier gives logits and probabilities (N, K), confidence (N,), and class (N,) uint8 instead of
+    the mask; see `outputs`.
 
     Args:
-        solver: (N, C, R, R) -> (N, K, R, R), or (N, K) for classification.
-        resolution: R.
+        solver: network (N, C, R, R) -> (N, K, R, R), or (N, K) for classification.
+        resolution: R, in pixels.
         out_range: values of black and white in training.
-        half: the solver computes in half precision.
-        task: what the solver was trained for.
+        half: whether the solver computes in half precision.
+        task: task that the solver was trained for.
     """
 
     def __init__(
@@ -46,43 +47,43 @@ class ServedSolver(nn.Module):
 
     @classmethod
     def of(cls, solver: nn.Module, settings: SiteSettings, half: bool = False) -> Self:
-        """A solver with the resolution and the range that it was trained with, in eval mode."""
+        """Wrap a solver with the resolution and the range that it was trained with, in eval mode."""
         return cls(solver, settings.resolution, settings.data.out_range, half, settings.data.task).eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Logits, probabilities, confidence, mask or class, and looks."""
+        """Return logits, probabilities, confidence, mask or class, and features, as the class describes them."""
         small = resize(image, self.resolution)
         x = small * self.span + self.low
         logits = self.solver(x.half()).float() if self.half_precision else self.solver(x)
         if self.task == "segmentation":
             logits = F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
         probabilities = logits.softmax(dim=1)
-        return logits, probabilities, probabilities.amax(dim=1), logits.argmax(dim=1).to(torch.uint8), _looks(small)
+        return logits, probabilities, probabilities.amax(dim=1), logits.argmax(dim=1).to(torch.uint8), _image_features(small)
 
 
-def _looks(x: Tensor) -> Tensor:
-    """`imaging.outlier.numbers`, in the graph."""
+def _image_features(x: Tensor) -> Tensor:
+    """Compute `imaging.out_of_distribution.image_features` in the graph: (N, 2 C + 1)."""
     grain = (x[:, :, 1:] - x[:, :, :-1]).abs().mean(dim=(1, 2, 3)) + (x[..., 1:] - x[..., :-1]).abs().mean(dim=(1, 2, 3))
     deviation = (x - x.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(2, 3)).sqrt()
     return torch.cat([x.mean(dim=(2, 3)), deviation, grain[:, None] / 2], dim=1)
 
 
 def resize(image: Tensor, side: int) -> Tensor:
-    """(N, C, H, W) to (N, C, side, side), bilinear with antialiasing, as the training images were resized.
+    """Resize (N, C, H, W) to (N, C, side, side), bilinearly with antialiasing, as the training images were resized.
 
-    Written as two matrix products, so that an exported graph takes any H and W on any of ONNX Runtime's providers.
+    It is written as two matrix products, so that an exported graph takes any H and W on any of ONNX Runtime's providers.
     """
     rows, columns = (_weights(size, side, image) for size in image.shape[2:])
     return rows @ image @ columns.transpose(0, 1)
 
 
 def _weights(size: int, side: int, like: Tensor) -> Tensor:
-    """(side, size): how much each of `size` pixels contributes to each of `side`: a triangle as wide as the step."""
+    """Return (side, size), how much each of `size` pixels contributes to each of `side`: triangles as wide as the step."""
     step = size / side
     source = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
     target = ((torch.arange(side, device=like.device, dtype=torch.float32) + 0.5) * step)[:, None]
     width = torch.clamp(torch.ones((), device=like.device) * step, min=1.0)
-    # beyond the edge the edge pixel is repeated where the image grows; where it shrinks, nothing is there
+    # where the image grows, the edge pixel is repeated beyond the edge; where it shrinks, nothing lies there
     centre = torch.where(width > 1, target, target.clamp(0.5, size - 0.5))
     weights = (1 - (source - centre).abs() / width).clamp(min=0)
     return weights / weights.sum(dim=1, keepdim=True)

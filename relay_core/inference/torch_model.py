@@ -1,4 +1,4 @@
-"""The solver of a checkpoint, called as an exported model is called."""
+"""Call the solver of a checkpoint as an exported model is called."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from relay_core.inference.served import ServedSolver
 
 
 def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[ModelCall, SiteSettings]:
-    """A checkpoint's solver as `imaging.prediction` calls a model, and the settings that it was trained with.
+    """Return a checkpoint's solver as a `ModelCall`, and the settings that it was trained with.
 
     Raises:
-        CheckpointError: the settings in it are not valid here, or its tensors do not fit them.
+        CheckpointError: the checkpoint's settings are not valid here, or its tensors do not fit them.
     """
     solver, settings = load_solver(checkpoint, device)
     network = ServedSolver.of(solver, settings).to(device)
@@ -25,7 +25,7 @@ def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[ModelCall, 
 
     @torch.no_grad()
     def run(images: Any, outputs: Any) -> list[Any]:
-        made = dict(zip(names, network(torch.tensor(images, device=device)), strict=True))
-        return [made[name].cpu().numpy() for name in outputs]
+        output_by_name = dict(zip(names, network(torch.tensor(images, device=device)), strict=True))
+        return [output_by_name[name].cpu().numpy() for name in outputs]
 
     return run, settings

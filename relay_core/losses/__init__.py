@@ -1,7 +1,7 @@
-"""Losses by name: functions of class logits and class ids.
+"""Provide losses by name: functions of class logits and class ids.
 
-Shape everywhere: logits (N, K, ...), ids (N, ...) in 0..K-1, with any number of spatial axes -> a scalar. Without any,
-(N, K) and (N,), they are losses of classification.
+Shape everywhere: logits (N, K, ...), ids (N, ...) in 0..K-1, with any number of spatial axes -> a scalar. Without
+spatial axes, (N, K) and (N,), they are losses of classification.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_loss(name: str, kwargs: dict[str, Any]) -> Loss:
-    """The loss `name`, built in or a plug-in's, with its settings bound.
+    """Return the loss `name`, built in or a plug-in's, with its settings `kwargs` bound.
 
     Raises:
-        KeyError: unknown name.
+        KeyError: if there is no loss of that name.
     """
     return partial(LOSSES.load(name), **kwargs)

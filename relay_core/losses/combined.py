@@ -1,4 +1,4 @@
-"""Dice with cross entropy. Shape everywhere: logits (N, K, ...), ids (N, ...) in 0..K-1 -> scalar."""
+"""Losses that add Dice and cross entropy. Shape everywhere: logits (N, K, ...), ids (N, ...) in 0..K-1 -> scalar."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from relay_core.losses.pixelwise import cross_entropy
 
 
 def dice_ce(logits: Tensor, ids: Tensor, weight: Sequence[float] | None = None, background: bool = False) -> Tensor:
-    """Soft Dice loss plus cross entropy (nnU-Net: Isensee 2018, arXiv 1809.10486), the latter weighted by class."""
+    """Return soft Dice loss plus cross entropy (nnU-Net: Isensee 2018, arXiv 1809.10486), the latter weighted by class."""
     return dice(logits, ids, background) + cross_entropy(logits, ids, weight)
 
 
 def dice_topk(logits: Tensor, ids: Tensor, k: float = 0.1, background: bool = False) -> Tensor:
-    """Soft Dice loss plus the mean cross entropy of the share `k` (0..1) of the batch's hardest pixels.
+    """Return soft Dice loss plus the mean cross entropy of the share `k` (0..1) of the batch's hardest pixels.
 
-    At least one pixel counts; with k = 1 it is `dice_ce`. (Top-k: Wu 2016, arXiv 1605.06885.)
+    At least one pixel counts; with k = 1 it equals `dice_ce` without weights. (Top-k: Wu 2016, arXiv 1605.06885.)
     """
     hardness = F.cross_entropy(logits, ids, reduction="none").flatten()
     hardest = hardness.topk(max(1, round(k * len(hardness)))).values
@@ -35,10 +35,10 @@ def explog(
     ce_weight: float = 0.2,
     ceiling: float = 1 - 1e-4,
 ) -> Tensor:
-    """Exponential logarithmic loss (Wong 2018, arXiv 1809.00076), with a plain cross entropy term.
+    """Return the exponential logarithmic loss (Wong 2018, arXiv 1809.00076), with a plain cross entropy term.
 
-    `dice_weight * (-log d)^gamma + ce_weight * CE`, d the mean soft Dice of the foreground classes. For gamma < 1 the
-    gradient grows without bound as d reaches 1, so d is clamped at `ceiling`; 1 gives the published form.
+    It is `dice_weight * (-log d)^gamma + ce_weight * CE` with d the mean soft Dice of the foreground classes. For
+    gamma < 1 the gradient grows without bound as d reaches 1, so d is clamped at `ceiling`; 1 gives the published form.
     """
     d = soft_dice(logits, ids).mean().clamp(1e-6, ceiling)
     return dice_weight * (-d.log()) ** gamma + ce_weight * cross_entropy(logits, ids, weight)

@@ -1,4 +1,4 @@
-"""Scores of a model on a test set, the site x test-set matrix, and what is drawn from them. Torch loads on first use."""
+"""Scores of a model on a test set, the site x test-set matrix, and the figures of both. Torch loads on first use."""
 
 from typing import TYPE_CHECKING
 

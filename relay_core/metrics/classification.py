@@ -18,7 +18,7 @@ class ClassificationScores:
     """Collects predictions batch by batch; `compute` gives all scores of the test set."""
 
     num_classes: int
-    """2 or more."""
+    """Number of classes, 2 or more."""
     _probabilities: list[Tensor] = field(default_factory=list, init=False, repr=False)
     _targets: list[Tensor] = field(default_factory=list, init=False, repr=False)
     _subjects: list[str] = field(default_factory=list, init=False, repr=False)
@@ -39,7 +39,7 @@ class ClassificationScores:
         self._subjects += subjects
 
     def compute(self) -> dict[str, Any]:
-        """All scores of what was added so far; safe for JSON.
+        """Return all scores of the images that were added so far; safe for JSON.
 
         - `accuracy`, the same as `balanced_accuracy`: mean over the classes of the share of a class's images that were
           found (mean recall; a class without images is left out); `accuracy_images`: share of all images that are right.
@@ -71,7 +71,7 @@ class ClassificationScores:
             "accuracy_images": float(right.mean()),
             "accuracy_subjects": sum(s["right"] for s in samples) / len(samples),
             "f1": float(multiclass_f1_score(predicted, targets, k, average="macro")),
-            "auroc": _area(probabilities, targets),
+            "auroc": _mean_area(probabilities, targets),
             "recall_per_class": [float(r) if n else None for r, n in zip(recall, counts, strict=True)],
             "ci95": {
                 "accuracy_images": intervals(right.tolist()),
@@ -81,24 +81,27 @@ class ClassificationScores:
         }
 
     def _samples(self, probabilities: Tensor, targets: Tensor) -> list[dict[str, Any]]:
-        places: dict[str, list[int]] = {}
+        positions: dict[str, list[int]] = {}
         for i, subject in enumerate(self._subjects):
-            places.setdefault(subject, []).append(i)
-        found = []
-        for subject, index in places.items():
+            positions.setdefault(subject, []).append(i)
+        samples = []
+        for subject, index in positions.items():
             mean, classes = probabilities[index].mean(dim=0), torch.bincount(targets[index], minlength=self.num_classes)
             predicted, target = int(mean.argmax()), int(classes.argmax())
-            found.append(
+            samples.append(
                 {
                     "subject": subject, "num_images": len(index), "target": target, "predicted": predicted,
                     "right": predicted == target, "probabilities": [round(float(p), 6) for p in mean],
                 }
             )  # fmt: skip
-        return found
+        return samples
 
 
-def _area(probabilities: Tensor, targets: Tensor) -> float | None:
-    """Mean over the classes that have images, others have no curve; None for fewer than two."""
+def _mean_area(probabilities: Tensor, targets: Tensor) -> float | None:
+    """Return the mean area under the ROC curve over the classes that have images; None for fewer than two of them.
+
+    A class without images has no curve.
+    """
     present = targets.unique().tolist()
     if len(present) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Several runs of the same metric side by side. Imports no torch."""
+"""A table of several runs side by side, in one metric. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from relay_core.metrics.matrix import ScoreMatrix, table_row
 
 
 def compare_markdown(runs: Mapping[str, ScoreMatrix]) -> str:
-    """A Markdown table with one line a run: average, BWT, FWT and the final value on each site's test set.
+    """Return a Markdown table with one line a run: average, BWT, FWT and the final value on each site's test set.
 
     `runs` maps a run's name to its matrix, in the order wanted. A site that a run was not tested on gets a dash.
     Raises ValueError for no run, or for runs of different metrics or units.

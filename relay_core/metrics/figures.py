@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _INK, _PAPER, _GREY = "#1a1a1a", "#ffffff", "#6b6b6b"
 _GAP = 4
-_INCHES_A_LETTER = 0.085  # of a tick label, about
+_INCHES_A_LETTER = 0.085  # approximate width in a tick label
 
 
 def heat_map(matrix: ScoreMatrix, path: str | Path) -> None:
@@ -56,7 +56,7 @@ def write_matrix(matrix: ScoreMatrix, folder: str | Path, stem: str) -> list[Pat
 
 
 def render_heat_map(matrix: ScoreMatrix) -> bytes:
-    """The PNG file of `heat_map`, as bytes."""
+    """Return the PNG file that `heat_map` writes, as bytes."""
     rows, columns = len(matrix.rows), len(matrix.columns)
     width = 1.9 + _INCHES_A_LETTER * max(map(len, matrix.rows)) + 0.95 * max(columns, 4)
     height = 1.4 + 0.55 * rows + 0.5 * _INCHES_A_LETTER * max(map(len, matrix.columns)) * _crowded(matrix)
@@ -82,20 +82,23 @@ def render_heat_map(matrix: ScoreMatrix) -> bytes:
 
 
 def _crowded(matrix: ScoreMatrix) -> bool:
-    """Whether a test site's name is wider than its column."""
+    """Return whether a test site's name is wider than its column."""
     columns = len(matrix.columns)
     return _INCHES_A_LETTER * max(map(len, matrix.columns)) > 0.9 * max(columns, 4) / columns
 
 
 def _colour_range(cells: np.ndarray, matrix: ScoreMatrix) -> Normalize:
-    """As wide as the metric asks for at least, so that noise does not look like a difference."""
-    known = cells[np.isfinite(cells)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    """Return the range of the colour scale, at least as wide as the metric asks for.
+
+    Without a least width, noise would look like a difference.
+    """
+    finite = cells[np.isfinite(cells)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     pad = max(0.0, matrix.registered.smallest_range - (high - low)) / 2
     low, high = low - pad, high + pad
     if matrix.lower_is_better:
         return Normalize(max(low, 0.0), high)
-    return Normalize(max(low, 0.0) if known.min(initial=0.0) >= 0 else low, high)
+    return Normalize(max(low, 0.0) if finite.min(initial=0.0) >= 0 else low, high)
 
 
 def _label_axes(axes: Axes, matrix: ScoreMatrix) -> None:
@@ -123,7 +126,7 @@ def _write_cell(axes: Axes, matrix: ScoreMatrix, row: int, column: int, colour: 
 
 
 def _luminance(colour: tuple[float, ...]) -> float:
-    """Relative luminance of an sRGB colour (WCAG 2); ink and paper read alike on 0.2."""
+    """Return the relative luminance of an sRGB colour (WCAG 2); ink and paper are equally legible on 0.2."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -153,7 +156,7 @@ def sample_grid(
 
 
 def _strip(row: tuple[str, Any, Any | None, Any | None], scale: int) -> Image.Image:
-    """The tiles of one row; a wider gap parts one image from the next."""
+    """Draw the tiles of one row; a wider gap parts one image from the next."""
     images, *maps = (as_array(part) for part in row[1:] if part is not None)
     if images.ndim != 4 or not len(images) or any(ids.shape != (len(images), *images.shape[2:]) for ids in maps):
         shapes = [images.shape, *(ids.shape for ids in maps)]
@@ -171,8 +174,8 @@ def _strip(row: tuple[str, Any, Any | None, Any | None], scale: int) -> Image.Im
 
 
 def _caption(row: tuple[str, Any, Any | None, Any | None]) -> Image.Image:
-    shown = ["image", *["label"] * (row[2] is not None), *["prediction"] * (row[3] is not None)]
-    return _line([(row[0], _INK, True), (", ".join(shown), _GREY, False)])
+    tile_names = ["image", *["label"] * (row[2] is not None), *["prediction"] * (row[3] is not None)]
+    return _line([(row[0], _INK, True), (", ".join(tile_names), _GREY, False)])
 
 
 def _legend(num_classes: int) -> Image.Image:
@@ -183,7 +186,7 @@ def _legend(num_classes: int) -> Image.Image:
 
 
 def _line(words: Sequence[tuple[str, Any, bool]], size: int = 13) -> Image.Image:
-    """One line of (text, colour, bold) words as an image just wide enough."""
+    """Draw one line of (text, colour, bold) words as an image that is just wide enough."""
     fonts = Path(get_data_path()) / "fonts" / "ttf"
     faces = {bold: ImageFont.truetype(fonts / f"DejaVuSans{'-Bold' * bold}.ttf", size) for bold in (False, True)}
     ends = np.cumsum([faces[bold].getlength(text) + size / 2 for text, _, bold in words]).tolist()

@@ -19,7 +19,7 @@ def _finite(values: Sequence[float]) -> np.ndarray:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's t interval of the mean: mean -+ t(0.975, n - 1) * s / sqrt(n).
+    """Return Student's t interval of the mean: mean -+ t(0.975, n - 1) * s / sqrt(n).
 
     Not clipped to the range of the score: near 1 the upper end of a Dice may exceed 1.
 
@@ -35,7 +35,9 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def bootstrap_interval(values: Sequence[float], draws: int = 5000, seed: int = 0) -> tuple[float, float] | None:
-    """Percentile bootstrap of the mean: 2.5 % and 97.5 % quantile of `draws` resampled means (Efron 1979).
+    """Return the percentile bootstrap interval of the mean (Efron 1979).
+
+    Its ends are the 2.5 % and 97.5 % quantiles of `draws` resampled means.
 
     The same values in the same order, draws and seed always give the same interval.
 
@@ -58,6 +60,6 @@ def bootstrap_interval(values: Sequence[float], draws: int = 5000, seed: int = 0
 
 
 def intervals(values: Sequence[float]) -> dict[str, list[float] | None]:
-    """Both, by `t` and `bootstrap`, safe for JSON."""
-    found = {"t": t_interval(values), "bootstrap": bootstrap_interval(values)}
-    return {name: None if pair is None else list(pair) for name, pair in found.items()}
+    """Return both intervals as lists, by `t` and `bootstrap`, safe for JSON; None each for fewer than 2 values."""
+    by_method = {"t": t_interval(values), "bootstrap": bootstrap_interval(values)}
+    return {name: None if pair is None else list(pair) for name, pair in by_method.items()}

@@ -1,4 +1,4 @@
-"""Every metric that a test set is scored with, in one place: what it is, its unit, which way is better. Loads no torch."""
+"""The registry of metrics: each with its name, its unit, and whether higher or lower is better. Loads no torch."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class Metric:
     name: str
     """Its key in `scores.json`, in bundles, and in the names of matrix files."""
     tasks: tuple[Task, ...]
-    """What a solver must do to be scored with it."""
+    """Tasks whose solvers are scored with this metric."""
     title: str
     """Its name in tables and figures."""
     averaged: str
     """How it is averaged over classes, images and subjects, for people to read."""
     short: str = ""
-    """Its name where there is room for one or two words; empty: `title`."""
+    """Its name where there is room for only one or two words; empty: `title`."""
     unit_key: str | None = None
-    """Key of the scores that says the unit of the value, for a length; None: a share of 1, which has no unit."""
+    """Key in a test set's scores that holds the unit of a length; None: the value is a share of 1, which has no unit."""
     higher_is_better: bool = True
     decimals: int = 3
-    """Digits behind the point that people are shown."""
+    """Digits after the decimal point that people are shown."""
     smallest_range: float = 0.1
-    """Width that a colour scale has at least, so that noise does not look like a difference."""
+    """Least width of a colour scale, in the metric's unit, so that noise does not look like a difference."""
 
     def unit(self, scores: Mapping[str, Any]) -> str:
-        """The unit of the value in a test set's scores, such as "mm"; empty for a share of 1."""
+        """Return the unit of the value in a test set's scores, such as "mm"; empty for a share of 1."""
         return str(scores.get(self.unit_key) or "") if self.unit_key else ""
 
     def text(self, value: float | None, signed: bool = False) -> str:
-        """A value for people; a dash where it is missing."""
+        """Return a value as text for people; a dash where it is missing."""
         if value is None:
             return "\N{EN DASH}"
         return f"{value:{'+' if signed else ''}.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
@@ -85,17 +85,17 @@ _MAIN: dict[Task, str] = {"segmentation": "dice_per_sample", "classification": "
 
 
 def metrics_of(task: Task) -> tuple[Metric, ...]:
-    """The metrics of a task, its main one first: the one that is shown where there is room for one."""
+    """Return the metrics of a task, its main one first: the one that is shown where there is room for one."""
     main = METRICS[_MAIN[task]]
     return (main, *(metric for metric in METRICS.values() if task in metric.tasks and metric is not main))
 
 
 def task_of(scores: Mapping[str, Any]) -> Task:
-    """The task that a test set's scores are of."""
+    """Return the task that a test set's scores belong to."""
     return "segmentation" if _MAIN["segmentation"] in scores else "classification"
 
 
 def headline(scores: Mapping[str, Any]) -> tuple[str, float | None]:
-    """The one score of a test set that is shown where there is room for one: what it is called, and its value."""
+    """Return the short name and the value of the one score of a test set that is shown where there is room for one."""
     main = metrics_of(task_of(scores))[0]
     return main.short, scores.get(main.name)

@@ -23,7 +23,7 @@ EMPTY_DISTANCE = 100.0
 
 
 def hausdorff95(prediction: np.ndarray, target: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
-    """95 % Hausdorff distance of two masks: the larger of the two directed 95 % quantiles.
+    """Return the 95 % Hausdorff distance of two masks: the larger of the two directed 95 % quantiles.
 
     A surface is the mask's border pixels: those with a 4-neighbour outside the mask or outside the image. This is
     not torchmetrics' HausdorffDistance, which takes the maximum and, given a spacing, another surface.
@@ -48,10 +48,10 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 
 @dataclass
 class _Sample:
-    """What is kept of one subject: integer counts, and a distance for each slice where a class occurs."""
+    """The running scores of one subject: integer counts, and a distance for each slice where a class occurs."""
 
     confusion: np.ndarray  # (C, C): rows target, columns prediction
-    pixels: list[list[float]]  # one list for each foreground class
+    pixels: list[list[float]]  # distances: one list for each foreground class
     millimetres: list[list[float]]
     slices: int = 0
 
@@ -64,7 +64,7 @@ class _Sample:
 
 
 def _dice(confusion: np.ndarray) -> np.ndarray:
-    """Foreground Dice (C - 1,) of a confusion matrix (C, C); NaN where a class is in neither."""
+    """Return the foreground Dice (C - 1,) of a confusion matrix (C, C); NaN where a class is in neither."""
     size = (confusion.sum(axis=0) + confusion.sum(axis=1))[1:]
     overlap = 2.0 * np.diagonal(confusion)[1:]
     return np.divide(overlap, size, out=np.full(size.shape, np.nan), where=size > 0)
@@ -79,7 +79,7 @@ class SegmentationScores:
     """
 
     num_classes: int
-    """Classes with the background, 2 or more."""
+    """Number of classes with the background, 2 or more."""
     _samples: dict[str, _Sample] = field(default_factory=dict, init=False, repr=False)
     _all_spaced: bool = field(default=True, init=False, repr=False)
 
@@ -112,7 +112,7 @@ class SegmentationScores:
             self._add_distances(sample, prediction.numpy(), target.numpy(), millimetres)
 
     def compute(self) -> dict[str, Any]:
-        """All scores of what was added so far; safe for JSON. Lists per class hold the foreground, class 1 first.
+        """Return all scores of the images added so far; safe for JSON. Lists per class hold the foreground, class 1 first.
 
         - `accuracy`, the same as `balanced_accuracy`: mean over the classes of the share of a class's pixels that were
           found (mean recall); a class that is in neither prediction nor target of the whole set is left out.
@@ -135,13 +135,13 @@ class SegmentationScores:
         samples = [_sample_entry(name, sample, unit) for name, sample in self._samples.items()]
         dices, distances = ([entry[key] for entry in samples] for key in ("dice", "hd95"))
         overall = _dice(np.sum([sample.confusion for sample in self._samples.values()], axis=0))
-        known = overall[~np.isnan(overall)]
+        occurring = overall[~np.isnan(overall)]
         return {
             "num_samples": len(samples),
             "num_images": sum(sample.slices for sample in self._samples.values()),
             "accuracy": (balanced := float(self._accuracy.compute())),
             "balanced_accuracy": balanced,
-            "dice": float(known.mean()) if known.size else None,
+            "dice": float(occurring.mean()) if occurring.size else None,
             "dice_per_class": [None if np.isnan(value) else float(value) for value in overall],
             "dice_per_sample": float(np.mean(dices)),
             "hd95": float(np.mean(distances)),
@@ -160,12 +160,12 @@ class SegmentationScores:
     ) -> None:
         self._all_spaced &= spacing is not None
         for index in range(self.num_classes - 1):
-            predicted, wanted = prediction == index + 1, target == index + 1
-            if not predicted.any() and not wanted.any():
+            predicted_mask, target_mask = prediction == index + 1, target == index + 1
+            if not predicted_mask.any() and not target_mask.any():
                 continue
-            sample.pixels[index].append(hausdorff95(predicted, wanted))
+            sample.pixels[index].append(hausdorff95(predicted_mask, target_mask))
             if spacing is not None:
-                sample.millimetres[index].append(hausdorff95(predicted, wanted, spacing))
+                sample.millimetres[index].append(hausdorff95(predicted_mask, target_mask, spacing))
 
     def _check(
         self,

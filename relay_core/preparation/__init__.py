@@ -1,4 +1,7 @@
-"""Volumes and their labels become the slices of a data set. Loads no torch, and nothing heavy before it is used."""
+"""Turn volumes and their labels into the slices of a data set.
+
+This package loads no torch, and loads its heavy modules only when they are used.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What was prepared, for eyes: a table, and a picture of some studies."""
+"""Report what was prepared, for a person to check: a table of all studies, and pictures of some."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from relay_core.imaging import overlay, palette
 from relay_core.preparation.slicing import Cut
 
 PICTURES = 12
-"""Studies that are shown."""
+"""Number of studies that get a picture."""
 SIDE = 320
-"""Pixels of a picture's longer side."""
+"""Longer side of one view in a picture, in pixels."""
 _USE = {
     "folder": [
         "In a run file: `{name: folder, kwargs: {patient_pattern: '^(.*)_[0-9]+$', ...}}`. Without the pattern each "
@@ -24,20 +24,20 @@ _USE = {
     ],
     "midline": ["In a run file: `dataset: {name: midline}`."],
 }
-"""How the slices are named to a training, by layout."""
+"""Layout -> lines of the report that say how a run file names the slices."""
 
 
 def picture(cut: Cut) -> Image.Image:
-    """The slice that shows most of what is labelled: whole with the crop's box, and cropped with its labels."""
+    """Draw the slice with the largest labelled area: whole with the crop's box (if cropped), and cropped with its labels."""
     pixels, labels, (_, rows, columns) = cut.shown
     ids = np.zeros(pixels.shape, np.int64) if labels is None else labels
     mm = (1.0, 1.0) if cut.spacing is None else cut.spacing[1:]
-    part = slice(*rows), slice(*columns)
-    panes = [_pane(overlay(pixels[part][None], ids[part]), mm)]
+    crop = slice(*rows), slice(*columns)
+    panes = [_pane(overlay(pixels[crop][None], ids[crop]), mm)]
     if cut.facts["box"] is not None:
         whole = _pane(overlay(pixels[None], np.zeros(pixels.shape, np.int64)), mm)
-        down, right = whole.height / pixels.shape[0], whole.width / pixels.shape[1]
-        box = columns[0] * right, rows[0] * down, columns[1] * right - 1, rows[1] * down - 1
+        row_scale, column_scale = whole.height / pixels.shape[0], whole.width / pixels.shape[1]
+        box = columns[0] * column_scale, rows[0] * row_scale, columns[1] * column_scale - 1, rows[1] * row_scale - 1
         ImageDraw.Draw(whole).rectangle(box, outline=tuple(palette(3)[2].tolist()), width=2)
         panes.insert(0, whole)
     sheet = Image.new("RGB", (sum(pane.width for pane in panes) + 8 * (len(panes) - 1), max(pane.height for pane in panes)))
@@ -49,30 +49,32 @@ def picture(cut: Cut) -> Image.Image:
 
 
 def _pane(pixels: npt.NDArray[np.uint8], mm: Sequence[float]) -> Image.Image:
-    """(H, W, 3) in the proportions of the body."""
-    high, wide = pixels.shape[0] * mm[0], pixels.shape[1] * mm[1]
-    scale = SIDE / max(high, wide)
-    return Image.fromarray(np.ascontiguousarray(pixels)).resize((max(1, round(wide * scale)), max(1, round(high * scale))))
+    """Resize pixels (H, W, 3) to the proportions of the body; `mm` is their spacing, row then column."""
+    height, width = pixels.shape[0] * mm[0], pixels.shape[1] * mm[1]
+    scale = SIDE / max(height, width)
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize(
+        (max(1, round(width * scale)), max(1, round(height * scale)))
+    )
 
 
 def report_text(
     options: Mapping[str, Any], word: str, facts: Mapping[str, Mapping[str, Any]], problems: Sequence[Problem],
     pictures: Sequence[tuple[str, str]],
 ) -> str:  # fmt: skip
-    """The report as Markdown; it names no folder of this machine.
+    """Return the report as Markdown; it names no folder of this machine.
 
     Args:
-        options: how it was prepared.
-        word: what labelled slices are called.
-        facts: of each study.
-        problems: of studies that are left out.
-        pictures: study and file, relative to the report.
+        options: options of the preparation.
+        word: the word for labelled slices, such as "tumour".
+        facts: study -> the facts of its `Cut`.
+        problems: problems of the studies that are left out.
+        pictures: pairs of a study and its picture's file, relative to the report.
     """
-    kept = sum(one["kept"] for one in facts.values())
-    lines = ["# Prepared slices", "", f"{len(facts)} studies, {kept} slices. " + _options(options), ""]
-    heads = ["study", "size", "spacing (mm)", "crop box", "kept / of", f"{word} slices", f"{word} ml", "notes"]
-    lines += [_row(heads), _row(["---"] * len(heads))]
-    lines += [_row([study, *_cells(one)]) for study, one in sorted(facts.items())]
+    kept = sum(study_facts["kept"] for study_facts in facts.values())
+    lines = ["# Prepared slices", "", f"{len(facts)} studies, {kept} slices. " + _options_text(options), ""]
+    headings = ["study", "size", "spacing (mm)", "crop box", "kept / of", f"{word} slices", f"{word} ml", "notes"]
+    lines += [_table_row(headings), _table_row(["---"] * len(headings))]
+    lines += [_table_row([study, *_fact_cells(study_facts)]) for study, study_facts in sorted(facts.items())]
     lines += ["", *_USE[options["layout"]], ""] if options.get("layout") in _USE else []
     lines += ["", "Sizes and boxes: slices x rows x columns. Left in a cropped study's picture: the slice and its box."]
     if problems:
@@ -82,16 +84,16 @@ def report_text(
     return "\n".join(lines) + "\n"
 
 
-def _options(options: Mapping[str, Any]) -> str:
-    told = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items()}
-    return f"Options: {', '.join(f'{name} {told[name]}' for name in told if options[name] not in (None, ''))}."
+def _options_text(options: Mapping[str, Any]) -> str:
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items()}
+    return f"Options: {', '.join(f'{name} {texts[name]}' for name in texts if options[name] not in (None, ''))}."
 
 
-def _row(cells: Sequence[str]) -> str:
+def _table_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(facts: Mapping[str, Any]) -> list[str]:
+def _fact_cells(facts: Mapping[str, Any]) -> list[str]:
     box, spacing = facts["box"], facts["spacing"]
     return [
         " x ".join(map(str, facts["size"])),

@@ -1,4 +1,7 @@
-"""One study's slices as files: written aside, moved into place, recorded last, so that a kill leaves nothing in doubt."""
+"""Write one study's slices as files and record them.
+
+The files are staged, then moved into place, and recorded last, so that the next call knows what a killed process left.
+"""
 
 from __future__ import annotations
 
@@ -27,33 +30,33 @@ HEADER = (
 )  # fmt: skip
 KEYS = {"layout", "options", "inputs", "files", "rows", "facts", "picture"}
 Record = dict[str, Any]
-"""These of one study; `inputs` is None while its files are on their way."""
+"""The record of one study, with the keys `KEYS`; `inputs` is None until all its files are in place."""
 
 
 @dataclass(frozen=True)
 class PreparationJob:
-    """One study to prepare."""
+    """The job of preparing one study."""
 
     source: Source
     out: Path
     task: Mediastinum | Slices
     options: str
-    """Digest of all options."""
+    """Digest of the version and all options of the preparation."""
     picture: str | None
-    """Where its picture goes, relative to `out`; None: it gets none."""
+    """Path of the study's picture relative to `out`; None: the study gets no picture."""
 
     def inputs(self) -> dict[str, list[int]]:
-        """Size and time of each file that it is read from."""
-        found = {}
+        """Return name -> size in bytes and modification time in ns of each file that the study is read from."""
+        stamps = {}
         for kind, path in (("image", self.source.image), ("labels", self.source.labels)):
             if path is not None:
                 for file in files_of(path):
                     stat = file.stat()
-                    found[f"{kind}/{file.relative_to(path.parent).as_posix()}"] = [stat.st_size, stat.st_mtime_ns]
-        return found
+                    stamps[f"{kind}/{file.relative_to(path.parent).as_posix()}"] = [stat.st_size, stat.st_mtime_ns]
+        return stamps
 
     def done(self) -> bool:
-        """Whether an earlier call with the same options made it of the same files, and it is all there."""
+        """Return whether an earlier call made the study with the same options from the same inputs, and its files exist."""
         record = read_record(self.out, self.source.study)
         return (
             record is not None
@@ -63,7 +66,14 @@ class PreparationJob:
         )
 
     def make(self) -> Problem | None:
-        """Write the study's files anew; of one that cannot be used nothing stays. Raises OSError."""
+        """Write the study's files and record anew.
+
+        Returns:
+            None, or the problem of a study that cannot be used; then none of its files is left.
+
+        Raises:
+            OSError: if `out` cannot be written, or the disk is full.
+        """
         study, inputs = self.source.study, self.inputs()
         forget(self.out, study)
         try:
@@ -71,70 +81,71 @@ class PreparationJob:
             cut = self.task.cut(study, volume)
         except DataError as error:
             return error.problems[0]
-        except OSError as error:  # of reading
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a decoder's own file: no fault of this study's
+        except OSError as error:  # while the study was read
+            # no space is left for a decoder's temporary file, which is not the study's fault
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             return Problem(self.source.image.name, f"cannot be read: {error.strerror or error}")
         except MemoryError:
             return Problem(self.source.image.name, "does not fit into memory; give fewer --workers, or a larger machine")
-        making = self.out / RECORDS / f"{study}.making"
+        staging = self.out / RECORDS / f"{study}.making"
         try:
-            files = list(self._write(cut, making))
+            files = list(self._write_files(cut, staging))
             record = {
                 "layout": self.task.layout, "options": self.options, "inputs": None, "files": files,
-                "rows": list(self._rows(cut)), "facts": cut.facts, "picture": self.picture,
+                "rows": list(self._table_rows(cut)), "facts": cut.facts, "picture": self.picture,
             }  # fmt: skip
             _write_record(self.out, study, record)
-            _move(making, self.out, files)
+            _move(staging, self.out, files)
             _write_record(self.out, study, {**record, "inputs": inputs})
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
         return None
 
-    def _names(self, number: int) -> list[str]:
+    def _file_names(self, number: int) -> list[str]:
         return [pattern.format(study=self.source.study, slice=number) for pattern in LAYOUTS[self.task.layout]]
 
-    def _write(self, cut: Cut, folder: Path) -> Iterator[str]:
+    def _write_files(self, cut: Cut, folder: Path) -> Iterator[str]:
         for i, number in enumerate(cut.numbers):
-            stack = (cut.pixels,) if cut.masks is None else (cut.pixels, cut.masks)
-            for name, pixels in zip(self._names(number), stack, strict=False):
+            stacks = (cut.pixels,) if cut.masks is None else (cut.pixels, cut.masks)
+            for name, pixels in zip(self._file_names(number), stacks, strict=False):
                 _save(Image.fromarray(pixels[i]), folder / name)
                 yield name
         if self.picture is not None:
             _save(picture(cut), folder / self.picture)
             yield self.picture
 
-    def _rows(self, cut: Cut) -> Iterator[list[str]]:
+    def _table_rows(self, cut: Cut) -> Iterator[list[str]]:
         spacing = ["", "", ""] if cut.spacing is None else [f"{mm:.6g}" for mm in cut.spacing]
         for i, number in enumerate(cut.numbers):
             positive = int(cut.masks is not None and bool(cut.masks[i].any()))
             study = self.source.study
-            coded = [str(self.task.hu_min)] if isinstance(self.task, Mediastinum) else [""]
-            yield [f"{study}_{number:04d}", study, *self._names(number), str(positive), str(number), *spacing, *coded]
+            hu_min = [str(self.task.hu_min)] if isinstance(self.task, Mediastinum) else [""]
+            yield [f"{study}_{number:04d}", study, *self._file_names(number), str(positive), str(number), *spacing, *hu_min]
 
 
 def read_record(out: Path, study: str) -> Record | None:
-    """A study's record; None where there is none, or it is damaged."""
+    """Return a study's record, or None where there is none or it is damaged."""
     try:
-        found: Record = json.loads((out / RECORDS / f"{study}.json").read_bytes())
+        record: Record = json.loads((out / RECORDS / f"{study}.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.keys() == KEYS else None
+    return record if isinstance(record, dict) and record.keys() == KEYS else None
 
 
 def recorded(out: Path) -> dict[str, Record]:
-    """All records by study, sorted."""
+    """Return study -> record of all intact records, sorted by study."""
     names = sorted(path.name.removesuffix(".json") for path in (out / RECORDS).glob("[!.]*.json"))
     return {name: record for name in names if (record := read_record(out, name)) is not None}
 
 
 def forget(out: Path, study: str) -> None:
-    """Take away what was made of a study, its record last. Raises OSError."""
+    """Delete the files that were made of a study, then its record. Raises OSError."""
     record = read_record(out, study) or {"layout": "", "files": []}
     for name in record["files"]:
         (out / name).unlink(missing_ok=True)
     if record["layout"] == "midline":
-        with contextlib.suppress(OSError):  # it holds files of others
+        with contextlib.suppress(OSError):  # the folder holds other files
             (out / study).rmdir()
     (out / RECORDS / f"{study}.json").unlink(missing_ok=True)
 
@@ -149,11 +160,11 @@ def _save(image: Image.Image, path: Path) -> None:
     sync(path)
 
 
-def _move(made: Path, out: Path, files: list[str]) -> None:
+def _move(staging: Path, out: Path, files: list[str]) -> None:
     folders = {(out / name).parent for name in files}
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for name in files:
-        (made / name).replace(out / name)
+        (staging / name).replace(out / name)
     for folder in folders:
         sync(folder)

@@ -1,4 +1,4 @@
-"""Prepare all studies of a hospital, some at a time, so that a later call goes on where one was ended."""
+"""Prepare all studies of a hospital in parallel; a call that is stopped is continued by the next one."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from relay_core.preparation.slicing import Mediastinum, Slices
 from relay_core.preparation.studies import TABLE, Source, list_studies, studies_beside
 
 VERSION = 1
-"""Of what is made of the same options and files; a change makes every study again."""
+"""Version of the files that the same options and inputs give; changing it prepares every study again."""
 REPORT = "report.md"
 PICTURE_FOLDER = "report"
 POLL = 0.2
-"""Seconds between two looks at `stop`."""
+"""Seconds between two checks of `stop`."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What lies in the folder now."""
+    """The contents of the hospital's folder after a preparation, in numbers."""
 
     studies: int
     made: int
-    """Studies that this call made; the others were there."""
+    """Studies that this call prepared; the others were there before."""
     slices: int
     positive: int
-    """Slices with something labelled."""
+    """Slices with at least one labelled pixel."""
 
 
 def prepare(
@@ -52,38 +52,38 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """Write the slices of all studies, `report.md`, and for mediastinum tumours `meta.txt`.
 
-    A study that an earlier call made with the same options of the same files is kept as it is.
+    A study that an earlier call made with the same options from the same files is kept as it is.
 
     Args:
-        images: folder of a volume a study.
-        labels: folder of their label volumes; None: no masks, all slices.
-        out: the hospital's folder.
-        task: what to cut, and its options.
-        prefix: stands before every study's id.
-        workers: processes; 0: one a core.
-        tell: takes (studies done, of).
-        stop: asked between studies.
+        images: folder with one volume for each study.
+        labels: folder of their label volumes; None: no masks are written, and all slices are kept.
+        out: the hospital's folder, which is written.
+        task: the kind of slices to cut, with its options.
+        prefix: text that is put before every study's id.
+        workers: number of processes; 0: one for each core.
+        tell: called with the number of studies done and the number of all studies.
+        stop: called between studies; the preparation ends early when it returns True.
 
     Raises:
-        DataError: names every study that cannot be used; the others are prepared. Or no slice was kept.
-        RelayError: `out` holds what was prepared otherwise, or lies in `images` or `labels`.
-        Stopped: by `stop`.
-        OSError: `out` cannot be written.
+        DataError: if studies cannot be used, naming all of them while the others are prepared; or if no slice was kept.
+        RelayError: if `out` holds slices that were prepared with other options, or lies in `images` or `labels`.
+        Stopped: if `stop` ended the preparation early.
+        OSError: if `out` cannot be written.
     """
     _require_apart(out, images, labels)
-    sources, bad = list_studies(images, labels, prefix)
+    sources, problem_of = list_studies(images, labels, prefix)
     if task.layout == "mediastinum":
-        sources, bad = _new_here(sources, bad, out)
-    options = _options(task, prefix)
+        sources, problem_of = _leave_out_taken(sources, problem_of, out)
+    options = _options_of(task, prefix)
     digest = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True).encode()).hexdigest()
-    _require_alike(out, task.layout, digest, {source.study for source in sources} | bad.keys())
-    jobs = [PreparationJob(source, out, task, digest, _picture(task, source, i)) for i, source in enumerate(sources)]
-    left = [job for job in jobs if not job.done()]
-    _clear(out, bad, whole=not left)
-    done = len(jobs) - len(left)
+    _require_same_options(out, task.layout, digest, {source.study for source in sources} | problem_of.keys())
+    jobs = [PreparationJob(source, out, task, digest, _picture_path(task, source, i)) for i, source in enumerate(sources)]
+    remaining = [job for job in jobs if not job.done()]
+    _clear(out, problem_of, whole=not remaining)
+    done = len(jobs) - len(remaining)
     tell(done, len(jobs))
-    problems = list(bad.values())
-    for problem in _made(left, workers or os.cpu_count() or 1, stop):
+    problems = list(problem_of.values())
+    for problem in _make_all(remaining, workers or os.cpu_count() or 1, stop):
         done += 1
         problems += [] if problem is None else [problem]
         tell(done, len(jobs))
@@ -91,27 +91,30 @@ def prepare(
         raise Stopped(f"stopped after {done} of {len(jobs)} studies; the next call goes on from there")
     records = {study: record for study, record in recorded(out).items() if record["options"] == digest and record["inputs"]}
     problems.sort(key=str)
-    rows = _write(out, task, options, records, problems)
+    rows = _write_summary(out, task, options, records, problems)
     if problems:
         raise DataError(f"{len(problems)} studies are left out; {len(records)} are prepared", problems)
     if not rows:
         raise DataError("no slice was kept; choose others by --select and --keep, or unlabelled ones by --negatives")
-    return Prepared(len(records), len(left), len(rows), sum(row[HEADER.index("positive")] == "1" for row in rows))
+    return Prepared(len(records), len(remaining), len(rows), sum(row[HEADER.index("positive")] == "1" for row in rows))
 
 
-def _picture(task: Mediastinum | Slices, source: Source, number: int) -> str | None:
-    """Where a study's picture goes; in the layout midline every plain folder is a study."""
+def _picture_path(task: Mediastinum | Slices, source: Source, number: int) -> str | None:
+    """Return the path of a study's picture relative to `out`, or None after the first `PICTURES` studies.
+
+    In the layout midline every folder without a leading dot is a study, so the pictures' folder gets a dot.
+    """
     folder = f".{PICTURE_FOLDER}" if task.layout == "midline" else PICTURE_FOLDER
     return f"{folder}/{source.study}.png" if number < PICTURES else None
 
 
-def _options(task: Mediastinum | Slices, prefix: str) -> dict[str, Any]:
-    """Everything that decides what is made."""
-    found = asdict(task)
-    del found["selection"]
-    chosen = task.selection
+def _options_of(task: Mediastinum | Slices, prefix: str) -> dict[str, Any]:
+    """Return all options that decide the files that are made."""
+    settings = asdict(task)
+    del settings["selection"]
+    choice = task.selection
     return {
-        "layout": task.layout, **found, "select": chosen.mode, "keep": chosen.limit, "negatives": chosen.negatives,
+        "layout": task.layout, **settings, "select": choice.mode, "keep": choice.limit, "negatives": choice.negatives,
         "prefix": prefix,
     }  # fmt: skip
 
@@ -122,10 +125,12 @@ def _require_apart(out: Path, images: Path, labels: Path | None) -> None:
             raise RelayError(f"{out} lies in {folder}, which is only read; name another folder to write to")
 
 
-def _new_here(sources: list[Source], bad: dict[str, Problem], out: Path) -> tuple[list[Source], dict[str, Problem]]:
-    """The studies whose ids no hospital beside this one has; and what is bad, the others added."""
+def _leave_out_taken(
+    sources: list[Source], problem_of: dict[str, Problem], out: Path
+) -> tuple[list[Source], dict[str, Problem]]:
+    """Return the studies whose ids no folder beside `out` uses, and the problems with those of the others added."""
     taken = studies_beside(out)
-    bad = bad | {
+    problem_of = problem_of | {
         source.study: Problem(
             source.image.name,
             f"is study {source.study}, which {taken[source.study]} has too (duplicate study ids over sites); "
@@ -134,39 +139,52 @@ def _new_here(sources: list[Source], bad: dict[str, Problem], out: Path) -> tupl
         for source in sources
         if source.study in taken
     }
-    return [source for source in sources if source.study not in bad], bad
+    return [source for source in sources if source.study not in problem_of], problem_of
 
 
-def _require_alike(out: Path, layout: str, options: str, known: Set[str]) -> None:
-    """Refuse to mix what was prepared in different ways."""
+def _require_same_options(out: Path, layout: str, options: str, current: Set[str]) -> None:
+    """Refuse to mix slices of different layouts or options in one folder.
+
+    Args:
+        out: the hospital's folder.
+        layout: the layout of this call.
+        options: digest of the options of this call.
+        current: ids of the studies of this call.
+
+    Raises:
+        RelayError: if `out` holds another layout, or a study with other options that is not among `current`.
+    """
     for study, record in recorded(out).items():
         if record["layout"] != layout:
             raise RelayError(f"{out} holds slices in the layout {record['layout']}; name another folder, or delete it")
-        if study not in known and record["options"] != options:
+        if study not in current and record["options"] != options:
             raise RelayError(
                 f"{out} holds the study {study}, made with other options, and it is not among the volumes now; "
                 "name another folder, or delete this one"
             )
 
 
-def _clear(out: Path, bad: Iterable[str], whole: bool) -> None:
-    """Take away what an ended call left half-written, and what earlier ones made of studies that cannot be used now.
+def _clear(out: Path, unusable: Iterable[str], whole: bool) -> None:
+    """Delete what an interrupted call left half-written, and what earlier calls made of studies that are unusable now.
 
-    The table too, unless all studies are there (`whole`): it must not name files that are not.
+    Delete the table too, unless all studies are prepared (`whole`), since it must not name files that do not exist.
     """
-    for left in (out / RECORDS).glob("*.making"):
-        shutil.rmtree(left)
-    for left in (*(out / RECORDS).glob(".writing-*"), *out.glob(".writing-*")):
-        left.unlink()
-    gone = [study for study in bad if read_record(out, study)]
-    if gone or not whole:
+    for leftover in (out / RECORDS).glob("*.making"):
+        shutil.rmtree(leftover)
+    for leftover in (*(out / RECORDS).glob(".writing-*"), *out.glob(".writing-*")):
+        leftover.unlink()
+    dropped = [study for study in unusable if read_record(out, study)]
+    if dropped or not whole:
         (out / TABLE).unlink(missing_ok=True)
-    for study in gone:
+    for study in dropped:
         forget(out, study)
 
 
-def _made(jobs: list[PreparationJob], workers: int, stop: Callable[[], bool]) -> Iterator[Problem | None]:
-    """What `Job.make` says of each, in the order in which they end; `stop` ends it after those in work."""
+def _make_all(jobs: list[PreparationJob], workers: int, stop: Callable[[], bool]) -> Iterator[Problem | None]:
+    """Yield what `PreparationJob.make` returns for each job, in the order in which they end.
+
+    When `stop` returns True no further job starts, and the jobs in progress are finished.
+    """
     if min(workers, len(jobs)) <= 1:
         for job in jobs:
             if stop():
@@ -176,35 +194,35 @@ def _made(jobs: list[PreparationJob], workers: int, stop: Callable[[], bool]) ->
     waiting, running = iter(jobs), set[Future[Problem | None]]()
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, _start) as pool:
+        with ProcessPoolExecutor(min(workers, len(jobs)), context, _initialise_worker) as pool:
             while True:
-                while len(running) < workers and not stop() and (following := next(waiting, None)) is not None:
-                    running.add(pool.submit(following.make))
+                while len(running) < workers and not stop() and (next_job := next(waiting, None)) is not None:
+                    running.add(pool.submit(next_job.make))
                 if not running:
                     return
-                ended, running = wait(running, POLL, FIRST_COMPLETED)
-                for future in ended:
+                finished, running = wait(running, POLL, FIRST_COMPLETED)
+                for future in finished:
                     yield future.result()
     except BrokenProcessPool:
         raise RelayError("a process that prepared a study was killed (memory?); call again with fewer --workers") from None
 
 
-def _start() -> None:
-    """Of a process: it leaves the signals of the terminal to its parent, and the other cores to its siblings."""
+def _initialise_worker() -> None:
+    """Set up a worker process: the parent handles Ctrl-C, and SimpleITK uses a single thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _write(
+def _write_summary(
     out: Path, task: Mediastinum | Slices, options: dict[str, Any], records: dict[str, Record], problems: list[Problem]
 ) -> list[list[str]]:
     """Write the table and the report; return the table's rows."""
     rows = [row for record in records.values() for row in record["rows"]]
     if task.layout == "mediastinum" and rows:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([HEADER, *rows])
-        write_atomically(out / TABLE, text.getvalue().encode())
-    shown = [(study, record["picture"]) for study, record in records.items() if record["picture"]]
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([HEADER, *rows])
+        write_atomically(out / TABLE, table.getvalue().encode())
+    pictures = [(study, record["picture"]) for study, record in records.items() if record["picture"]]
     facts = {study: record["facts"] for study, record in records.items()}
-    write_atomically(out / REPORT, report_text(options, task.word, facts, problems, shown[:PICTURES]).encode())
+    write_atomically(out / REPORT, report_text(options, task.word, facts, problems, pictures[:PICTURES]).encode())
     return rows

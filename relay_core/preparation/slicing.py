@@ -1,4 +1,4 @@
-"""What is cut out of a study, and how it is coded: 16-bit HU for mediastinum tumours, 8 bits by a window for the rest.
+"""Cut slices out of a study and code their values: 16-bit HU for mediastinum tumours, 8 bits by a window otherwise.
 
 Legend: S slices of a study, n of them kept, H rows, W columns.
 """
@@ -25,31 +25,31 @@ LAYOUTS = {
     "folder": ("image/{study}_{slice:04d}.png", "mask/{study}_{slice:04d}.png"),
     "midline": ("{study}/{slice:04d}.jpg", "{study}/mask_{slice:04d}.png"),
 }
-"""Where the image and the mask of a slice lie."""
+"""Layout -> file name patterns of the image and the mask of a slice, relative to the hospital's folder."""
 AXES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
-"""Axes of an LPS volume (S, H, W) that become slices, rows and columns."""
+"""Direction of cutting -> axes of an LPS volume (S, H, W) that become slices, rows and columns."""
 SHOWN_HU = (-160.0, 240.0)
-"""Window of the pictures in a report."""
+"""Window of the pictures in a report: the HU that become black and white."""
 HIGHEST_AIR = -300
-"""HU that some voxel of a chest's CT lies below."""
+"""HU that the smallest value of a chest CT must lie below; otherwise the values are not HU."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The kept slices of a study, and what to tell of it."""
+    """The kept slices of a study, and the facts that the report shows."""
 
     numbers: tuple[int, ...]
-    """Of the slices in the volume, from 0."""
+    """Numbers of the kept slices in the volume, from 0."""
     pixels: Array
-    """(n, H, W) uint8 or uint16."""
+    """Coded pixels (n, H, W), uint8 or uint16."""
     masks: npt.NDArray[np.uint8] | None
-    """(n, H, W)."""
+    """Class ids (n, H, W); None: there are no labels."""
     spacing: tuple[float, float, float] | None
-    """Millimetres from slice to slice, row to row, column to column."""
+    """Millimetres from slice to slice, row to row, column to column; None where they are not known."""
     facts: dict[str, Any]
-    """size, spacing, box, kept, of, labelled slices, ml, notes: see `report`."""
+    """Facts for the report: size, spacing, box, kept, of (slices cut), labelled (slices), ml (labelled volume), notes."""
     shown: tuple[npt.NDArray[np.float32], Array | None, Box]
-    """A whole slice in -1..1 (H, W), its labels, and the box, for a picture."""
+    """The slice with the largest labelled area for a picture: pixels (H, W) in -1..1, its labels, and the crop's box."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ class Mediastinum:
     """Slices of a CT volume as in the published mediastinum tumour data: value + `hu_min` is HU, label 1 is tumour.
 
     Raises:
-        RelayError: an option that cannot be used.
+        RelayError: if an option cannot be used.
     """
 
     selection: Selection = field(default_factory=Selection)
     hu_min: int = -160
-    """HU of the value 0; lower ones become it."""
+    """HU that the value 0 stands for; lower HU are clipped to it."""
     crop: bool = True
-    """To the box of the lungs; tumour outside makes it larger."""
+    """Whether to crop to the box of the lungs, grown to hold all of the tumour."""
     margin: float = 10.0
-    """Millimetres around the lungs."""
+    """Margin around the lungs in millimetres."""
     intercept: float | None = None
-    """Added to all values, where they are not HU."""
+    """Number that is added to all values to give HU; None: the values are HU."""
     layout: ClassVar[str] = "mediastinum"
     word: ClassVar[str] = "tumour"
 
@@ -82,7 +82,7 @@ class Mediastinum:
         return self.intercept is None
 
     def cut(self, study: str, volume: Volume) -> Cut:
-        """Crop, choose, code. Raises DataError: not in HU, or no lungs."""
+        """Crop a labelled volume, choose slices and code them. Raises DataError if it is not in HU or no lungs are found."""
         assert volume.labels is not None
         values, tumour = volume.values, (volume.labels > 0).astype(np.uint8)
         if self.intercept is not None:
@@ -90,19 +90,19 @@ class Mediastinum:
         if values.min() >= HIGHEST_AIR:
             smallest = f"its smallest value is {values.min():g}, so it is not in HU"
             _fail(study, f"has no air: {smallest}; --intercept -1024 adds that number to all values")
-        box, notes = self._box(study, values, tumour, volume.spacing) if self.crop else (_whole(values), [])
+        box, notes = self._box(study, values, tumour, volume.spacing) if self.crop else (_whole_box(values), [])
         return _cut(values, tumour, volume.spacing, box, 1, self.selection, self._code, SHOWN_HU, notes)
 
     def _box(
         self, study: str, values: Array, tumour: Array, spacing: tuple[float, float, float] | None
     ) -> tuple[Box, list[str]]:
-        found = lung_box(values, spacing or (1.0, 1.0, 1.0), self.margin)
-        if found is None:
+        lungs = lung_box(values, spacing or (1.0, 1.0, 1.0), self.margin)
+        if lungs is None:
             _fail(study, "no lungs were found in it; --no-crop keeps whole slices")
         if not tumour.any():
-            return found, []
-        larger = joined(found, around(tumour))
-        return larger, [] if larger == found else ["the crop was grown to hold all of the tumour"]
+            return lungs, []
+        grown = joined(lungs, around(tumour))
+        return grown, [] if grown == lungs else ["the crop was grown to hold all of the tumour"]
 
     def _code(self, values: Array) -> npt.NDArray[np.uint16]:
         return np.clip(np.rint(values.astype(np.float32)) - self.hu_min, 0, 65535).astype(np.uint16)
@@ -110,35 +110,36 @@ class Mediastinum:
 
 @dataclass(frozen=True)
 class Slices:
-    """Slices of any volume, 8 bits by a window.
+    """Slices of any volume, coded in 8 bits by a window.
 
     Raises:
-        RelayError: an option that cannot be used.
+        RelayError: if an option cannot be used.
     """
 
     selection: Selection = field(default_factory=lambda: Selection("all"))
     layout: str = "folder"
-    """folder (the data set `folder`), or midline."""
+    """Data set whose layout is written: folder or midline."""
     axis: str = "axial"
-    """axial, coronal or sagittal; slices stand as they are looked at, the head or the front up, the right side left."""
+    """Direction of cutting: axial, coronal or sagittal. Slices are oriented for viewing: the head or the front up, the
+    patient's right on the left."""
     window: tuple[float, float] | None = None
-    """Values that become black and white; None: the 0.5 and 99.5 percentile of the volume."""
+    """Values that become black and white; None: the 0.5th and 99.5th percentiles of the volume."""
     every: int = 1
-    """Only each so-many-th slice is looked at."""
+    """Step between the slices that are considered: 1 takes each slice, 2 every other one."""
     rescaled: ClassVar[bool] = False
     word: ClassVar[str] = "labelled"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("layout", self.layout, ("folder", "midline")), ("axis", self.axis, AXES)):
-            if value not in known:
-                raise RelayError(f"--{name} {value}: choose {' or '.join(known)}")
+        for name, value, choices in (("layout", self.layout, ("folder", "midline")), ("axis", self.axis, AXES)):
+            if value not in choices:
+                raise RelayError(f"--{name} {value}: choose {' or '.join(choices)}")
         if self.window is not None and not (all(map(math.isfinite, self.window)) and self.window[0] < self.window[1]):
             raise RelayError("--window: give LOW,HIGH, two numbers, the smaller first")
         if self.every < 1:
             raise RelayError(f"--every {self.every}: give 1 or more")
 
     def cut(self, study: str, volume: Volume) -> Cut:
-        """Turn, choose, code. Raises DataError: labels that a mask cannot hold."""
+        """Turn a volume, choose slices and code them. Raises DataError if a mask cannot hold a label value."""
         notes: list[str] = []
         low, high = self.window or (float(x) for x in np.percentile(volume.values, (0.5, 99.5)))
         if not low < high:
@@ -152,15 +153,15 @@ class Slices:
         values, axes = self._turned(volume.values), AXES[self.axis]
         spacing = None if volume.spacing is None else tuple(volume.spacing[axis] for axis in axes)
         selection = self.selection if labels is not None else Selection("all")
-        turned = None if labels is None else self._turned(labels)
+        turned_labels = None if labels is None else self._turned(labels)
 
         def code(part: Array) -> npt.NDArray[np.uint8]:
             return np.rint(np.clip((part.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
-        return _cut(values, turned, spacing, _whole(values), self.every, selection, code, (low, high), notes)
+        return _cut(values, turned_labels, spacing, _whole_box(values), self.every, selection, code, (low, high), notes)
 
     def _turned(self, values: Array) -> Array:
-        """The volume with this axis first; the others' slices stand on the feet, which come first in LPS."""
+        """Return the volume with the cutting axis first; coronal and sagittal slices are flipped so that the head is up."""
         turned = values.transpose(AXES[self.axis])
         return turned if self.axis == "axial" else turned[:, ::-1]
 
@@ -170,31 +171,31 @@ def _cut(
     code: Callable[[Array], Array], window: tuple[float, float], notes: list[str],
 ) -> Cut:  # fmt: skip
     (first, last), rows, columns = box
-    inside = slice(*rows), slice(*columns)
+    crop = slice(*rows), slice(*columns)
     numbers = range(first, last, every)
-    areas = [0 if labels is None else int(np.count_nonzero(labels[number][inside])) for number in numbers]
+    areas = [0 if labels is None else int(np.count_nonzero(labels[number][crop])) for number in numbers]
     kept = [numbers[i] for i in selection.choose(areas)]
     if labels is not None and not any(areas):
         notes.append("nothing is labelled" + ("" if kept else "; --negatives keeps slices of it"))
     if spacing is None:
         notes.append("its spacing is not known")
-    voxel = None if spacing is None else math.prod(spacing)
+    voxel_mm3 = None if spacing is None else math.prod(spacing)
     facts = {
-        "size": list(values.shape), "spacing": spacing, "box": box if box != _whole(values) else None, "kept": len(kept),
+        "size": list(values.shape), "spacing": spacing, "box": box if box != _whole_box(values) else None, "kept": len(kept),
         "of": len(numbers), "labelled": None if labels is None else sum(area > 0 for area in areas),
-        "ml": None if labels is None or voxel is None else round(int(np.count_nonzero(labels)) * voxel / 1000, 2),
+        "ml": None if labels is None or voxel_mm3 is None else round(int(np.count_nonzero(labels)) * voxel_mm3 / 1000, 2),
         "notes": notes,
     }  # fmt: skip
-    most = numbers[int(np.argmax(areas))] if any(areas) else numbers[len(numbers) // 2]
+    shown_number = numbers[int(np.argmax(areas))] if any(areas) else numbers[len(numbers) // 2]
     low, high = window
-    picture = np.clip((values[most].astype(np.float32) - low) / (high - low), 0, 1) * 2 - 1
-    shown = picture, None if labels is None else labels[most], box
-    pixels = np.stack([code(values[number][inside]) for number in kept]) if kept else np.empty((0, 0, 0), np.uint8)
-    masks = None if labels is None else np.array([labels[number][inside] for number in kept], np.uint8)
+    picture = np.clip((values[shown_number].astype(np.float32) - low) / (high - low), 0, 1) * 2 - 1
+    shown = picture, None if labels is None else labels[shown_number], box
+    pixels = np.stack([code(values[number][crop]) for number in kept]) if kept else np.empty((0, 0, 0), np.uint8)
+    masks = None if labels is None else np.array([labels[number][crop] for number in kept], np.uint8)
     return Cut(tuple(kept), pixels, masks, spacing, facts, shown)
 
 
-def _whole(values: Array) -> Box:
+def _whole_box(values: Array) -> Box:
     slices, rows, columns = values.shape
     return (0, slices), (0, rows), (0, columns)
 

@@ -27,35 +27,37 @@ _UNDECODABLE = "cannot be decoded (truncated, not a volume, or its data file is 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume, its labels, and what is known of their size."""
+    """A volume, its labels and its spacing, turned to LPS."""
 
     values: npt.NDArray[Any]
-    """(S, H, W)."""
+    """Voxel values (S, H, W) of any real type."""
     labels: npt.NDArray[Any] | None
-    """(S, H, W), whole numbers, at least 0."""
+    """Label ids (S, H, W), unsigned integers, 0 for background; None: there are no labels."""
     spacing: tuple[float, float, float] | None
-    """Millimetres from slice to slice, row to row, column to column; None where no file tells."""
+    """Millimetres from slice to slice, row to row, column to column; None where no file gives them."""
 
 
 @dataclass(frozen=True)
 class _Read:
+    """An image as read from its file."""
+
     image: sitk.Image
     known: frozenset[str]
-    """Which of `_GRID` the file tells."""
+    """The names in `_GRID` whose values the file gives."""
 
 
 def suffix_of(path: Path) -> str | None:
-    """The supported suffix of a file name (`.nii.gz` is one), or None."""
+    """Return the supported suffix of a file name (`.nii.gz` is one), or None."""
     return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def stem_of(path: Path) -> str:
-    """The name of a volume's file or folder without its suffix."""
+    """Return the name of a volume's file or folder without its suffix."""
     return path.name if path.is_dir() else path.name[: len(path.name) - len(suffix_of(path) or "")]
 
 
 def files_of(path: Path) -> list[Path]:
-    """All files that a volume is read from: those of a series, or a file and what is named like it (`.mhd` and `.raw`)."""
+    """List all files that a volume is read from: those of a series, or those with its stem (`.mhd` and `.raw`)."""
     if path.is_dir():
         inside = (file for file in path.rglob("*") if file.is_file() and file.name != "DICOMDIR")
         return sorted(file for file in inside if not file.name.startswith("."))
@@ -63,31 +65,31 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_volume(image: Path, labels: Path | None, *, rescaled: bool = False) -> Volume:
-    """Read a study.
+    """Read a study's volume and labels, turned to LPS.
 
     Args:
-        image: a volume's file, or the folder of a DICOM series.
-        labels: the same, of its labels.
-        rescaled: DICOM files must say how their values are rescaled, as CT does.
+        image: the volume's file, or the folder of a DICOM series.
+        labels: the labels' file or folder; None: there are no labels.
+        rescaled: whether DICOM files must say how their values are rescaled, as CT files do.
 
     Raises:
-        DataError: not readable, or the labels lie on another grid.
+        DataError: if a volume cannot be read, or the labels lie on another grid than the image.
     """
-    main = _read(image, ("volume", "image"), rescaled)
-    other = None if labels is None else _read_labels(labels)
-    if other is not None:
-        _complete(main.image, main.known, other)
-        _complete(other.image, other.known, main)
-    known = main.known | (other.known if other else frozenset())
-    standing = sitk.DICOMOrient(main.image, "LPS")
-    columns, rows, slices = standing.GetSpacing()
-    spacing = (slices, rows, columns) if "Spacing" in known else None
-    values: npt.NDArray[Any] = sitk.GetArrayFromImage(standing)
-    if other is None or labels is None:
+    image_read = _read(image, ("volume", "image"), rescaled)
+    label_read = None if labels is None else _read_labels(labels)
+    if label_read is not None:
+        _copy_missing_grid(image_read.image, image_read.known, label_read)
+        _copy_missing_grid(label_read.image, label_read.known, image_read)
+    known_grid = image_read.known | (label_read.known if label_read else frozenset())
+    oriented = sitk.DICOMOrient(image_read.image, "LPS")
+    columns, rows, slices = oriented.GetSpacing()
+    spacing = (slices, rows, columns) if "Spacing" in known_grid else None
+    values: npt.NDArray[Any] = sitk.GetArrayFromImage(oriented)
+    if label_read is None or labels is None:
         return Volume(values, None, spacing)
-    turned = sitk.DICOMOrient(other.image, "LPS")
-    _require_one_grid(labels, turned, standing)
-    return Volume(values, _whole(labels, sitk.GetArrayFromImage(turned)), spacing)
+    oriented_labels = sitk.DICOMOrient(label_read.image, "LPS")
+    _require_one_grid(labels, oriented_labels, oriented)
+    return Volume(values, _as_whole_numbers(labels, sitk.GetArrayFromImage(oriented_labels)), spacing)
 
 
 def _fail(path: Path, message: str) -> NoReturn:
@@ -97,7 +99,7 @@ def _fail(path: Path, message: str) -> NoReturn:
 def _read_labels(path: Path) -> _Read:
     try:
         return _read(path, ("volume", "label"), False)
-    except DataError as error:  # its file may have the image's name
+    except DataError as error:  # the labels' file may have the image's name, so say which it is
         _fail(path, f"labels: {error.problems[0].message}")
 
 
@@ -108,16 +110,16 @@ def _read(path: Path, names: tuple[str, ...], rescaled: bool) -> _Read:
         if suffix_of(path) == ".npz":
             return _read_npz(path, names)
         nifti = (suffix_of(path) or "").startswith(".nii")
-        found = read_study(path.read_bytes(), 1).geometry if nifti else _read_itk(path)
+        volume = read_study(path.read_bytes(), 1).geometry if nifti else _read_itk(path)
     except ImageError as error:
         _fail(path, str(error))
-    if not isinstance(found, sitk.Image):
+    if not isinstance(volume, sitk.Image):
         _fail(path, "is no NIfTI file, whatever its name says")
-    if found.GetDimension() != 3 or found.GetNumberOfComponentsPerPixel() != 1:
-        size = " x ".join(map(str, found.GetSize()))
-        _fail(path, f"is {size} with {found.GetNumberOfComponentsPerPixel()} values a voxel; give one grey volume")
-    _require_finite(path, sitk.GetArrayViewFromImage(found))
-    return _Read(found, _GRID)
+    if volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
+        size = " x ".join(map(str, volume.GetSize()))
+        _fail(path, f"is {size} with {volume.GetNumberOfComponentsPerPixel()} values a voxel; give one grey volume")
+    _require_finite(path, sitk.GetArrayViewFromImage(volume))
+    return _Read(volume, _GRID)
 
 
 def _read_itk(path: Path) -> sitk.Image:
@@ -138,28 +140,28 @@ def _read_series(folder: Path, rescaled: bool) -> _Read:
         if contents[-1][128:132] != b"DICM":
             _fail(folder, f"holds {file.name}, which is not DICOM; keep one series alone there")
     try:
-        found = read_dicom(contents)
+        series = read_dicom(contents)
     except ImageError as error:
-        _fail(folder, str(error).replace("archive", "folder"))  # its words are for uploads
-    if found.values.ndim != 3:
+        _fail(folder, str(error).replace("archive", "folder"))  # `read_dicom` words its errors for uploads
+    if series.values.ndim != 3:
         _fail(folder, "is in colour; give one grey volume")
-    if len({tuple(np.round(in_plane(header) or (0, 0), 4).tolist()) for header in found.headers}) > 1:
+    if len({tuple(np.round(in_plane(header) or (0, 0), 4).tolist()) for header in series.headers}) > 1:
         _fail(folder, "has slices of different PixelSpacing (mixed spacing); keep one series alone there")
-    if rescaled and not all(tells_rescaling(header) for header in found.headers):
+    if rescaled and not all(tells_rescaling(header) for header in series.headers):
         _fail(folder, "has no RescaleSlope and RescaleIntercept: its values are not HU; --intercept -1024 adds that number")
-    image = sitk.GetImageFromArray(found.values)
-    image.CopyInformation(found.geometry)
-    placed = frozenset() if found.spacing is None or found.spacing[0] is None else frozenset({"Spacing"})
-    return _Read(image, placed | {"Origin", "Direction"})
+    image = sitk.GetImageFromArray(series.values)
+    image.CopyInformation(series.geometry)
+    spacing_known = frozenset() if series.spacing is None or series.spacing[0] is None else frozenset({"Spacing"})
+    return _Read(image, spacing_known | {"Origin", "Direction"})
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> _Read:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
+            contents = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         _fail(path, "cannot be decoded (truncated, or not an npz file of plain arrays)")
-    values = found[_array_name(path, found, names)]
+    values = contents[_array_name(path, contents, names)]
     if values.ndim != 3 or values.dtype.kind not in "biuf" or 0 in values.shape:
         _fail(path, f"has an array of {values.shape} {values.dtype}; give numbers in slices, rows and columns")
     if values.dtype in (bool, np.float16):
@@ -167,9 +169,9 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> _Read:
     _require_finite(path, values)
     image, known = sitk.GetImageFromArray(np.ascontiguousarray(values, values.dtype.newbyteorder("="))), set()
     for name in ("spacing", "origin"):
-        if name in found:
+        if name in contents:
             try:
-                numbers = floats(found[name], 3)
+                numbers = floats(contents[name], 3)
             except (TypeError, ValueError):
                 _fail(path, f"has a {name} that is not three numbers (of slices, rows, columns, in mm)")
             if name == "spacing" and numbers.min() <= 0:
@@ -179,12 +181,12 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> _Read:
     return _Read(image, frozenset(known))
 
 
-def _array_name(path: Path, found: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    arrays = [name for name in found if name not in ("spacing", "origin")]
-    named = [name for name in names if name in arrays] or (arrays if len(arrays) == 1 else [])
-    if not named:
-        _fail(path, f"holds the arrays {', '.join(arrays) or 'none'}; name one of them {' or '.join(names)}")
-    return named[0]
+def _array_name(path: Path, contents: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    array_names = [name for name in contents if name not in ("spacing", "origin")]
+    matching = [name for name in names if name in array_names] or (array_names if len(array_names) == 1 else [])
+    if not matching:
+        _fail(path, f"holds the arrays {', '.join(array_names) or 'none'}; name one of them {' or '.join(names)}")
+    return matching[0]
 
 
 def _require_finite(path: Path, values: npt.NDArray[Any]) -> None:
@@ -194,30 +196,30 @@ def _require_finite(path: Path, values: npt.NDArray[Any]) -> None:
         _fail(path, "has values that are not finite numbers (NaN or infinity)")
 
 
-def _complete(image: sitk.Image, known: frozenset[str], other: _Read) -> None:
-    """What an image's file does not tell of its grid it takes from the other of the pair."""
-    for name in (_GRID - known) & other.known:
-        getattr(image, f"Set{name}")(getattr(other.image, f"Get{name}")())
+def _copy_missing_grid(image: sitk.Image, known: frozenset[str], source: _Read) -> None:
+    """Copy spacing, origin and direction that an image's file does not give from the other volume of the pair."""
+    for name in (_GRID - known) & source.known:
+        getattr(image, f"Set{name}")(getattr(source.image, f"Get{name}")())
 
 
 def _require_one_grid(path: Path, labels: sitk.Image, image: sitk.Image) -> None:
-    way_out = "resample the labels on the grid of the image"
+    remedy = "resample the labels on the grid of the image"
     if labels.GetSize() != image.GetSize():
-        sizes = [" x ".join(map(str, one.GetSize())) for one in (labels, image)]
-        _fail(path, f"is a label volume of {sizes[0]} voxels, its image of {sizes[1]}; {way_out}")
-    ours, theirs = np.array(labels.GetSpacing()), np.array(image.GetSpacing())
-    if (np.abs(ours - theirs) > EVEN * theirs).any():
-        told = [" x ".join(f"{mm:.3g}" for mm in one) for one in (ours, theirs)]
-        _fail(path, f"has voxels of {told[0]} mm, its image of {told[1]} mm (mixed spacing); {way_out}")
-    off = np.abs(np.array(labels.GetOrigin()) - image.GetOrigin()).max()
-    turned = np.abs(np.array(labels.GetDirection()) - image.GetDirection()).max()
-    if off > theirs.min() / 2 or turned > EVEN:
-        how = f"{off:.3g} mm beside its image" if off > theirs.min() / 2 else "turned against its image"
-        _fail(path, f"is a label volume that lies {how} (other position); {way_out}")
+        sizes = [" x ".join(map(str, volume.GetSize())) for volume in (labels, image)]
+        _fail(path, f"is a label volume of {sizes[0]} voxels, its image of {sizes[1]}; {remedy}")
+    label_mm, image_mm = np.array(labels.GetSpacing()), np.array(image.GetSpacing())
+    if (np.abs(label_mm - image_mm) > EVEN * image_mm).any():
+        spacings = [" x ".join(f"{mm:.3g}" for mm in axes) for axes in (label_mm, image_mm)]
+        _fail(path, f"has voxels of {spacings[0]} mm, its image of {spacings[1]} mm (mixed spacing); {remedy}")
+    offset = np.abs(np.array(labels.GetOrigin()) - image.GetOrigin()).max()
+    direction_error = np.abs(np.array(labels.GetDirection()) - image.GetDirection()).max()
+    if offset > image_mm.min() / 2 or direction_error > EVEN:
+        how = f"{offset:.3g} mm beside its image" if offset > image_mm.min() / 2 else "turned against its image"
+        _fail(path, f"is a label volume that lies {how} (other position); {remedy}")
 
 
-def _whole(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Labels in the smallest type that holds them."""
+def _as_whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the labels in the smallest unsigned type that holds them; fail unless they are whole numbers 0..65535."""
     if values.dtype.kind == "f" and (values != np.rint(values)).any():
         _fail(path, "has label values that are not whole numbers; threshold them, or resample with nearest neighbour")
     if values.min() < 0 or values.max() > 65535:

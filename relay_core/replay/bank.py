@@ -23,19 +23,19 @@ class Slot:
     classes: list[int] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain form for a checkpoint."""
+        """The content as a checkpoint's JSON holds it."""
         plain = {"id": self.id, "frequency": self.frequency}
         return plain if self.classes is None else {**plain, "classes": self.classes}
 
 
 @dataclass
 class SiteBank:
-    """Sites by name."""
+    """Sites by name, each with its slot of the site code."""
 
     slots: dict[str, Slot] = field(default_factory=dict)
 
     def joined(self, other: SiteBank) -> SiteBank:
-        """Both banks; where both know a name, `other`'s entry holds."""
+        """Join both banks into a new one; where both know a name, `other`'s entry holds."""
         return SiteBank({**self.slots, **other.slots})
 
     def enter(self, name: str, images: int, taken: SiteBank, c_dim: int, classes: Sequence[int] | None = None) -> None:
@@ -44,13 +44,13 @@ class SiteBank:
         Raises:
             RelayError: all `c_dim` slots are taken.
         """
-        known = taken.slots.get(name)
+        earlier = taken.slots.get(name)
         used = {slot.id for slot in (*self.slots.values(), *taken.slots.values())}
         free = next((i for i in range(c_dim) if i not in used), None)
-        if known is None and free is None:
+        if earlier is None and free is None:
             raise RelayError(f"no slot left for site {name!r}: this relay's networks hold {c_dim} sites (c_img_dim)")
         counted = None if classes is None else list(classes)
-        self.slots[name] = Slot(known.id if known else int(free or 0), images, counted)
+        self.slots[name] = Slot(earlier.id if earlier else int(free or 0), images, counted)
 
     @property
     def images(self) -> int:
@@ -74,12 +74,12 @@ class SiteBank:
         return torch.searchsorted(edges, drawn, right=True)[:, 0].clamp(max=rows.shape[1] - 1).to(ids.device)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain form for a checkpoint."""
+        """The content as a checkpoint's JSON holds it."""
         return {name: slot.to_json() for name, slot in self.slots.items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SiteBank:
-        """The inverse of `to_json`."""
+        """Make a bank from what `to_json` returned."""
         slots = {n: Slot(int(s["id"]), int(s["frequency"]), s.get("classes")) for n, s in data.items()}
         return cls(slots)
 

@@ -21,20 +21,20 @@ class LabelCodec:
     noise: float = 0.0
 
     def encode(self, ids: Tensor) -> Tensor:
-        """(N, H, W) ids -> (N, 1, H, W) float32, exactly quantised."""
+        """Code class ids (N, H, W) as exactly quantised values (N, 1, H, W), float32."""
         return ids[:, None].to(torch.float32) * (2 / (self.classes - 1)) - 1
 
     def decode(self, label_map: Tensor) -> Tensor:
-        """(N, 1, H, W) -> the nearest ids (N, H, W)."""
+        """Decode a label map (N, 1, H, W), clipped to [-1, 1], to the nearest class ids (N, H, W)."""
         return ((label_map[:, 0].clamp(-1, 1) + 1) * ((self.classes - 1) / 2)).round().long()
 
     def code(self, slots: Tensor, c_dim: int, classes: Tensor | None = None) -> Tensor:
-        """What conditions a network: site slots (N,), and for classification classes (N,), one-hot -> (N, c_dim [+ K])."""
+        """One-hot conditioning of a network: slots (N,), and for classification classes (N,) -> (N, c_dim [+ K])."""
         site = one_hot(slots, c_dim)
         return site if classes is None else torch.cat([site, one_hot(classes, self.classes)], dim=1)
 
     def add_noise(self, label_map: Tensor) -> Tensor:
-        """Blur the quantisation, so that a discriminator cannot win by noticing it."""
+        """Add clipped Gaussian noise, so that a discriminator cannot win by noticing the quantisation."""
         n, *shape = label_map.shape
         return label_map + self.noise * distributed.randn(n, *shape, device=label_map.device).clamp(-3, 3)
 
@@ -91,7 +91,7 @@ class Replayer:
 
     @torch.no_grad()
     def draw(self, n: int, two_styles: bool = False, slots: Tensor | None = None) -> Replay:
-        """`n` pseudo samples of this process, of given or of randomly drawn sites.
+        """Draw `n` pseudo samples for this process, of given or of randomly drawn sites.
 
         `two_styles` mixes in the style of a second site from a random layer on; the sample then counts for the first.
         """

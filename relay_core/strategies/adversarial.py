@@ -39,26 +39,26 @@ def r1_penalty(logits: Tensor, x: Tensor, channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SiteCodes:
-    """Codes (N, c_dim) of the one or two styles of each sample; `second` None: both styles have the first."""
+    """Site codes (N, c_dim) of the one or two styles of each sample; without `second` both styles have the first."""
 
     first: Tensor
     second: Tensor | None = None
 
     @property
     def both(self) -> Tensor:
-        """Their sum, divided by its maximum."""
+        """The sum of both codes of each sample, divided by its maximum: what a discriminator sees of two styles."""
         assert self.second is not None
         total = self.first + self.second
         return total / total.amax(dim=1, keepdim=True)
 
     def head(self, n: int) -> SiteCodes:
-        """The first n."""
+        """The codes of the first n samples."""
         return SiteCodes(self.first[:n], None if self.second is None else self.second[:n])
 
 
 @dataclass(frozen=True)
 class FakeSlots:
-    """Sites (N,) that fakes are made for, and by kind of generator those of second styles, where they are others."""
+    """Slots of the sites (N,) that fakes are made for; in `second`, by kind of generator, those of second styles."""
 
     slots: Tensor
     second: dict[str, Tensor] = field(default_factory=dict)
@@ -112,11 +112,11 @@ class AdversarialPair:
         return self.generator.synthesize(styles, label_map), conditioning
 
     def discriminate(self, x: Tensor, code: Tensor) -> Tensor:
-        """Logits of the augmented x."""
+        """Logits (N,) of the augmented x (N, C, R, R), given the site codes (N, c_dim)."""
         return self.discriminator(self.pipe(x, self.ada.p), code)
 
     def path_penalty(self, codes: SiteCodes, label_map: Tensor | None) -> Tensor:
-        """Path-length regularisation on the first half of the batch."""
+        """Path-length penalty of the first half of the batch (Karras 2020, arXiv 1912.04958); moves the running mean."""
         n = max(1, len(codes.first) // 2)
         ws, _ = self.styles(codes.head(n))
         image = self.generator.synthesize(ws, None if label_map is None else label_map[:n])
@@ -141,7 +141,7 @@ class AdversarialPair:
         return logits, r1_penalty(logits, x, channels).mean()
 
     def state(self) -> dict[str, Any]:
-        """JSON-able state."""
+        """The state of augmentation and path-length mean, for JSON."""
         return {"ada": self.ada.state_dict(), "path_mean": float(self.path_mean)}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class AdversarialPair:
 
 
 class Adversaries:
-    """The pairs in one generator step and one discriminator step: label maps and images, or for classification images."""
+    """All pairs of a relay, trained together: one step of the generators, then one of the discriminators."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class Adversaries:
         batch_global: int,
         d_batch: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """One step of all pairs; the same fakes serve generators and discriminators.
+        """Train all pairs for one step; the same fakes serve generators and discriminators.
 
         Args:
             batch: images (N, C, R, R) in [-1, 1], class ids (N, R, R) or (N,), and slots of the sites (N,).
@@ -228,12 +228,12 @@ class Adversaries:
         _freeze(self.discriminators, True)
         fakes: dict[str, tuple[Tensor, Tensor]] = {}
         for pair in self.pairs:
-            made, conditioning = pair.generate(codes[pair.kind], condition if pair.kind == "img" else None)
+            fake, conditioning = pair.generate(codes[pair.kind], condition if pair.kind == "img" else None)
             if pair.kind == "label" and self.settings.corrections.fake_label_noise:
-                made = self.codec.add_noise(made)
+                fake = self.codec.add_noise(fake)
             if pair.kind == "img" and condition is not None:
-                made = torch.cat([made, condition], dim=1)
-            fakes[pair.kind] = made, conditioning
+                fake = torch.cat([fake, condition], dim=1)
+            fakes[pair.kind] = fake, conditioning
         losses = {f"G_{pair.kind}": F.softplus(-pair.discriminate(*fakes[pair.kind])).mean() for pair in self.pairs}
         total = torch.stack(list(losses.values())).sum()
         if self.settings.pl_weight > 0 and step % self.settings.G_reg_interval == 0:
@@ -243,7 +243,7 @@ class Adversaries:
                 total = total + self.settings.pl_weight * self.settings.G_reg_interval * losses[f"path_{pair.kind}"]
         self.g_updater.update(total, progress)
         _freeze(self.discriminators, False)
-        return {kind: (made.detach(), conditioning) for kind, (made, conditioning) in fakes.items()}, losses
+        return {kind: (fake.detach(), conditioning) for kind, (fake, conditioning) in fakes.items()}, losses
 
     def _discriminator_step(
         self,
@@ -271,7 +271,7 @@ class Adversaries:
 
     @torch.no_grad()
     def _average(self, batch_global: int) -> None:
-        """Exponential moving average of the generators, buffers included."""
+        """Move the averaged generators (EMA) towards the trained ones, parameters and buffers."""
         for network, averaged in zip(self.generators, self.averaged, strict=True):
             if averaged is None:
                 continue
@@ -284,7 +284,7 @@ def _parameters(networks: list[nn.Module]) -> list[nn.Parameter]:
 
 
 def _freeze(networks: list[nn.Module], frozen: bool) -> None:
-    """Leave out the gradients by weight where only those by the input are needed."""
+    """Switch gradients by weight off (or on again): a generator's step needs those by the input alone."""
     for p in _parameters(networks):
         p.requires_grad_(not frozen)
 

@@ -74,19 +74,19 @@ class Strategy(ABC):
         )  # fmt: skip
 
     def _signed(self, images: Tensor) -> Tensor:
-        """Images of the data set's range, in [-1, 1]."""
+        """Map images from the data set's `out_range` to [-1, 1]."""
         if (self.low, self.high) == (-1, 1):
             return images
         return (images - self.low) * (2 / (self.high - self.low)) - 1
 
     def _ranged(self, images: Tensor) -> Tensor:
-        """The inverse of `_signed`."""
+        """Map images from [-1, 1] to the data set's `out_range`: the inverse of `_signed`."""
         if (self.low, self.high) == (-1, 1):
             return images
         return (images + 1) * ((self.high - self.low) / 2) + self.low
 
     def _logits(self, solver: nn.Module, images: Tensor, exact: bool = False) -> Tensor:
-        """Logits, in full precision, of images in [-1, 1]: (N, K, R, R), or (N, K) for classification.
+        """Logits of a solver, in full precision, of images in [-1, 1]: (N, K, R, R), or (N, K) for classification.
 
         `exact` computes in full precision throughout, whatever `precision` says.
         """
@@ -98,7 +98,7 @@ class Strategy(ABC):
 
     @property
     def solver(self) -> nn.Module:
-        """The network that the clinic uses."""
+        """The segmenter or classifier: the network that the clinic uses."""
         return self.networks["solver"]
 
     @abstractmethod
@@ -123,23 +123,23 @@ class Strategy(ABC):
         """Learn from one batch of this process's images (N, C, R, R) and class ids (N, R, R) or (N,); return the losses."""
 
     def state(self) -> dict[str, Any]:
-        """JSON-able state, tensors aside."""
+        """Everything but tensors that a restart must restore, as values that JSON can hold."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore `state`; called before the tensors are loaded, so that the networks can be laid out as they were."""
 
     def load_handed_over(self, state: dict[str, Any]) -> None:
-        """Take over what the last site's `state` says about the sites before, its networks aside."""
+        """Start a new site with what the last site's `state` says of the sites before; networks are loaded apart."""
 
     def hand_over(self) -> list[str]:
         """Names of the networks that the next site needs."""
         return list(self.networks)
 
     def missing_from(self, networks: list[str]) -> list[str]:
-        """Averages that a checkpoint with these `networks` lacks: they start from what they are averages of."""
+        """Names of averaged networks (EMA) that a checkpoint with these `networks` lacks; they start as copies."""
         return [name for name in self.hand_over() if name.endswith("_ema") and name not in networks]
 
     def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Generated images and class ids by site, where the strategy generates any."""
+        """Generate `per_site` images (N, C, R, R) in [-1, 1] and class ids for each known site; empty without generators."""
         return {}

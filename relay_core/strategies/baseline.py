@@ -25,23 +25,23 @@ class BaselineStrategy(Strategy):
         self.augment = SolverAugment(train.augment)
 
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
-        """Nothing is kept of a site but the weights."""
+        """Do nothing: the weights are all that is kept of a site."""
 
     def real_count(self, position: Position) -> int:
-        """The whole batch."""
+        """The whole batch is of the site's own images."""
         return self.settings.train.batch_size
 
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
-        """One step of the solver."""
+        """Train the solver for one step."""
         if position.step >= position.solver_steps:
             return {}
         images, labels = self.augment(self._signed(images), labels)
         logits = self._logits(self.solver, images)
         loss = self.loss(logits, labels)
-        more = self._penalties(images, logits)
-        self.updaters["solver"].update(sum(more.values(), start=loss), position.progress)
-        return {"solver": loss.detach()} | {name: value.detach() for name, value in more.items()}
+        penalties = self._penalties(images, logits)
+        self.updaters["solver"].update(sum(penalties.values(), start=loss), position.progress)
+        return {"solver": loss.detach()} | {name: value.detach() for name, value in penalties.items()}
 
     def _penalties(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        """What a strategy adds to the loss, by name; images are augmented, in [-1, 1]."""
+        """Penalties that a derived strategy adds to the loss, by name; images are augmented, in [-1, 1]."""
         return {}

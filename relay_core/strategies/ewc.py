@@ -25,14 +25,14 @@ class EWCStrategy(ImportanceStrategy):
         self.strength = self.kwargs.strength / 2
 
     def end_site(self, images: Images) -> None:
-        """Estimate the information in this site's images; every process comes to the same."""
+        """Add the Fisher information of this site's images to the importances; every process computes all of it."""
         count = min(len(images), self.kwargs.images)
         chosen = [(2 * i + 1) * len(images) // (2 * count) for i in range(count)]
         generator = torch.Generator().manual_seed(self.settings.random_seed)
         training = self.solver.training
         self.solver.eval()
-        for known in self.networks["importance"].parameters():
-            known.mul_(self.kwargs.decay)
+        for parameter in self.networks["importance"].parameters():
+            parameter.mul_(self.kwargs.decay)
         for i in chosen:
             logits = self._logits(self.solver, self._signed(images.batch([i])[0].to(self.device)), exact=True)
             chances = logits.detach().softmax(dim=1).movedim(1, -1).flatten(0, -2).cpu().float()

@@ -22,11 +22,11 @@ class LwFStrategy(RememberingStrategy):
         self.networks["old_solver"] = frozen_copy(self.solver)
 
     def hand_over(self) -> list[str]:
-        """The solver: it is the next site's teacher."""
+        """The solver alone: it becomes the next site's teacher."""
         return ["solver"]
 
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
-        """Freeze a copy of what came."""
+        """Freeze a copy of the received solver as the teacher."""
         self.networks["old_solver"].load_state_dict(self.solver.state_dict())
 
     def _penalties(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:

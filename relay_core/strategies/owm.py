@@ -16,7 +16,7 @@ from relay_core.strategies.remembering import RememberingStrategy
 
 Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 MOST = 8192
-"""Inputs of a layer: 256 MiB of its projector in single precision."""
+"""Most inputs of a layer: its projector then takes 256 MiB in single precision."""
 
 
 class OWMStrategy(RememberingStrategy):
@@ -50,14 +50,14 @@ class OWMStrategy(RememberingStrategy):
             self.updaters["solver"].before_step = self._project_gradients
 
     def hand_over(self) -> list[str]:
-        """The solver and the projectors."""
+        """The solver and the projectors of its layers."""
         return ["solver", "projectors"]
 
     def _by_patch(self, layer: Layer) -> bool:
         return isinstance(layer, nn.Conv2d) and layer.weight[0].numel() <= self.kwargs.largest
 
     def _width(self, layer: Layer) -> int:
-        """Numbers of a layer's input."""
+        """Side of a layer's projector: how many numbers its input vector has."""
         if self._by_patch(layer):
             return layer.weight[0].numel()
         return layer.weight.shape[0 if isinstance(layer, nn.ConvTranspose2d) else 1]
@@ -73,7 +73,7 @@ class OWMStrategy(RememberingStrategy):
                     layer.weight.grad.copy_(self._projected(name, layer, layer.weight.grad))
 
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
-        """One step of the solver, without the directions of earlier inputs."""
+        """Train the solver for one step that leaves out the directions of earlier inputs."""
         if self.kwargs.project == "gradient" or not self.sites:
             return super().step(images, labels, position)
         before = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
@@ -84,7 +84,7 @@ class OWMStrategy(RememberingStrategy):
         return losses
 
     def _projected(self, name: str, layer: Layer, change: Tensor) -> Tensor:
-        """A change of a layer's weights, without what would change its answers to earlier inputs."""
+        """Project a change of a layer's weights so that its answers to earlier inputs stay."""
         p = self._projector(name)
         if self._by_patch(layer):
             return (change.flatten(1) @ p).view_as(change)
@@ -92,7 +92,7 @@ class OWMStrategy(RememberingStrategy):
 
     @torch.no_grad()
     def end_site(self, images: Images) -> None:
-        """Take the directions of this site's inputs into the projectors; every process comes to the same."""
+        """Add the directions of this site's inputs to the projectors; every process computes all of it."""
         size = self.settings.train.batch_size
         steps = max(1, min(self.kwargs.batches, len(images) // size))
         training = self.solver.training
@@ -100,7 +100,7 @@ class OWMStrategy(RememberingStrategy):
         hooks = []
         for i in range(steps):
             alpha = self.kwargs.alpha * self.kwargs.decay ** (i / steps)
-            hooks = [m.register_forward_pre_hook(self._taker(n, m, alpha)) for n, m in self.layers.items()]
+            hooks = [m.register_forward_pre_hook(self._input_hook(n, m, alpha)) for n, m in self.layers.items()]
             index = [(i + k * steps) % len(images) for k in range(min(size, len(images)))]
             self._logits(self.solver, self._signed(images.batch(index)[0].to(self.device)), exact=True)
             for hook in hooks:
@@ -108,16 +108,16 @@ class OWMStrategy(RememberingStrategy):
         self.solver.train(training)
         super().end_site(images)
 
-    def _taker(self, name: str, layer: Layer, alpha: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def take(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _input_hook(self, name: str, layer: Layer, alpha: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x, p = self._mean_input(layer, inputs[0].to(self.dtype)), self._projector(name)
             k = p @ x
             p.sub_(torch.outer(k, k) / (alpha + x @ k))
 
-        return take
+        return add_input
 
     def _mean_input(self, layer: Layer, x: Tensor) -> Tensor:
-        """Mean over samples, positions and groups: (width,)."""
+        """Mean input vector (width,) of a layer, over samples, positions and groups."""
         if isinstance(layer, nn.Linear):
             return x.flatten(0, -2).mean(dim=0)
         mean = x.mean(dim=0, keepdim=True)
@@ -132,5 +132,5 @@ class OWMStrategy(RememberingStrategy):
 
 
 def _key(name: str) -> str:
-    """A layer's name as a buffer may be called."""
+    """A layer's name without dots, which the name of a buffer may not have."""
     return name.replace(".", "__")

@@ -22,13 +22,13 @@ _EMPTY = -1
 
 
 def _evenly(items: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the items, evenly chosen."""
+    """Choose at most `count` of the items, evenly spread."""
     count = min(count, len(items))
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
 
 
 class Memory(nn.Module):
-    """Kept images (M, C, R, R) in [-1, 1], their class ids (M, ...), and whose they are (M,); -1: none."""
+    """Kept images (M, C, R, R) in [-1, 1], their class ids (M, ...), and their site's number (M,), -1 where empty."""
 
     def __init__(self, capacity: int, image: tuple[int, ...], label: tuple[int, ...]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Memory(nn.Module):
         self.owners: Tensor
 
     def make_room(self, sites: int) -> int:
-        """Keep an even share of `sites` + 1 for each known site, in front; return how many places are left for a new one.
+        """Shrink every known site's images to an equal share for `sites` + 1 sites; return the places of the new site.
 
         Raises:
             RunFileError: there are more sites than places.
@@ -58,7 +58,7 @@ class Memory(nn.Module):
 
     @property
     def filled(self) -> int:
-        """Images in it."""
+        """How many images are kept."""
         return int((self.owners != _EMPTY).sum())
 
 
@@ -76,21 +76,21 @@ class RehearsalStrategy(RememberingStrategy):
 
     @property
     def memory(self) -> Memory:
-        """The kept images."""
+        """The memory of kept images."""
         return cast(Memory, self.networks["memory"])
 
     def _rehearsed(self) -> int:
-        """Images of a batch from memory, over all processes."""
+        """How many images of a batch come from memory, over all processes."""
         batch, world = self.settings.train.batch_size, distributed.world()
         wanted = round(batch * self.kwargs.share / world) * world
         return min(batch - world, max(world, wanted)) if self.sites and self.memory.filled else 0
 
     def real_count(self, position: Position) -> int:
-        """What memory leaves of a batch."""
+        """The part of a batch that does not come from memory."""
         return self.settings.train.batch_size - self._rehearsed()
 
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
-        """One step on the site's images and on kept ones."""
+        """Train the solver for one step on the site's images and on kept ones."""
         count = self._rehearsed() // distributed.world()
         if count:
             chosen = distributed.randint(0, self.memory.filled, count, device=self.device)
@@ -100,7 +100,7 @@ class RehearsalStrategy(RememberingStrategy):
 
     @torch.no_grad()
     def end_site(self, images: Images) -> None:
-        """Keep an even share of this site's images, evenly chosen."""
+        """Keep an equal share of this site's images, evenly chosen."""
         room = self.memory.make_room(self.sites)
         start = self.memory.filled
         for place, i in enumerate(_evenly(range(len(images)), room), start=start):

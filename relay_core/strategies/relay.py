@@ -60,11 +60,11 @@ class RelayStrategy(Strategy):
         return [name for name in GAN if name in self.networks and name.startswith("G_")]
 
     def hand_over(self) -> list[str]:
-        """Everything but the frozen copies."""
+        """All networks but the frozen copies."""
         return [name for name in self.networks if not name.startswith("old_")]
 
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
-        """Freeze copies of what came, move the current site into the previous ones, open a slot for this one."""
+        """Freeze copies of the received networks, move the last site into the previous bank, open a slot for this one."""
         self.previous = self.previous.joined(self.current)
         self.current = SiteBank()
         self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim), classes)
@@ -75,7 +75,7 @@ class RelayStrategy(Strategy):
                 pair.ada.halve()
 
     def _lay_out_memory(self, names: list[str]) -> None:
-        """Frozen copies `old_*`; the generators' are the averaged ones where there are any."""
+        """Freeze copies of networks as `old_*`; a generator is copied from its average (EMA) where there is one."""
         for name in names:
             source = self.networks.get(f"{name}_ema", self.networks[name])
             frozen = copy.deepcopy(source).requires_grad_(False).eval()
@@ -84,7 +84,7 @@ class RelayStrategy(Strategy):
             self.networks[f"old_{name}"] = frozen
 
     def real_count(self, position: Position) -> int:
-        """Move to the stage of this position; how much of the batch is real."""
+        """Enter the stage of this position, merging where stage 2 begins; return how much of the batch is real."""
         wanted = self._stage_at(position.progress)
         while self.stage < wanted:
             self.stage += 1
@@ -105,7 +105,7 @@ class RelayStrategy(Strategy):
         return 2 if stages == 1 else min(stages, int(progress * stages) + 1)
 
     def _replay_count(self) -> int:
-        """Replayed images of a batch, over all processes."""
+        """How many images of a batch are replayed, over all processes."""
         if self.stage == 1 or not self.previous.slots:
             return 0
         batch, sites = self.settings.train.batch_size, len(self.previous.slots)
@@ -116,7 +116,10 @@ class RelayStrategy(Strategy):
         return batch * (1 if self.s.replay_data_ratio == "half" else sites)
 
     def _merge(self) -> None:
-        """lerp(current, old, W_old / (W_old + n)): generators, discriminators, solver."""
+        """Merge: move generators, discriminators and solver to lerp(current, received, W_old / (W_old + n)).
+
+        W_old is the number of images of the sites before, n that of this site; both count alike without `weighted_merge`.
+        """
         old, new = float(self.previous.images), float(self.current.images)
         weight = old / (old + new) if self.s.weighted_merge else 0.5
         for name in ("solver", *self.gan_names):
@@ -139,11 +142,11 @@ class RelayStrategy(Strategy):
 
     @property
     def known(self) -> SiteBank:
-        """Every site so far."""
+        """The bank of every site so far, this one included."""
         return self.previous.joined(self.current)
 
     def _fake_slots(self, slots: Tensor) -> FakeSlots:
-        """Sites that the fakes are made for: those of the batch, or drawn; where sites may mix, of second styles too."""
+        """Choose the sites that fakes are made for: those of the batch or drawn ones; where sites may mix, twice."""
         if self.s.corrections.codes == "bank":
             bank = self.current if self.stage == 1 or self.s.num_stages == 1 else self.known
             slots = bank.draw(len(slots), self.s.replay_c_select_mode, self.device)
@@ -153,7 +156,7 @@ class RelayStrategy(Strategy):
         return FakeSlots(slots, {pair.kind: draw() for pair in self.gan.pairs})
 
     def _merged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The site's images, then replay: images, class ids, slots."""
+        """Join the site's images with replay: images, class ids, slots of the sites; the site's own come first."""
         slot = next(iter(self.current.slots.values())).id
         slots = torch.full((len(images),), slot, device=self.device)
         count = self._replay_count() // distributed.world()
@@ -163,7 +166,7 @@ class RelayStrategy(Strategy):
         return _join((images, labels, slots), replay)
 
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
-        """Generators, discriminators, then the solver."""
+        """Train generators, discriminators and solver for one step."""
         losses: dict[str, Tensor] = {}
         images = self._signed(images)
         batch = self._merged(images, labels)
@@ -184,7 +187,7 @@ class RelayStrategy(Strategy):
         return losses
 
     def _solver_step(self, batch: tuple[Tensor, Tensor, Tensor], real: int, replayed: int, progress: float) -> Tensor:
-        """One step on `real` images of the site, then `replayed` ones of the sites before, then any mixed ones."""
+        """Train the solver on a batch of `real` images, then `replayed` ones of the sites before, then any of two styles."""
         images, labels, _ = batch
         memory = slice(real, real + replayed)
         targets = self.s.replay_targets
@@ -210,7 +213,7 @@ class RelayStrategy(Strategy):
         return images, labels
 
     def _distillation(self, images: Tensor, logits: Tensor, memory: slice) -> Tensor:
-        """What the previous solver says about the replayed images, or about all."""
+        """Distillation loss: the previous solver teaches the replayed images, or all of the batch."""
         part = memory if self.s.corrections.distil_on == "replay" else slice(None)
         if not self.previous.slots or self.s.solver_distil_weight == 0 or not len(images[part]):
             return logits.new_zeros([])
@@ -221,7 +224,7 @@ class RelayStrategy(Strategy):
         return self.s.solver_distil_weight * distillation(logits[part], target, self.s.distil_tau)
 
     def state(self) -> dict[str, Any]:
-        """Banks, stage, augmentation, path-length means, and which networks there are."""
+        """Site banks, stage, augmentation, path-length means, and which networks are frozen."""
         return {
             "previous": self.previous.to_json(),
             "current": self.current.to_json(),
@@ -231,7 +234,7 @@ class RelayStrategy(Strategy):
         }
 
     def load_handed_over(self, state: dict[str, Any]) -> None:
-        """The banks, and how strongly the discriminators' inputs were augmented."""
+        """Take over the banks, and how strongly the discriminators' inputs were augmented."""
         if state:
             self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
             for pair in self.gan.pairs:
@@ -247,7 +250,7 @@ class RelayStrategy(Strategy):
 
     @torch.no_grad()
     def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Pictures that the generators would hand over, for each site so far."""
+        """Draw pictures of each site so far from the generators as they would be handed over; no random state changes."""
         replayer, result = self._replayer("new"), {}
         for network in (replayer.label, replayer.image):
             if network is not None:
@@ -264,7 +267,7 @@ class RelayStrategy(Strategy):
 
 
 def _join(batch: tuple[Tensor, Tensor, Tensor], replay: Replay) -> tuple[Tensor, Tensor, Tensor]:
-    """Append pseudo data to a batch."""
+    """Append pseudo data to a batch of images, labels and slots."""
     more = (replay.images, replay.labels, replay.slots)
     images, labels, slots = (torch.cat(pair) for pair in zip(batch, more, strict=True))
     return images, labels, slots

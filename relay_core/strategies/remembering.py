@@ -1,4 +1,4 @@
-"""What strategies share that remember earlier sites by something beside the solver's weights."""
+"""What strategies have in common that keep something of earlier sites beside the solver's weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class RememberingStrategy(BaselineStrategy):
     """Sites whose training is over."""
 
     def end_site(self, images: Images) -> None:
-        """One more."""
+        """Count the site whose training is over."""
         self.sites += 1
 
     def state(self) -> dict[str, Any]:
-        """The number of sites."""
+        """The number of sites that were trained at."""
         return {"sites": self.sites}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -33,18 +33,18 @@ class RememberingStrategy(BaselineStrategy):
         self.sites = int(state["sites"])
 
     def load_handed_over(self, state: dict[str, Any]) -> None:
-        """The same."""
+        """Go on counting from the sites before; a first site hands over nothing."""
         if state:
             self.load_state(state)
 
 
 def frozen_copy(solver: nn.Module, value: float | None = None) -> nn.Module:
-    """A frozen copy of a solver, in eval mode; with `value`, every parameter is that."""
-    made = copy.deepcopy(solver).requires_grad_(False).eval()
+    """Copy a solver, frozen and in eval mode; where `value` is given, every parameter of the copy is that number."""
+    frozen = copy.deepcopy(solver).requires_grad_(False).eval()
     if value is not None:
-        for parameter in made.parameters():
+        for parameter in frozen.parameters():
             parameter.fill_(value)
-    return made
+    return frozen
 
 
 class ImportanceStrategy(RememberingStrategy):
@@ -62,15 +62,15 @@ class ImportanceStrategy(RememberingStrategy):
         self.networks["anchor"] = frozen_copy(self.solver)
 
     def hand_over(self) -> list[str]:
-        """The solver and its importances: it is its own anchor."""
+        """The solver and the importances of its weights; the solver itself is the next site's anchor."""
         return ["solver", "importance"]
 
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
-        """Anchor the weights where they are."""
+        """Anchor the weights at their present values."""
         self.networks["anchor"].load_state_dict(self.solver.state_dict())
 
     def _weights(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Parameter, importance and anchor of each weight tensor."""
+        """Iterate over the solver's parameters, each with its importance and its anchor."""
         parts = (self.networks[name].parameters() for name in ("solver", "importance", "anchor"))
         return zip(*parts, strict=True)
 

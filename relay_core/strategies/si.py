@@ -13,7 +13,7 @@ from relay_core.strategies.base import Images, Position
 from relay_core.strategies.remembering import ImportanceStrategy, frozen_copy
 
 LARGEST = 1e8
-"""Bound of what one site adds up for a weight."""
+"""Bound of a weight's path integral at one site."""
 
 
 class SIStrategy(ImportanceStrategy):
@@ -32,13 +32,13 @@ class SIStrategy(ImportanceStrategy):
 
     @torch.no_grad()
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
-        """Anchor the weights; a new path begins."""
+        """Anchor the weights and begin a new path integral."""
         super().begin_site(name, images)
         for omega in self.networks["path"].parameters():
             omega.zero_()
 
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
-        """One step of the solver, and of the path."""
+        """Train the solver for one step, and add the step to the path integral."""
         by_steps = self.kwargs.rule == "path_integral"
         before = [p.detach().clone() for p in self.solver.parameters()] if by_steps else []
         losses = super().step(images, labels, position)
@@ -55,7 +55,7 @@ class SIStrategy(ImportanceStrategy):
 
     @torch.no_grad()
     def end_site(self, images: Images) -> None:
-        """Turn the path into importance."""
+        """Add the path integral of this site to the importances."""
         super().end_site(images)
         for (p, importance, anchor), omega in zip(self._weights(), self.networks["path"].parameters(), strict=True):
             importance.add_(omega.clamp(-LARGEST, LARGEST) / ((p - anchor).square() + self.kwargs.xi))

@@ -18,10 +18,10 @@ LARGEST = 1e5
 
 
 class Updater:
-    """Backward pass, mean over processes, repair or clip, step.
+    """An optimizer with what a step needs around it: mean over processes, repair of bad numbers, clipping, schedule.
 
     Args:
-        what: for messages: generators, discriminators, solver.
+        what: name of the trained networks, for messages.
         parameters: to be trained.
         settings: the optimizer.
         accumulate: backward passes before a step.
@@ -51,7 +51,7 @@ class Updater:
         """May change the gradients, once they are whole and finite, before they are clipped and used."""
 
     def update(self, loss: Tensor, progress: float) -> None:
-        """Differentiate, and step every `accumulate` calls.
+        """Differentiate the loss; every `accumulate` calls step the optimizer.
 
         Raises:
             TrainingDiverged: the gradients were not finite for `PATIENCE` steps in a row.

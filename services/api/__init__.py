@@ -1,4 +1,4 @@
-"""One site's REST API. This process never imports torch."""
+"""Serve the REST API of one site; this process never imports torch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""`python -m services.api`: migrate the database, then serve.
+"""Migrate the database, then serve: `python -m services.api`.
 
 Behind a reverse proxy set FORWARDED_ALLOW_IPS to its address; otherwise (unset or empty) X-Forwarded-For is not believed,
 and failed logins count for the proxy's address.
@@ -19,11 +19,11 @@ from services.site import load_settings
 from services.site.db import Database
 
 GRACE = 3
-"""Seconds that open requests have at a stop; an event stream would take for ever."""
+"""Seconds that open requests get to finish when the server stops; an event stream would never end by itself."""
 
 
 KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open: longer than clients keep theirs, who would else write into a closed one."""
+"""Seconds that an idle connection stays open: longer than clients keep it, so that none writes into a closed one."""
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What endpoints are given: the site's parts, and who is asking."""
+"""Provide what endpoints depend on: the site's parts, the caller's identity, and headers that guard changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.site.db import Database
 
 @dataclass(frozen=True)
 class ServiceParts:
-    """What one API process works with."""
+    """Holds everything that one API process works with, from the settings to the models in memory."""
 
     settings: Settings
     database: Database
@@ -29,19 +29,19 @@ class ServiceParts:
     probe: Probe
     registry: CollectorRegistry
     polls: CapacityLimiter
-    """Threads that event streams may use: they leave the others to requests."""
+    """Limits the threads that event streams may use, so that the others are left to requests."""
     host: Host
-    """Models in memory."""
+    """Holds the models in memory."""
     predictions: CapacityLimiter
-    """Images of people that are worked on at once, in threads of their own; they may be large."""
+    """Limits how many images that people upload are predicted at once, in threads of their own; they may be large."""
     intake: Intake
-    """Images that are here at once."""
+    """Limits the bytes of images that are in memory at once."""
 
 
 async def parts(request: Request) -> ServiceParts:
-    """The parts of the application that a request came to."""
-    found: ServiceParts = request.app.state.parts
-    return found
+    """Return the parts of the application that received the request."""
+    service_parts: ServiceParts = request.app.state.parts
+    return service_parts
 
 
 Site = Annotated[ServiceParts, Depends(parts)]
@@ -50,13 +50,13 @@ bearer = HTTPBearer(auto_error=False, scheme_name="token", description="`relay_<
 
 
 def require(role: Role) -> Callable[..., Identity]:
-    """A dependency that gives who is asking, and refuses a lower role."""
+    """Build a dependency that returns the caller's identity and refuses callers whose role is lower than `role`."""
 
     def caller(
-        request: Request, site: Site, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+        request: Request, site: Site, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
     ) -> Identity:
         address = request.client.host if request.client else "unknown"
-        identity = _identify(site, given.credentials if given else None, address[:100])
+        identity = _identify(site, credentials.credentials if credentials else None, address[:100])
         identity.require(role)
         return identity
 
@@ -69,19 +69,23 @@ Admin = Annotated[Identity, Depends(require("admin"))]
 
 
 def _caller_of_models(
-    request: Request, site: Site, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request, site: Site, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Identity:
-    if given is None and site.settings.serve_anonymous:
+    if credentials is None and site.settings.serve_anonymous:
         return Identity("-", "anonymous", "viewer")
-    return require("viewer")(request, site, given)
+    return require("viewer")(request, site, credentials)
 
 
 ModelCaller = Annotated[Identity, Depends(_caller_of_models)]
-"""Who calls a model by the Open Inference Protocol: a viewer, or with `serve_anonymous` anybody."""
+"""Gives who calls a model by the Open Inference Protocol: a viewer, or anybody where `serve_anonymous` is set."""
 
 
 def _identify(site: ServiceParts, token: str | None, address: str) -> Identity:
-    """Who holds the token. A valid one always passes: nobody locks out others by failing from their address."""
+    """Return who holds the token. A valid one always passes, so that failed logins from an address lock out nobody else.
+
+    Raises:
+        Refusal: `unauthenticated`, or `locked_out` after too many failed logins from the address.
+    """
     settings = site.settings
     if token is None:
         raise Refusal("unauthenticated", "send the header Authorization: Bearer relay_...", {"WWW-Authenticate": "Bearer"})
@@ -128,7 +132,7 @@ IfMatch = Annotated[
 
 
 def etag(row: Any) -> str:
-    """The ETag of a row that people edit."""
+    """Return the ETag of a row that people edit: its version in double quotes."""
     return f'"{row.version}"'
 
 

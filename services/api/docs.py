@@ -1,4 +1,4 @@
-"""The OpenAPI document: every status that a route can answer stands in it."""
+"""Build the OpenAPI document, which names every status that a route can answer."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ also reads the audit log. What is refused is answered as a problem document (RFC
 
 
 def refusals(*codes: str, public: bool = False) -> Responses:
-    """What a route refuses, for its `responses`; what every route may refuse is added.
+    """Return the `responses` entries for what a route may refuse; what every route may refuse is added.
 
     Args:
-        codes: keys of the catalogue.
-        public: it needs no token.
+        codes: keys of the catalogue of refusals, `services.site.CATALOGUE`.
+        public: whether the route needs no token.
     """
     by_status: dict[int, list[str]] = {}
     for code in (*codes, *(() if public else _PROTECTED), *_ALWAYS):
         by_status.setdefault(CATALOGUE[code].status, []).append(code)
-    return {status: _documented(found) for status, found in sorted(by_status.items())}
+    return {status: _documented(grouped_codes) for status, grouped_codes in sorted(by_status.items())}
 
 
 def changes(*codes: str) -> Responses:
-    """`refusals` of a route that an operator sends JSON to."""
+    """Return the `refusals` of a route that an operator sends JSON to."""
     return refusals("forbidden", "bad_request", "too_large", "unsupported_media_type", *codes)
 
 
 def success(
     status: int, description: str, *, media_type: str | None = None, headers: Any = None, schema: Any = None
 ) -> Responses:
-    """What a route answers when all is well, for its `responses`: headers, and a body that is not JSON."""
+    """Return the `responses` entry for a route's success, where it has headers or a body that is not JSON."""
     content = {media_type: {"schema": schema or {"type": "string", "format": "binary"}}} if media_type else None
     return {
         status: {
@@ -80,12 +80,12 @@ def _documented(codes: list[str]) -> dict[str, Any]:
 
 
 def operation_id(route: APIRoute) -> str:
-    """Names for generated clients: the function's own."""
+    """Return the operation's id, which names it in generated clients: the name of the route's function."""
     return route.name
 
 
 def schema_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """What makes the document of an application, once."""
+    """Return the function that builds an application's OpenAPI document at its first call and keeps it."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

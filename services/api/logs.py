@@ -1,4 +1,4 @@
-"""Log lines as JSON, one object a line: no query strings, no bodies, no patient's data."""
+"""Write log lines as JSON, one object a line, without query strings, bodies or patients' data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON; what was given as `extra` stands beside the message."""
+    """Formats a log record as one line of JSON; what was passed as `extra` stands beside the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

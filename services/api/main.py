@@ -1,4 +1,4 @@
-"""The application."""
+"""Create the FastAPI application of one site: open its parts, add middleware and routes, load models."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ from services.site import reconcile as reconciler
 from services.site.db import Database, migrate
 
 THREADS = 64
-"""Requests that are worked on at once; the others wait."""
+"""The number of requests that are worked on at once; further ones wait."""
 STREAM_THREADS = 8
+"""The number of threads that event streams share."""
 PREDICTIONS = 2
-"""Images of people that are worked on at once."""
+"""The number of images that people upload to be predicted at once."""
 INTAKE = 2
-"""Bodies of the largest size that are taken in at once."""
+"""The number of bodies of the largest size that may be in memory at once."""
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False,
 }  # fmt: skip
-"""The framework would hand bodies and arguments to whatever exporter the environment names."""
+"""Turns the framework's telemetry off, which would hand bodies and arguments to any exporter that the environment names."""
 
 
 def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> FastAPI:
-    """The REST service of one site.
+    """Create the REST service of one site.
 
     Args:
-        settings: default: from the environment.
-        reconcile: whether this process looks after lost jobs too; otherwise `relay reconcile` must run somewhere.
+        settings: the site's settings; default: read from the environment.
+        reconcile: whether this process also looks after lost jobs; otherwise `relay reconcile` must run somewhere.
     """
     settings = settings or load_settings(needs_key=True)
     meters = CollectorRegistry(auto_describe=False)
@@ -88,30 +89,31 @@ _IMAGES = re.compile(r"/v2/models/.*/infer|/api/v1/models/[^/]*/predict")
 
 
 def _body_limit(path: str, settings: Settings) -> int | None:
-    """Bytes of a body that an address takes; None: it counts by itself."""
+    """Return the most bytes that a body may have at an address; None: its route counts them itself."""
     if path == imports.PATH:
         return None
     return settings.serve_max_mib << 20 if _IMAGES.fullmatch(path) else MAX_BODY
 
 
 def _open(settings: Settings, meters: CollectorRegistry) -> ServiceParts:
-    """Open what the site has. Raises Refusal `not_ready` where the database is not migrated to this version."""
+    """Open the site's parts. Raises Refusal `not_ready` where the database is not migrated to this version."""
     database = Database(settings.database)
     current, head = migrate.current(database), migrate.head()
     if current != head:
         database.close()
         raise Refusal("not_ready", f"the database is at revision {current}, this version needs {head}: migrate it first")
-    store, most = ArtifactStore(settings.artifact_folder), settings.serve_max_mib << 20
+    store, body_limit = ArtifactStore(settings.artifact_folder), settings.serve_max_mib << 20
     meters.register(metrics.SiteCollector(settings, database, store))
     host = Host(settings, store, meters)
     return ServiceParts(
         settings, database, store, doorbell(settings.broker), Probe(settings, database, store, host), meters,
-        anyio.CapacityLimiter(STREAM_THREADS), host, anyio.CapacityLimiter(PREDICTIONS), Intake(INTAKE * most, most),
+        anyio.CapacityLimiter(STREAM_THREADS), host, anyio.CapacityLimiter(PREDICTIONS),
+        Intake(INTAKE * body_limit, body_limit),
     )  # fmt: skip
 
 
 def _warm_up(site: ServiceParts) -> None:
-    """Load what is in production before the first caller comes; what cannot be loaded is told to whoever calls it."""
+    """Load the versions in production before the first caller comes; one that fails is logged, and refused when called."""
     try:
         with site.database.read() as session:
             rows = [registry.version(session, name, number) for name, number in registry.in_production(session).items()]

@@ -1,4 +1,4 @@
-"""What Prometheus reads: counted in the database when it asks, so that no process has to remember anything."""
+"""Provide the metrics that Prometheus reads, counted in the database at each scrape: no process has to remember them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def durations(registry: CollectorRegistry) -> Histogram:
-    """The durations of requests by the template of their address; event streams are left out."""
+    """Create the histogram of requests' durations in seconds, by method, address template and status.
+
+    Event streams are left out.
+    """
     return Histogram(
         "relay_http_request_duration_seconds", "Seconds from a request to the end of its answer.",
         ["method", "route", "status"], buckets=BUCKETS, registry=registry,
@@ -34,7 +37,7 @@ def durations(registry: CollectorRegistry) -> Histogram:
 
 
 class SiteCollector(Collector):
-    """Jobs, queue, workers and storage of a site."""
+    """Collects the metrics of a site's jobs, queue, workers and storage."""
 
     def __init__(self, settings: Settings, database: Database, store: ArtifactStore) -> None:
         self.settings, self.database, self.store = settings, database, store
@@ -43,56 +46,59 @@ class SiteCollector(Collector):
         self._lock = threading.Lock()
 
     def describe(self) -> list[Metric]:
-        """Nothing: a registry must not read the database to learn names."""
+        """Return nothing, so that a registry need not read the database to learn the metrics' names."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics; without a database only that it is away, and what needs none."""
+        """Yield all metrics; while the database does not answer, that it is down and the metrics that need none."""
         build = GaugeMetricFamily("relay_build_info", "This version.", labels=["version", "database"])
         build.add_metric([relay_core.__version__, self.database.url.get_backend_name()], 1)
         yield build
         yield GaugeMetricFamily(
             "relay_storage_free_bytes", "Free space of the artifact volume.", value=self.store.free_mib() << 20
         )
-        found: list[Metric] = []
+        database_metrics: list[Metric] = []
         try:
             with self.database.read() as session:
-                found = [*self._jobs(session), *self._waiting(session), *self._workers(session)]
+                database_metrics = [*self._jobs(session), *self._waiting(session), *self._workers(session)]
         except (SQLAlchemyError, RelayError) as error:
             log.warning("metrics without the database: %s", error)
-        yield GaugeMetricFamily("relay_database_up", "Whether the database could be read.", value=bool(found))
-        yield from found
+        yield GaugeMetricFamily("relay_database_up", "Whether the database could be read.", value=bool(database_metrics))
+        yield from database_metrics
 
     def _jobs(self, session: Session) -> Iterator[Metric]:
-        total = CounterMetricFamily("relay_jobs", "Ended attempts at a job, by outcome.", labels=["kind", "outcome"])
+        outcomes = CounterMetricFamily("relay_jobs", "Ended attempts at a job, by outcome.", labels=["kind", "outcome"])
         for (kind, outcome), count in sorted(self._outcomes(session).items()):
-            total.add_metric([kind, outcome], count)
-        yield total
-        present = GaugeMetricFamily("relay_jobs", "Jobs by their present state.", labels=["kind", "state"])
+            outcomes.add_metric([kind, outcome], count)
+        yield outcomes
+        states = GaugeMetricFamily("relay_jobs", "Jobs by their present state.", labels=["kind", "state"])
         for kind, state, count in session.execute(select(Job.kind, Job.state, func.count()).group_by(Job.kind, Job.state)):
-            present.add_metric([kind, state], count)
-        yield present
-        taken = SummaryMetricFamily(
+            states.add_metric([kind, state], count)
+        yield states
+        job_durations = SummaryMetricFamily(
             "relay_job_duration_seconds", "From the first start to the end of finished jobs.", labels=["kind"]
         )
-        spent = func.sum(Job.finished_at - Job.started_at)
-        finished = select(Job.kind, func.count(), cast(spent, Float)).where(Job.finished_at >= Job.started_at)
+        total_seconds = func.sum(Job.finished_at - Job.started_at)
+        finished = select(Job.kind, func.count(), cast(total_seconds, Float)).where(Job.finished_at >= Job.started_at)
         for kind, count, seconds in session.execute(finished.group_by(Job.kind)):
-            taken.add_metric([kind], count_value=count, sum_value=seconds)
-        yield taken
+            job_durations.add_metric([kind], count_value=count, sum_value=seconds)
+        yield job_durations
 
     def _outcomes(self, session: Session) -> Mapping[tuple[str, str], int]:
-        """Ends of jobs from the audit log, which only grows: a retried job's row forgets that it failed before."""
+        """Return how many attempts at jobs ended, by (kind, outcome).
+
+        They are counted in the audit log, which only grows: the row of a retried job does not show that it failed before.
+        """
         actions = [f"job.{state}" for state in TERMINAL]
         with self._lock:
             last = session.scalar(select(func.max(AuditRecord.seq))) or 0
-            ended = (
+            ended_counts = (
                 select(Job.kind, AuditRecord.action, func.count())
                 .join(Job, Job.id == AuditRecord.subject)
                 .where(AuditRecord.seq > self._seen, AuditRecord.seq <= last, AuditRecord.action.in_(actions))
                 .group_by(Job.kind, AuditRecord.action)
             )
-            for kind, action, count in session.execute(ended):
+            for kind, action, count in session.execute(ended_counts):
                 self._ended[kind, action.removeprefix("job.")] += count
             self._seen = last
             return dict(self._ended)
@@ -100,11 +106,11 @@ class SiteCollector(Collector):
     def _waiting(self, session: Session) -> Iterator[Metric]:
         oldest = session.scalar(select(clock() - func.min(Job.queued_at)).where(Job.state == "queued"))
         yield GaugeMetricFamily("relay_queue_age_seconds", "How long the oldest queued job waits.", value=oldest or 0.0)
-        beats = GaugeMetricFamily("relay_job_heartbeat_age_seconds", "Since a running job's last sign.", labels=["job"])
+        heartbeats = GaugeMetricFamily("relay_job_heartbeat_age_seconds", "Since a running job's last sign.", labels=["job"])
         age = clock() - (Job.lease_until - self.settings.lease)
         for job_id, seconds in session.execute(select(Job.id, age).where(Job.state.in_(HELD), Job.lease_until.is_not(None))):
-            beats.add_metric([job_id], max(0.0, seconds))
-        yield beats
+            heartbeats.add_metric([job_id], max(0.0, seconds))
+        yield heartbeats
 
     def _workers(self, session: Session) -> Iterator[Metric]:
         ages = GaugeMetricFamily("relay_worker_heartbeat_age_seconds", "Since a worker's last sign.", labels=["worker"])

@@ -1,4 +1,4 @@
-"""Around every request: an id, a cap on its body, security headers, a log line, a duration. Plain ASGI."""
+"""Give every request an id, a cap on its body, security headers, a log line and a measured duration, in plain ASGI."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.api.problems import problem
 
 MAX_BODY = 2 << 20
-"""Bytes of a request's body; nothing that this API reads at once is larger."""
+"""The most bytes of a request's body, where the address has no limit of its own."""
 DRAIN = 32 << 20
-"""Bytes of a refused body that are still read, so that the client gets to see the answer."""
+"""The most bytes of a refused body that are still read, so that the client gets to see the answer."""
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 
 class _Exchange:
-    """One request and what is known of its answer."""
+    """Holds one request and what is known of its answer."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope, self._send = scope, send
         self.began = time.perf_counter()
         self.status = 0
         self.stream = False
-        given = Headers(scope=scope).get("x-request-id", "")
-        self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        self.id = sent_id if _REQUEST_ID.fullmatch(sent_id) else secrets.token_hex(8)
         scope["request_id"] = self.id
 
     async def send(self, message: Message) -> None:
@@ -53,11 +53,11 @@ class _Exchange:
 
     @property
     def route(self) -> str:
-        """The template of its address: `/api/v1/jobs/{job_id}`."""
+        """Return the template of the request's address, such as `/api/v1/jobs/{job_id}`."""
         return getattr(self.scope.get("route"), "path_format", "unmatched")
 
     def note(self, durations: Histogram) -> None:
-        """Write the log line and count the duration; an event stream lasts as long as its client wants."""
+        """Write the log line and record the duration, except of event streams, which last as long as their clients want."""
         seconds = time.perf_counter() - self.began
         if not self.stream:
             durations.labels(self.scope["method"], self.route, str(self.status)).observe(seconds)
@@ -70,7 +70,7 @@ class _Exchange:
 
 
 class RequestContext:
-    """Outermost: gives each request its id and headers, and turns what nobody caught into a problem document."""
+    """Is outermost: it gives each request its id and headers, and answers uncaught errors with problem documents."""
 
     def __init__(self, app: ASGIApp, durations: Histogram) -> None:
         self.app, self.durations = app, durations
@@ -92,11 +92,11 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses a body that says, or turns out, to be larger than its address takes.
+    """Refuses a body that is declared, or turns out, to be larger than its address takes.
 
     Args:
-        app: what takes the others.
-        limits: bytes that an address takes; None: it reads its bodies as they come, and caps them by itself.
+        app: the application that takes the other requests.
+        limits: path of an address -> the most bytes that it takes; None: it reads bodies as they come, and caps them itself.
     """
 
     def __init__(self, app: ASGIApp, limits: Callable[[str], int | None] = lambda path: MAX_BODY) -> None:

@@ -1,4 +1,4 @@
-"""What the API does to the database before it serves."""
+"""Bring the database up to date before the API serves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from services.site.db import Database, DatabaseError, migrate
 
 
 def bring_up_to_date(database: Database) -> None:
-    """Migrate to this version's tables.
+    """Migrate the database to this version's tables.
 
     Raises:
-        Refusal: `not_ready`: a later version has migrated it already.
-        DatabaseError: nothing answers.
+        Refusal: `not_ready` where a later version has migrated it already.
+        DatabaseError: the database cannot be opened.
     """
     try:
         current = migrate.current(database)
@@ -24,8 +24,8 @@ def bring_up_to_date(database: Database) -> None:
         raise DatabaseError(
             f"{database.url!r} cannot be opened: {reason}; start it, or correct RELAY_DATABASE_URL"
         ) from error
-    known = {script.revision for script in ScriptDirectory.from_config(migrate.config()).walk_revisions()}
-    if current not in {None, *known}:
+    known_revisions = {script.revision for script in ScriptDirectory.from_config(migrate.config()).walk_revisions()}
+    if current not in {None, *known_revisions}:
         raise Refusal(
             "not_ready",
             f"the database is at revision {current}, which version {relay_core.__version__} does not know: a later version "

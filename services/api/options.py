@@ -1,4 +1,4 @@
-"""A data set's options: what a run file has under dataset.kwargs, less what leads out of the set's own folder."""
+"""Check a data set's options: what a run file has under dataset.kwargs, without what leads out of the set's folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from relay_core.config import dataset_class, outside_values
 from services.site import Refusal
 
 ELSEWHERE = ("task_id", "task_name", "img_folder", "root_path")
-"""Keys that a data set's name and path say already, or the run."""
+"""Keys that are no options, because a data set's name and path, or the run, already give their values."""
 
 
 def check(layout: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, as they were given.
+    """Check the options of a data set and return them as they were given.
+
+    Args:
+        layout: the data set's name in a run file.
+        options: its settings, as under dataset.kwargs.
 
     Raises:
-        Refusal: `invalid_request`, or `path_escape` for a folder or file outside of the data set's.
+        Refusal: `invalid_request`, or `path_escape` for a folder or file outside the data set's folder.
     """
     for key in ELSEWHERE:
         if key in options:

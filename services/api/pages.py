@@ -1,4 +1,4 @@
-"""Lists in pages: newest first, and a cursor that fits only the list and the filters that it came from."""
+"""Read lists in pages, newest first; a page's cursor fits only the list and the filters that it came from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAC = 16
 
 @dataclass(frozen=True)
 class Paging:
-    """Which page."""
+    """Says which page of a list is asked for."""
 
     limit: int
     cursor: str | None
@@ -45,39 +45,39 @@ def read(
     session: Session, key: bytes, table: type[Row], paging: Paging, filters: Mapping[str, Any],
     order: Sequence[InstrumentedAttribute[Any]],
 ) -> tuple[list[Row], str | None]:  # fmt: skip
-    """A page of a table, and the cursor of the next.
+    """Return the rows of one page of a table, and the cursor of the next page; None: this is the last one.
 
     Args:
-        session: to read with.
-        key: signs cursors.
-        table: what to list.
-        paging: which page.
-        filters: column -> value that it must have; None: any.
-        order: columns that together are unique; the largest come first.
+        session: the database session to read with.
+        key: the site's secret, which signs cursors.
+        table: the table to list.
+        paging: how many rows, and after which cursor.
+        filters: column -> value that its rows must have; None: any value.
+        order: columns that together are unique; the rows with the largest values come first.
 
     Raises:
-        Refusal: `cursor_invalid`.
+        Refusal: `cursor_invalid` where the cursor was not made here, or for another list or other filters.
     """
-    given = {name: value for name, value in filters.items() if value is not None}
-    statement = select(table).filter_by(**given).order_by(*(column.desc() for column in order)).limit(paging.limit + 1)
-    mark = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+    conditions = {name: value for name, value in filters.items() if value is not None}
+    statement = select(table).filter_by(**conditions).order_by(*(column.desc() for column in order)).limit(paging.limit + 1)
+    filters_digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]
     if paging.cursor is not None:
-        last = _opened(key, paging.cursor, table.__tablename__, mark)
+        last = _open_cursor(key, paging.cursor, table.__tablename__, filters_digest)
         statement = statement.where(tuple_(*order) < tuple_(*last))
     rows = list(session.scalars(statement))
     if len(rows) <= paging.limit:
         return rows, None
     rows = rows[: paging.limit]
     last = [getattr(rows[-1], column.key) for column in order]
-    return rows, _sealed(key, {"list": table.__tablename__, "filters": mark, "last": last})
+    return rows, _seal_cursor(key, {"list": table.__tablename__, "filters": filters_digest, "last": last})
 
 
-def _sealed(key: bytes, content: Mapping[str, Any]) -> str:
+def _seal_cursor(key: bytes, content: Mapping[str, Any]) -> str:
     payload = json.dumps(content, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(_mac(key, payload) + payload).decode().rstrip("=")
 
 
-def _opened(key: bytes, cursor: str, name: str, mark: str) -> list[Any]:
+def _open_cursor(key: bytes, cursor: str, table_name: str, filters_digest: str) -> list[Any]:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (ValueError, binascii.Error):
@@ -86,7 +86,7 @@ def _opened(key: bytes, cursor: str, name: str, mark: str) -> list[Any]:
     if not hmac.compare_digest(seal, _mac(key, payload)):
         raise Refusal("cursor_invalid", "this cursor was not made here; leave it out to start from the newest")
     content = json.loads(payload)
-    if (content["list"], content["filters"]) != (name, mark):
+    if (content["list"], content["filters"]) != (table_name, filters_digest):
         raise Refusal("cursor_invalid", "this cursor is of another list, or of other filters")
     return list(content["last"])
 

@@ -1,4 +1,4 @@
-"""Everything that is refused is told as a problem document (RFC 9457), from one catalogue."""
+"""Answer everything that is refused with a problem document (RFC 9457), from one catalogue."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from services.site import CATALOGUE
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FIELDS = 20
+"""The most wrong keys of a request that one problem document lists."""
 log = logging.getLogger(__name__)
 
 _HTTP = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
@@ -44,14 +45,14 @@ def problem(
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """The answer to a request that is refused.
+    """Return the answer to a request that is refused.
 
     Args:
-        scope: of the request.
-        code: a key of the catalogue.
+        scope: the request's ASGI scope.
+        code: a key of the catalogue, `services.site.CATALOGUE`.
         detail: what was wrong, and what to do; default: the code's own sentence.
-        headers: of the answer.
-        extra: further members.
+        headers: further headers of the answer.
+        extra: further members of the document.
     """
     entry = CATALOGUE[code]
     detail = detail or _SENTENCES.get(code, entry.title)
@@ -71,31 +72,31 @@ def problem(
 
 def add_handlers(app: FastAPI) -> None:
     """Answer every refusal with a problem document."""
-    app.add_exception_handler(RelayError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RelayError, _handle_refusal)
+    app.add_exception_handler(RequestValidationError, _handle_invalid_request)
+    app.add_exception_handler(HTTPException, _handle_http_error)
     for error in (OperationalError, InterfaceError, PoolTimeout):
-        app.add_exception_handler(error, _database)
+        app.add_exception_handler(error, _handle_database_error)
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _handle_refusal(request: Request, error: Exception) -> JSONResponse:
     code = getattr(error, "code", "internal")
     if code not in CATALOGUE or code == "internal":
         log.error("refused with %r: %s", code, error, extra={"request_id": request.scope.get("request_id")})
         return problem(request.scope, "internal")
     if code == "database_unavailable":
-        return await _database(request, error)
+        return await _handle_database_error(request, error)
     if CATALOGUE[code].status >= 500:
         log.error("%s: %s", code, error, extra={"request_id": request.scope.get("request_id")})
     return problem(request.scope, code, str(error), getattr(error, "headers", None), getattr(error, "extra", None))
 
 
-async def _database(request: Request, error: Exception) -> JSONResponse:
+async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:
     log.error("the database does not answer: %s", error, extra={"request_id": request.scope.get("request_id")})
     return problem(request.scope, "database_unavailable", headers={"Retry-After": "5"})
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _HTTP.get(error.status_code, "bad_request")
     headers, detail = dict(error.headers or {}), None
@@ -106,40 +107,40 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _methods(app: FastAPI, path: str) -> Iterator[str]:
-    """What any route answers at this path; the framework names only the methods of the first."""
-    found = set()
+    """Return the methods that any route answers at this path; the framework names only those of the first route."""
+    methods = set()
     for context in iter_route_contexts(app.routes):
         if context.methods and context.path_regex.match(path):
-            found |= context.methods
-    return iter(found)
+            methods |= context.methods
+    return iter(methods)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _handle_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    for item in found:
+    found_errors = error.errors()
+    for item in found_errors:
         if item["type"] == "missing" and item["loc"][0] == "header" and item["loc"][-1].lower() in _MISSING_HEADERS:
             return problem(request.scope, *_MISSING_HEADERS[item["loc"][-1].lower()])
-    if found[0]["loc"][0] == "path":
+    if found_errors[0]["loc"][0] == "path":
         return problem(request.scope, "not_found", "there is nothing of this id; it does not look like one")
     content_type = request.headers.get("content-type", "application/json")
-    if any(item["loc"][0] == "body" for item in found) and "json" not in content_type:
+    if any(item["loc"][0] == "body" for item in found_errors) and "json" not in content_type:
         return problem(request.scope, "unsupported_media_type", "send the body as application/json")
-    errors = [{"path": _path(item["loc"], error.body), "message": _message(item)} for item in found[:MAX_FIELDS]]
+    errors = [{"path": _path(item["loc"], error.body), "message": _message(item)} for item in found_errors[:MAX_FIELDS]]
     first = f"{errors[0]['path']}: {errors[0]['message']}"
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" (and {len(found_errors) - 1} more)" if len(found_errors) > 1 else ""
     return problem(request.scope, "invalid_request", first + more, extra={"errors": errors})
 
 
 def _path(location: tuple[int | str, ...], body: Any) -> str:
     parts = list(location)
     if len(parts) > 2 and isinstance(body, dict) and parts[1] == body.get("kind"):
-        del parts[1]  # the member of a union that `kind` chose
+        del parts[1]  # the tag of a union's member, which `kind` chose: it is no key of the body
     return ".".join(str(part)[:100] for part in parts)
 
 
 def _message(item: Mapping[str, Any]) -> str:
-    """What was expected; never what was sent."""
+    """Return what the request should have held; never what it held."""
     if item["type"] == "union_tag_invalid":
         return f"{item['ctx']['discriminator']} is not known; known: {item['ctx']['expected_tags']}".replace("'", "")
     if item["type"] == "json_invalid":

@@ -1,4 +1,4 @@
-"""Whether the site can take jobs and carry them out."""
+"""Check whether the site can take jobs and carry them out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from services.site import ArtifactStore, Settings, workers
 from services.site.db import Database, Lockout, Worker, migrate, now
 
 EVERY = 5.0
-"""Seconds between two trial writes: a probe may ask more often."""
+"""The fewest seconds between two trial writes, as probes may ask more often."""
 _MARK = "readyz"
-"""Row of the lockouts' table that is written to; it counts no failure."""
+"""The key of the row in the lockouts' table that trial writes use; it counts no failure."""
 log = logging.getLogger(__name__)
 
 
 class Probe:
-    """Looks at everything that a job needs."""
+    """Checks everything that a job needs."""
 
     def __init__(self, settings: Settings, database: Database, store: ArtifactStore, host: Host) -> None:
         self.settings, self.database, self.store, self.host = settings, database, store, host
@@ -32,37 +32,37 @@ class Probe:
         self._database = Check(ok=False, detail="was not tried yet")
 
     def look(self) -> Readiness:
-        """All checks, and what they come to."""
+        """Run all checks, and return them with the status that follows: not_ready, degraded or ready."""
         checks = {"database": self._write(), "storage": self._storage()}
-        seen: list[Worker] = []
+        seen_workers: list[Worker] = []
         try:
             checks["migrations"] = self._migrations()
             with self.database.read() as session:
-                seen = workers.lately(session, self.settings.lately)
+                seen_workers = workers.lately(session, self.settings.lately)
         except (SQLAlchemyError, RelayError) as error:
             log.warning("the database cannot be read: %s", error)
             checks["database"] = Check(ok=False, detail="cannot be read")
-        checks["worker"] = Check(ok=bool(seen), detail=f"seen lately: {len(seen)}")
-        vital = all(check.ok for check in checks.values())
-        checks["device"] = self._device(seen)
+        checks["worker"] = Check(ok=bool(seen_workers), detail=f"seen lately: {len(seen_workers)}")
+        can_work = all(check.ok for check in checks.values())
+        checks["device"] = self._device(seen_workers)
         checks["inference"] = self._inference()
-        well = checks["device"].ok and checks["inference"].ok
-        status = "not_ready" if not vital else "ready" if well else "degraded"
+        as_configured = checks["device"].ok and checks["inference"].ok
+        status = "not_ready" if not can_work else "ready" if as_configured else "degraded"
         return Readiness(status=status, checks=checks)
 
     def _write(self) -> Check:
-        """A small real write, at most every `EVERY` seconds; meanwhile the last result counts."""
+        """Make a small trial write, at most every `EVERY` seconds; in between return the last result."""
         if not self._lock.acquire(blocking=self._written_at < 0):
             return self._database
         try:
             if time.monotonic() - self._written_at >= EVERY:
-                self._database = self._try()
+                self._database = self._trial_write()
                 self._written_at = time.monotonic()
             return self._database
         finally:
             self._lock.release()
 
-    def _try(self) -> Check:
+    def _trial_write(self) -> Check:
         try:
             with self.database.write() as session:
                 session.merge(Lockout(address=_MARK, failures=0, since=now(session)))
@@ -85,21 +85,21 @@ class Probe:
         return Check(ok=current == self._head, detail=f"at {current}, this version's is {self._head}")
 
     def _inference(self) -> Check:
-        """Whether models would run on what the settings ask for."""
+        """Check whether models run, or would run, on the device that the settings ask for."""
         wanted = self.settings.serve_device
         try:
-            found = hosting.runtime().providers(wanted)[0]
+            preferred = hosting.runtime().providers(wanted)[0]
         except RelayError as error:
             return Check(ok=False, detail=str(error))
         used = {hosted.session.provider for hosted in self.host.loaded}
-        name = ", ".join(sorted(used)) or (found if isinstance(found, str) else found[0])
-        ok = name == "CUDAExecutionProvider" or not wanted.startswith("cuda")
-        return Check(ok=ok, detail=f"provider: {name}" + ("" if ok else f"; wanted: {wanted}"))
+        names = ", ".join(sorted(used)) or (preferred if isinstance(preferred, str) else preferred[0])
+        ok = names == "CUDAExecutionProvider" or not wanted.startswith("cuda")
+        return Check(ok=ok, detail=f"provider: {names}" + ("" if ok else f"; wanted: {wanted}"))
 
-    def _device(self, seen: list[Worker]) -> Check:
-        """Whether a worker computes on what the settings ask for; says what they compute on, and with which ops."""
-        used = sorted({f"{row.facts.get('device', 'unknown')} ({row.facts.get('ops', 'unknown')} ops)" for row in seen})
-        wanted = self.settings.device.startswith("cuda")
-        found = any(str(row.facts.get("device", "")).startswith("cuda") for row in seen)
-        text = "in use: " + (", ".join(used) or "none")
-        return Check(ok=found or not wanted, detail=text + (f"; wanted: {self.settings.device}" if wanted else ""))
+    def _device(self, rows: list[Worker]) -> Check:
+        """Check whether a worker computes on the device that the settings ask for; the detail names the devices."""
+        in_use = sorted({f"{row.facts.get('device', 'unknown')} ({row.facts.get('ops', 'unknown')} ops)" for row in rows})
+        wants_cuda = self.settings.device.startswith("cuda")
+        on_cuda = any(str(row.facts.get("device", "")).startswith("cuda") for row in rows)
+        text = "in use: " + (", ".join(in_use) or "none")
+        return Check(ok=on_cuda or not wants_cuda, detail=text + (f"; wanted: {self.settings.device}" if wants_cuda else ""))

@@ -1,4 +1,4 @@
-"""Stored bytes as an answer: streamed and verified, whole or in part."""
+"""Answer with stored files, streamed and verified, whole or in part."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 @dataclass(frozen=True)
 class Part:
-    """Which bytes of a file a client asks for; by default all."""
+    """Says which bytes of a file a client asks for; by default all of them."""
 
     range: str | None = None
     if_range: str | None = None
 
     def of(self, artifact: Artifact) -> tuple[int, int] | None:
-        """First and last byte, or None for the whole file.
+        """Return the positions of the first and the last byte, counted from 0, or None for the whole file.
 
-        A header that is not one range of bytes, or that is for another version of the file, is passed over (RFC 9110).
+        A header that is not one range of bytes, or that is for another version of the file, is ignored (RFC 9110).
 
         Raises:
-            Refusal: `range_not_satisfiable`.
+            Refusal: `range_not_satisfiable` where the file has no such bytes.
         """
-        found = _ONE_RANGE.fullmatch(self.range or "")
-        if found is None or (self.if_range is not None and self.if_range != f'"{artifact.digest}"'):
+        matched = _ONE_RANGE.fullmatch(self.range or "")
+        if matched is None or (self.if_range is not None and self.if_range != f'"{artifact.digest}"'):
             return None
-        first, last, suffix = found.groups()
+        first, last, suffix = matched.groups()
         if suffix is not None:
             begin, end = max(0, artifact.size - int(suffix)), artifact.size - 1
         else:
@@ -48,8 +48,8 @@ class Part:
             if last and int(last) < begin:
                 return None
         if begin > end:
-            size = {"Content-Range": f"bytes */{artifact.size}"}
-            raise Refusal("range_not_satisfiable", f"the file has {artifact.size} bytes", size)
+            content_range = {"Content-Range": f"bytes */{artifact.size}"}
+            raise Refusal("range_not_satisfiable", f"the file has {artifact.size} bytes", content_range)
         return begin, end
 
 
@@ -69,7 +69,7 @@ PartQuery = Annotated[Part, Depends(_part)]
 
 
 def download(description: str, media_type: str) -> Responses:
-    """What a route answers that serves files whole or in part, for its `responses`."""
+    """Return the `responses` entries of a route that serves files whole or in part."""
     headers = HEADERS | {"Accept-Ranges": _TEXT}
     whole = success(200, description, media_type=media_type, headers=headers)
     part = success(206, "The range of it.", media_type=media_type, headers=headers | {"Content-Range": _TEXT})
@@ -80,19 +80,20 @@ def stored(
     site: ServiceParts, artifact: Artifact, media_type: str, filename: str | None = None, body: bool = True,
     part: Part | None = None,
 ) -> Response:  # fmt: skip
-    """The bytes of an artifact, verified: of the whole file, the last are sent only if all had the right digest; before a
-    part of it is sent, all of it is read.
+    """Return the answer that sends an artifact's bytes, verified.
+
+    Of a whole file, the last bytes are sent only if all had the right digest; before a part is sent, the whole file is read.
 
     Args:
-        site: whose store.
-        artifact: which bytes.
-        media_type: what to call them.
-        filename: what a browser saves them as; None: it may show them.
-        body: False answers HEAD.
-        part: what of it is asked for; None: there are no parts.
+        site: the site's parts; its store holds the bytes.
+        artifact: the file to send.
+        media_type: the answer's Content-Type.
+        filename: the name under which a browser saves the file; None: it may show the file instead.
+        body: False: send the headers only, in answer to HEAD.
+        part: the bytes that are asked for; None: the file is served only whole.
 
     Raises:
-        Refusal: `artifact_damaged`, where that is seen before the first byte goes out; `range_not_satisfiable`.
+        Refusal: `artifact_damaged`, where the damage is seen before the first byte is sent; `range_not_satisfiable`.
     """
     headers = {
         "ETag": f'"{artifact.digest}"',
@@ -105,13 +106,13 @@ def stored(
         headers["Accept-Ranges"] = "bytes"
     if not body:
         return Response(media_type=media_type, headers=headers)
-    chosen = part.of(artifact) if part is not None else None
+    byte_range = part.of(artifact) if part is not None else None
     status, chunks = 200, site.store.read(artifact.digest)
-    if chosen is not None:
+    if byte_range is not None:
         headers |= {
-            "Content-Length": str(chosen[1] - chosen[0] + 1),
-            "Content-Range": f"bytes {chosen[0]}-{chosen[1]}/{artifact.size}",
+            "Content-Length": str(byte_range[1] - byte_range[0] + 1),
+            "Content-Range": f"bytes {byte_range[0]}-{byte_range[1]}/{artifact.size}",
         }
-        status, chunks = 206, site.store.read_part(artifact.digest, *chosen)
+        status, chunks = 206, site.store.read_part(artifact.digest, *byte_range)
     first = next(chunks, b"")
     return StreamingResponse(chain([first], chunks), status, media_type=media_type, headers=headers)

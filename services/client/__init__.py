@@ -1,4 +1,4 @@
-"""What speaks to a running site over its REST API."""
+"""Call a running site over its REST API, and print what the commands show to a person."""
 
 from typing import TYPE_CHECKING
 

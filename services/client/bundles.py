@@ -1,4 +1,4 @@
-"""What the commands `relay exports` and `relay imports` do, and what they show to a person."""
+"""Carry out the commands `relay exports` and `relay imports`, and print what they show to a person."""
 
 from __future__ import annotations
 
@@ -19,51 +19,56 @@ from services.client.tables import watch_job
 
 
 def export_checkpoint(client: Client, checkpoint_id: str, to: str | None, half: bool, out: Path | None) -> Path:
-    """Have a checkpoint's bundle built, follow the job, fetch the file; return where it lies.
+    """Have a checkpoint's bundle built, follow the job and fetch the file; return its path.
 
     Args:
-        client: of the service.
-        checkpoint_id: the checkpoint.
-        to: whom it is encrypted for.
-        half: in half precision.
-        out: file to write; None: named after the bundle, here.
+        client: client of the service.
+        checkpoint_id: id of the checkpoint.
+        to: name or fingerprint of the site that the bundle is encrypted for; None: it is not encrypted.
+        half: carry the weights in half precision.
+        out: file to write; None: a file in the current folder, named after the bundle.
 
     Raises:
         ServiceRefused, ServiceUnreachable, DownloadDamaged: see `Client`.
     """
     job = client.export({"checkpoint_id": checkpoint_id, "recipient": to, "half": half})
     watch_job(client, job["id"])
-    made = client.call("GET", f"/api/v1/jobs/{job['id']}")["result"]["bundle"]
-    target = out or Path(f"{made}.relay")
-    with _bytes(f"fetching {target.name}") as show:
-        client.download(f"/api/v1/exports/{made}/download", target, show)
+    bundle_id = client.call("GET", f"/api/v1/jobs/{job['id']}")["result"]["bundle"]
+    target = out or Path(f"{bundle_id}.relay")
+    with _byte_progress(f"fetching {target.name}") as show:
+        client.download(f"/api/v1/exports/{bundle_id}/download", target, show)
     return target
 
 
 def bring(client: Client, file: Path, purpose: str) -> dict[str, Any]:
     """Upload a bundle and follow its verification; return the import, which an operator then accepts or rejects.
 
+    Args:
+        client: client of the service.
+        file: the bundle.
+        purpose: `train` or `evaluate`.
+
     Raises:
         ServiceRefused, ServiceUnreachable: see `Client`.
     """
-    with _bytes(f"sending {file.name}") as show:
-        brought = client.upload(file, purpose, show)
-    watch_job(client, brought["job_id"])
-    return dict(client.call("GET", f"/api/v1/imports/{brought['id']}"))
+    with _byte_progress(f"sending {file.name}") as show:
+        imported = client.upload(file, purpose, show)
+    watch_job(client, imported["job_id"])
+    return dict(client.call("GET", f"/api/v1/imports/{imported['id']}"))
 
 
 @contextmanager
-def _bytes(what: str) -> Iterator[Show]:
-    """A bar of bytes on a terminal; elsewhere nothing."""
+def _byte_progress(description: str) -> Iterator[Show]:
+    """Show a progress bar of bytes on a terminal, and nothing elsewhere; yield the callback that moves the bar."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
+        task = bars.add_task(description, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def exports_table(rows: Sequence[dict[str, Any]]) -> None:
-    """One row an export."""
+    """Print a table with one row for each export."""
     table = Table(Column("export", no_wrap=True, min_width=35), "hop", "site", "for", "MB", "built", box=None)
     for row in rows:
         facts = row["facts"]
@@ -73,7 +78,7 @@ def exports_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def imports_table(rows: Sequence[dict[str, Any]]) -> None:
-    """One row an import."""
+    """Print a table with one row for each import."""
     state = Column("state", no_wrap=True, min_width=11)
     table = Table(Column("import", no_wrap=True, min_width=35), state, "for", "hop", "site", "signer", box=None)
     for row in rows:
@@ -85,7 +90,7 @@ def imports_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_import(row: dict[str, Any]) -> None:
-    """What a person looks at before the decision: signer, history, metrics."""
+    """Print what a person checks before accepting or rejecting an import: signer, history, metrics."""
     lines = [f"{row['id']}  {row['state']}, to {row['purpose']}"]
     if row["error"]:
         lines.append(f"  {row['error']['code']}: {row['error']['message']}")
@@ -93,17 +98,18 @@ def show_import(row: dict[str, Any]) -> None:
         lines += [
             f"  run     {facts['run']}",
             f"  model   {facts['digest']}, hop {facts['hop']} by {facts['site']}",
-            f"  signer  {facts['signer']['name']}, key {_spoken(facts['signer']['fingerprint'])}",
-            *map(_hop, facts["history"]),
+            f"  signer  {facts['signer']['name']}, key {_fingerprint_groups(facts['signer']['fingerprint'])}",
+            *map(_hop_line, facts["history"]),
         ]
     if row["state"] == "quarantined":
         lines.append(f"  relay imports --accept {row['id']}\n  relay imports --reject {row['id']} --reason TEXT")
     print("\n".join(lines))
 
 
-def _hop(hop: dict[str, Any]) -> str:
-    found = {name: headline(row) for name, row in hop["metrics"].items()}
-    scores = [f"{what} {name} {value:.3f}" for name, (what, value) in found.items() if value is not None]
+def _hop_line(hop: dict[str, Any]) -> str:
+    """Describe one hop of a model's history in one line: site, images, day, signer, scores."""
+    headlines = {name: headline(row) for name, row in hop["metrics"].items()}
+    scores = [f"{metric} {name} {value:.3f}" for name, (metric, value) in headlines.items() if value is not None]
     day = time.strftime("%Y-%m-%d", time.gmtime(hop["created_at"]))
     trust = "" if hop["trusted"] else " (NOT trusted here)"
     return f"  hop {hop['hop']:<3} {hop['site']}, {hop['images']} images, {day}, signed by {hop['signer']}{trust}; " + (
@@ -111,6 +117,6 @@ def _hop(hop: dict[str, Any]) -> str:
     )
 
 
-def _spoken(fingerprint: str) -> str:
-    """The groups that a telephone call compares (as `relay keys fingerprint` prints them)."""
+def _fingerprint_groups(fingerprint: str) -> str:
+    """Return the groups of a fingerprint that two people compare by telephone, as `relay keys fingerprint` prints them."""
     return " ".join(fingerprint[i : i + 4] for i in range(0, 32, 4))

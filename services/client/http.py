@@ -1,4 +1,4 @@
-"""A thin client of a site's REST API."""
+"""Call a site's REST API over HTTP: a thin client that resumes downloads and follows jobs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from relay_core.errors import RelayError
 from relay_core.files import sync
 
 ENDS = ("succeeded", "failed", "cancelled")
-"""Events that end a job, unless a person retries it."""
+"""A job ends with one of these events, unless a person retries it."""
 PAUSES = (0.5, 5.0)
-"""Seconds between two looks for a lost service: at first, and at most."""
+"""A client waits this many seconds before it tries a lost service again: the first pause, and the longest."""
 PATIENCE = 120.0
-"""Seconds without an answer after which it is given up."""
+"""A client gives up after this many seconds without an answer."""
 LONG = httpx.Timeout(600, connect=5)
-"""For files: the service verifies one before it answers, or syncs it to its disk."""
+"""Timeout in seconds of requests with files: the service verifies a file, or syncs it to its disk, before it answers."""
 CHUNK = 1 << 20
 Progress = Callable[[int, int], object]
 
@@ -37,7 +37,7 @@ class ServiceUnreachable(RelayError):
 
 
 class DownloadDamaged(RelayError):
-    """What was fetched is not what the service has."""
+    """The fetched file has another digest than the service's file."""
 
     code = "download_damaged"
     exit_code = 12
@@ -57,11 +57,11 @@ class ServiceRefused(RelayError):
 
 
 class Client:
-    """Talks to one site.
+    """A client calls the REST API of one site.
 
     Args:
-        url: of the service, such as http://127.0.0.1:8000.
-        token: bearer token; None for what needs none.
+        url: address of the service, such as http://127.0.0.1:8000.
+        token: bearer token; None for requests that need none.
     """
 
     def __init__(self, url: str, token: str | None) -> None:
@@ -75,11 +75,11 @@ class Client:
         self._http.close()
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """The JSON of an answer.
+        """Send a request and return the JSON of its answer.
 
         Raises:
-            ServiceUnreachable: nobody answers.
-            ServiceRefused: the answer is a problem.
+            ServiceUnreachable: no service answers.
+            ServiceRefused: the answer is a problem document.
         """
         try:
             answer = self._http.request(method, path, **options)
@@ -90,7 +90,7 @@ class Client:
         return _json(answer)
 
     def ready(self) -> dict[str, Any]:
-        """What `/readyz` says, ready or not. Raises ServiceUnreachable."""
+        """Return the answer of `/readyz`, whether the site is ready or not. Raises ServiceUnreachable."""
         try:
             return _json(self._http.get("/readyz"))
         except httpx.HTTPError as error:
@@ -106,12 +106,12 @@ class Client:
         return dict(self.call("POST", "/api/v1/exports", json=body, headers={"Idempotency-Key": key or str(uuid.uuid4())}))
 
     def upload(self, file: Path, purpose: str, show: Progress = lambda done, total: None) -> dict[str, Any]:
-        """Bring a bundle; return the import.
+        """Upload a bundle and return the import that the service makes of it.
 
         Args:
             file: the bundle.
-            purpose: train or evaluate.
-            show: told bytes sent and in all.
+            purpose: `train` or `evaluate`.
+            show: called with the bytes sent and the bytes in all.
         """
         total = file.stat().st_size
 
@@ -127,53 +127,53 @@ class Client:
         return dict(self.call("POST", "/api/v1/imports", **options))
 
     def download(self, path: str, target: Path, show: Progress = lambda done, total: None) -> None:
-        """Fetch a file; a broken connection is taken up again where it broke, by a later call too.
+        """Fetch a file; after a broken connection this call, or a later one, resumes where it broke.
 
         Args:
-            path: its address.
-            target: file to write; what is not whole lies beside it as `<name>.part`.
-            show: told bytes at hand and in all.
+            path: the file's address on the service.
+            target: file to write; an incomplete download lies beside it as `<name>.part`.
+            show: called with the bytes received and the bytes in all.
 
         Raises:
-            ServiceUnreachable: nobody answers for `PATIENCE` seconds.
-            ServiceRefused: the answer is a problem.
-            DownloadDamaged: what came is not what the service says it has.
+            ServiceUnreachable: no service answers for `PATIENCE` seconds.
+            ServiceRefused: the answer is a problem document.
+            DownloadDamaged: the file has another digest than the service says.
         """
-        part, pause, lost = target.with_name(target.name + ".part"), PAUSES[0], 0.0
+        part, pause, lost_since = target.with_name(target.name + ".part"), PAUSES[0], 0.0
         while True:
             begin = part.stat().st_size if part.is_file() else 0
             try:
                 digest = self._fetch(path, part, show)
                 break
             except httpx.HTTPError as error:
-                why = str(error)
+                reason = str(error)
             now = time.monotonic()
-            if not lost or (part.is_file() and part.stat().st_size > begin):
-                pause, lost = PAUSES[0], now
-            if now - lost > PATIENCE:
-                raise ServiceUnreachable(f"{self._http.base_url}: {why}; asked again, it goes on from {part}")
+            if not lost_since or (part.is_file() and part.stat().st_size > begin):
+                pause, lost_since = PAUSES[0], now
+            if now - lost_since > PATIENCE:
+                raise ServiceUnreachable(f"{self._http.base_url}: {reason}; asked again, it goes on from {part}")
             time.sleep(pause)
             pause = min(2 * pause, PAUSES[1])
         with part.open("rb") as file:
-            found = base64.b64encode(hashlib.file_digest(file, "sha256").digest()).decode()
-        if digest != f"sha-256=:{found}:":
+            actual = base64.b64encode(hashlib.file_digest(file, "sha256").digest()).decode()
+        if digest != f"sha-256=:{actual}:":
             part.unlink()
             raise DownloadDamaged(f"{target.name}: what came has another digest than the service's file; fetch it again")
         sync(part)
         part.replace(target)
 
     def _fetch(self, path: str, part: Path, show: Progress) -> str:
-        """Add to `part` what it lacks; return the digest of the whole, as the service tells it."""
-        whole = self._http.head(path)
-        if whole.is_error:
-            raise ServiceRefused(whole.status_code, {"title": "refused", "detail": f"{path}: HTTP {whole.status_code}"})
-        etag, size = whole.headers["ETag"], int(whole.headers["Content-Length"])
+        """Append to `part` the bytes that it lacks; return the whole file's digest from the header `Repr-Digest`."""
+        head = self._http.head(path)
+        if head.is_error:
+            raise ServiceRefused(head.status_code, {"title": "refused", "detail": f"{path}: HTTP {head.status_code}"})
+        etag, size = head.headers["ETag"], int(head.headers["Content-Length"])
         begin = part.stat().st_size if part.is_file() else 0
         if begin > size:
             part.unlink()
             begin = 0
         if begin == size:
-            return str(whole.headers["Repr-Digest"])
+            return str(head.headers["Repr-Digest"])
         headers = {"Range": f"bytes={begin}-", "If-Range": etag} if begin else {}
         with self._http.stream("GET", path, headers=headers, timeout=LONG) as answer:
             if answer.is_error:
@@ -183,10 +183,10 @@ class Client:
                 for chunk in answer.iter_bytes():
                     file.write(chunk)
                     show(file.tell(), size)
-        return str(whole.headers["Repr-Digest"])
+        return str(head.headers["Repr-Digest"])
 
     def pages(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
-        """Every item of a list."""
+        """Yield every item of a list that the service answers page by page."""
         while True:
             page = self.call("GET", path, params=params)
             yield from page["items"]
@@ -195,41 +195,45 @@ class Client:
             params["cursor"] = page["next_cursor"]
 
     def follow(self, job_id: str, warn: Callable[[str], None] = lambda text: None) -> Iterator[dict[str, Any]]:
-        """A job's events to its end; a broken connection is taken up again where it broke.
+        """Yield a job's events until it ends; reconnect after a broken connection and go on after the last event.
+
+        Args:
+            job_id: id of the job.
+            warn: called with a message when the connection is lost.
 
         Raises:
-            ServiceUnreachable: nobody answers at the start, or for `PATIENCE` seconds later.
-            ServiceRefused: the answer is a problem.
+            ServiceUnreachable: no service answers at the start, or for `PATIENCE` seconds later.
+            ServiceRefused: the answer is a problem document.
         """
         self.call("GET", f"/api/v1/jobs/{job_id}")
-        last, event, pause, lost = 0, "", PAUSES[0], 0.0
+        last, event, pause, lost_since = 0, "", PAUSES[0], 0.0
         while True:
             try:
                 for data in self._stream(job_id, last):
-                    pause, lost = PAUSES[0], 0.0
+                    pause, lost_since = PAUSES[0], 0.0
                     if data is not None:
                         last, event = int(data["seq"]), data["event"]
                         yield data
                 if event in ENDS:
                     return
-                why = "the stream ended"
+                reason = "the stream ended"
             except httpx.HTTPError as error:
-                why = str(error)
+                reason = str(error)
             except ServiceRefused as error:
                 if error.status < 500:
                     raise
-                why = str(error)
+                reason = str(error)
             now = time.monotonic()
-            if not lost:
-                lost = now
-                warn(f"connection lost ({why}); trying again")
-            if now - lost > PATIENCE:
-                raise ServiceUnreachable(f"{self._http.base_url}: {why}; the job goes on, see: relay jobs watch {job_id}")
+            if not lost_since:
+                lost_since = now
+                warn(f"connection lost ({reason}); trying again")
+            if now - lost_since > PATIENCE:
+                raise ServiceUnreachable(f"{self._http.base_url}: {reason}; the job goes on, see: relay jobs watch {job_id}")
             time.sleep(pause)
             pause = min(2 * pause, PAUSES[1])
 
     def _stream(self, job_id: str, after: int) -> Iterator[dict[str, Any] | None]:
-        """None as soon as the service answers, then the job's events after one."""
+        """Yield None as soon as the service answers, then the job's events whose `seq` is above `after`."""
         headers = {"Last-Event-ID": str(after), "Accept": "text/event-stream"}
         with self._http.stream("GET", f"/api/v1/jobs/{job_id}/events", headers=headers, timeout=60) as answer:
             if answer.is_error:

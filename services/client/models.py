@@ -1,4 +1,4 @@
-"""What the command `relay models` does, and what it shows to a person."""
+"""Carry out the command `relay models`, and print what it shows to a person."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.client.tables import watch_job
 
 
 def models_table(rows: Sequence[dict[str, Any]]) -> None:
-    """One row a version; a star marks what is in production."""
+    """Print a table with one row for each model version; a star marks the version in production."""
     table = Table(Column("model", no_wrap=True), "version", "", "precision", "MB", "score by test set", "made", box=None)
     for row in rows:
         scores = proved(row)
@@ -26,14 +26,20 @@ def models_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def proved(row: dict[str, Any]) -> str:
-    """The Dice, or a classifier's balanced accuracy, of a version on each test set."""
+    """Return a version's Dice, or a classifier's balanced accuracy, on each test set as one line of text."""
     task = row["facts"].get("task", "segmentation")
-    scores = (f"{site} {found[SCORE[task]]:.3f}" for site, found in row["proof"]["tests"].items())
+    scores = (f"{site} {metrics[SCORE[task]]:.3f}" for site, metrics in row["proof"]["tests"].items())
     return f"{metrics_of(task)[0].short} {', '.join(scores)}"
 
 
 def export_model(client: Client, checkpoint_id: str | None, name: str | None, precision: str) -> dict[str, Any]:
-    """Have a checkpoint, by default the newest that was trained here, exported and proved; return {model, version}.
+    """Have a checkpoint exported as a model version and proved on the test sets; return {model, version}.
+
+    Args:
+        client: client of the service.
+        checkpoint_id: id of the checkpoint; None: the newest that was trained here.
+        name: name of the model; None: the service takes it from the run's name.
+        precision: `fp32`, `fp16` or `int8`.
 
     Raises:
         ServiceRefused, ServiceUnreachable: see `Client`.
@@ -41,8 +47,8 @@ def export_model(client: Client, checkpoint_id: str | None, name: str | None, pr
     """
     if checkpoint_id is None:
         rows = client.pages("/api/v1/checkpoints")
-        own = (row["id"] for row in rows if client.call("GET", f"/api/v1/jobs/{row['job_id']}")["kind"] == "train")
-        checkpoint_id = next(own, None)
+        trained_ids = (row["id"] for row in rows if client.call("GET", f"/api/v1/jobs/{row['job_id']}")["kind"] == "train")
+        checkpoint_id = next(trained_ids, None)
         if checkpoint_id is None:
             raise RelayError("nothing was trained here yet; name the checkpoint of an import")
     body = {
@@ -57,28 +63,28 @@ def export_model(client: Client, checkpoint_id: str | None, name: str | None, pr
 
 
 def promote(client: Client, name: str, version: int, reason: str | None) -> None:
-    """Put a version into production, having shown how it compares.
+    """Print how a version compares with the one in production, then put it into production.
 
     Raises:
         ServiceRefused: `reason_missing` where it is worse on a test set, and other refusals.
     """
     show_comparison(client.call("GET", f"/api/v1/models/{name}/versions/{version}/comparison"))
-    _change(client, name, "promote", {"version": version, "reason": reason})
+    _change_production(client, name, "promote", {"version": version, "reason": reason})
 
 
 def roll_back(client: Client, name: str, reason: str) -> None:
-    """Back to the version before. Raises ServiceRefused."""
-    _change(client, name, "rollback", {"reason": reason})
+    """Put the version before back into production. Raises ServiceRefused."""
+    _change_production(client, name, "rollback", {"reason": reason})
 
 
-def _change(client: Client, name: str, what: str, body: dict[str, Any]) -> None:
-    present = client.call("GET", f"/api/v1/models/{name}")
-    made = client.call("POST", f"/api/v1/models/{name}/{what}", json=body, headers={"If-Match": f'"{present["number"]}"'})
-    print(f"{name}: version {made['version']} is in production")
+def _change_production(client: Client, name: str, action: str, body: dict[str, Any]) -> None:
+    model = client.call("GET", f"/api/v1/models/{name}")
+    changed = client.call("POST", f"/api/v1/models/{name}/{action}", json=body, headers={"If-Match": f'"{model["number"]}"'})
+    print(f"{name}: version {changed['version']} is in production")
 
 
 def show_comparison(compared: dict[str, Any]) -> None:
-    """The score on each test set, of the present version and the new one."""
+    """Print the score on each test set of the version in production and of the new one."""
     table = Table("test set", "in production", "new", "difference", box=None)
     for row in compared["sites"]:
         cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("current", "new")]

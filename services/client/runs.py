@@ -1,4 +1,4 @@
-"""From a run file at hand to a queued training."""
+"""Upload a run file to a service, register its image folders and queue its training."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from services.client.http import Client, ServiceRefused
 
 
 def submit_run(client: Client, run: RunFile, site: int | None, data: str, key: str | None = None) -> dict[str, Any]:
-    """Upload a run, register the image folders of its sites that the service has, queue the training.
+    """Upload a run, register the image folders of its sites that the service has, and queue the training; return its job.
 
     Args:
-        client: of the service.
+        client: client of the service.
         run: the run file.
-        site: train this site alone; None: what the service says this site is, or all of them.
+        site: task_id of the only site to train; None: the site that the service says it is, or all sites.
         data: folder below the service's data root that the run's `img_folder`s lie in.
-        key: Idempotency-Key of the training; None: a new one.
+        key: Idempotency-Key of the request for the training; None: a new one.
 
     Raises:
         ServiceRefused, ServiceUnreachable: see `Client.call`.
     """
-    kept = upload_run(client, run, data)
-    body: dict[str, Any] = {"kind": "train", "run_id": kept["id"]}
+    uploaded = upload_run(client, run, data)
+    body: dict[str, Any] = {"kind": "train", "run_id": uploaded["id"]}
     return client.submit({**body, "site": site} if site is not None else body, key)
 
 
 def upload_run(client: Client, run: RunFile, data: str) -> dict[str, Any]:
-    """Upload a run, and register the image folders of its sites that the service has. Raises as `submit_run`."""
+    """Upload a run and register the image folders of its sites that the service has; return the run.
+
+    Arguments and errors are those of `submit_run`.
+    """
     headers = {"Content-Type": "application/yaml"}
-    kept = client.call("POST", "/api/v1/runs", params={"name": run.path.name}, content=run.canonical(), headers=headers)
-    known = {row["name"] for row in client.pages("/api/v1/datasets")}
+    uploaded = client.call("POST", "/api/v1/runs", params={"name": run.path.name}, content=run.canonical(), headers=headers)
+    registered = {row["name"] for row in client.pages("/api/v1/datasets")}
     for settings in (run.site(task_id) for task_id in run.all_ids):
-        if settings.name not in known:
+        if settings.name not in registered:
             _register(client, settings, data)
-    return dict(kept)
+    return dict(uploaded)
 
 
 def _register(client: Client, settings: SiteSettings, data: str) -> None:
-    """Register a site's folder where the service has it; the training says what is missing."""
+    """Register a site's image folder; one that the service does not have is left to the training to report."""
     folder = settings.data.img_folder
     if folder is None:
         return

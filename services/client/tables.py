@@ -1,4 +1,4 @@
-"""What the service's commands show to a person."""
+"""Print what the service's commands show to a person."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.client.http import Client
 
 
 def show_status(ready: dict[str, Any], active: Sequence[dict[str, Any]]) -> None:
-    """Readiness with its checks, and the jobs that wait or run."""
+    """Print the site's readiness with its checks, and the jobs that wait or run."""
     console = Console(highlight=False)
     console.print(f"{ready.get('status', 'unknown')}", markup=False)
     for name, check in ready.get("checks", {}).items():
@@ -27,17 +27,17 @@ def show_status(ready: dict[str, Any], active: Sequence[dict[str, Any]]) -> None
 
 
 def jobs_table(jobs: Sequence[dict[str, Any]]) -> None:
-    """One row a job."""
+    """Print a table with one row for each job."""
     table = Table(Column("job", no_wrap=True, min_width=32), "kind", "state", "progress", "by", "created", box=None)
     for job in jobs:
-        done = job.get("progress") or {}
-        share = f"{done['step']}/{done['steps']}" if done.get("steps") else ""
-        table.add_row(job["id"], job["kind"], job["state"], share, job["created_by"], job["created_at"])
+        progress = job.get("progress") or {}
+        steps = f"{progress['step']}/{progress['steps']}" if progress.get("steps") else ""
+        table.add_row(job["id"], job["kind"], job["state"], steps, job["created_by"], job["created_at"])
     Console(highlight=False, markup=False).print(table)
 
 
 def tokens_table(tokens: Sequence[dict[str, Any]], now: float) -> None:
-    """One row a token."""
+    """Print a table with one row for each token; `now` is in seconds since the epoch."""
     table = Table("id", "name", "role", "state", box=None)
     for token in tokens:
         expired = token["expires"] is not None and token["expires"] < now
@@ -54,12 +54,17 @@ def _token_state(token: dict[str, Any], expired: bool) -> str:
 
 
 def watch_job(client: Client, job_id: str) -> None:
-    """Show a job's events until it ends; Ctrl-C stops watching, not the job. Exits 1 where it did not succeed."""
+    """Show a job's events until it ends; Ctrl-C stops watching, not the job.
+
+    Raises:
+        typer.Exit: with code 1 where the job did not succeed, with 130 after Ctrl-C.
+        ServiceUnreachable, ServiceRefused: see `Client.follow`.
+    """
     last: dict[str, Any] = {}
     with Terminal() as terminal:
         try:
             for last in client.follow(job_id, terminal.say):
-                _show(terminal, last)
+                _show_event(terminal, last)
         except KeyboardInterrupt:
             terminal.say(f"the job goes on; relay jobs watch {job_id} shows it again, relay jobs cancel {job_id} ends it")
             raise typer.Exit(130) from None
@@ -67,7 +72,8 @@ def watch_job(client: Client, job_id: str) -> None:
         raise typer.Exit(1)
 
 
-def _show(terminal: Terminal, data: dict[str, Any]) -> None:
+def _show_event(terminal: Terminal, data: dict[str, Any]) -> None:
+    """Show one of a job's events, as the service sent it."""
     event = events.from_json(data)
     if event is not None:
         terminal(event)

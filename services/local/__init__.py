@@ -1,4 +1,4 @@
-"""A whole site on one machine, and several of them with a courier between."""
+"""Run a whole site on one machine, or several sites with a courier between them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""`relay demo`: hospitals without a network between them, and a courier who carries files from one to the next.
+"""Play `relay demo`: hospitals without a network between them, and a courier who carries files from one to the next.
 
-Each hospital is a whole service of its own: folder, port, key, images. In the end the coordinator has the matrix, from
-what each hospital signed and sent; plain fine-tuning of the same budget stands beside it.
+Each hospital runs a whole service of its own: folder, port, key, images. In the end the coordinator builds the score matrix
+from the scores that each hospital signed and sent; plain fine-tuning with the same budget stands beside it.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ TRAIN_IMAGES, TEST_IMAGES, SIZE = 60, 30, 64
 
 
 def run_demo(out: Path, sites: int, seed: int, device: str) -> None:
-    """Play everything; a second call goes on where the first was stopped.
+    """Play the whole demo; a second call goes on where the first was stopped.
 
     Args:
         out: folder for everything.
         sites: number of hospitals.
-        seed: of phantoms and trainings.
-        device: auto, cpu, cuda or cuda:N.
+        seed: seed of phantoms and trainings.
+        device: device that the hospitals train on: auto, cpu, cuda or cuda:N.
 
     Raises:
-        RelayError: `out` holds another demo, or something failed.
+        RelayError: `out` holds another demo, or a step failed.
     """
-    # The demo has the machine for itself: threads that wait for each other awake, for a while, train a third faster there.
+    # The demo has the machine for itself: threads that spin for a while before they sleep train a third faster there.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _check_same(out, {"sites": sites, "seed": seed})
     run = _run_file("phantom", sites, seed, out)
     if not (out / "phantoms").is_dir():
         print(f"phantom images of {sites} hospitals: {out / 'phantoms'}", flush=True)
         counts = ["--sites", str(sites), "--train", str(TRAIN_IMAGES), "--test", str(TEST_IMAGES), "--size", str(SIZE)]
-        _relay("phantom", str(out / "phantoms"), *counts, "--seed", str(seed))
+        _run_command("phantom", str(out / "phantoms"), *counts, "--seed", str(seed))
     matrix, hospitals = play(run, out, device)
     baseline = _fine_tuning(sites, seed, out, device)
-    _show(matrix, baseline, hospitals, out)
+    _print_results(matrix, baseline, hospitals, out)
 
 
 def play(run: RunFile, out: Path, device: str) -> tuple[ScoreMatrix, list[Hospital]]:
-    """A relay over a service for each site of a run; the images of site N lie below `out/phantoms/DomainN`.
+    """Play a relay with one service for each site of a run; the images of site N lie below `out/phantoms/DomainN`.
 
-    Returns what the coordinator learned from the signed scores (Dice a sample), and the hospitals. The courier's files are
-    in `out/courier`, the matrices and the last site's pictures in `out/result`.
+    Return the matrix that the coordinator builds from the signed scores (Dice per sample), and the hospitals. The courier's
+    files are in `out/courier`, the matrices and the last site's pictures in `out/result`.
 
     Raises:
-        RelayError: something failed.
+        RelayError: a step failed.
     """
     hospitals = [_hospital(out, number, device) for number in run.task_ids]
-    roster = _make_acquainted(hospitals)
+    roster = _exchange_cards(hospitals)
     with contextlib.ExitStack() as stack:
         print("starting a service for each hospital, none of which knows where the others are", flush=True)
         for hospital in hospitals:
@@ -71,43 +71,43 @@ def play(run: RunFile, out: Path, device: str) -> tuple[ScoreMatrix, list[Hospit
             stack.callback(hospital.stop)
         for hospital in hospitals:
             hospital.wait_until_up()
-        jobs = _relay_of(hospitals, run, out)
+        jobs = _train_in_turn(hospitals, run, out)
         _score_everywhere(hospitals, jobs, out)
         for name in ("samples.png", "predictions.png"):
             hospitals[-1].picture(jobs[-1]["id"], name, out / "result" / name)
-    return _matrix(roster, run, out), hospitals
+    return _collect_matrix(roster, run, out), hospitals
 
 
 def _hospital(out: Path, number: int, device: str) -> Hospital:
-    """A hospital with its own images, and nobody else's."""
+    """Set up a hospital that has its own images and nobody else's."""
     home = out / f"hospital-{number}"
     if not (home / "data").is_dir():
         shutil.copytree(out / "phantoms" / f"Domain{number}", home / "data" / f"Domain{number}")
     return Hospital(number, home, device)
 
 
-def _make_acquainted(hospitals: Sequence[Hospital]) -> Roster:
-    """Each hospital trusts the cards of the others; the coordinator those of all, and signs nothing."""
-    everyone = Roster([])
+def _exchange_cards(hospitals: Sequence[Hospital]) -> Roster:
+    """Make each hospital trust the cards of the others; return the coordinator's roster, which trusts all of them."""
+    coordinator_roster = Roster([])
     for hospital in hospitals:
-        everyone.trust(hospital.keys.card)
+        coordinator_roster.trust(hospital.keys.card)
         roster = hospital.keys.roster
-        for other in hospitals:
-            if roster.of(other.keys.card.fingerprint) is None:
-                roster.trust(other.keys.card)
+        for peer in hospitals:
+            if roster.of(peer.keys.card.fingerprint) is None:
+                roster.trust(peer.keys.card)
         hospital.keys.save(roster)
         print(f"{hospital.name}: key {spoken_fingerprint(hospital.keys.card.fingerprint)}")
-    return everyone
+    return coordinator_roster
 
 
-def _relay_of(hospitals: Sequence[Hospital], run: RunFile, out: Path) -> list[dict[str, Any]]:
-    """Train at one hospital after the other; the courier carries each bundle on. Return the trainings."""
+def _train_in_turn(hospitals: Sequence[Hospital], run: RunFile, out: Path) -> list[dict[str, Any]]:
+    """Train at one hospital after the other; the courier carries each bundle on. Return the training jobs."""
     jobs: list[dict[str, Any]] = []
     for hospital in hospitals:
         run_id = hospital.join(run)
         if jobs:
-            brought = hospital.receive(_bundle(out, len(jobs)), "train")
-            hop = brought["facts"]
+            imported = hospital.receive(_bundle(out, len(jobs)), "train")
+            hop = imported["facts"]
             print(
                 f"{hospital.name}: accepted hop {hop['hop']} of {hop['site']}, signed by {hop['signer']['name']}", flush=True
             )
@@ -123,23 +123,25 @@ def _bundle(out: Path, hop: int) -> Path:
 
 
 def _score_everywhere(hospitals: Sequence[Hospital], jobs: Sequence[dict[str, Any]], out: Path) -> None:
-    """Every model is scored at every hospital, on images that stay there; what comes back are signed scores."""
+    """Have every hospital score every model on images that stay there; only signed scores come back."""
     print("\nevery hospital scores every model on its own test images", flush=True)
     _at_once([partial(_score_at, hospital, jobs[hospital.number - 1], len(hospitals), out) for hospital in hospitals])
 
 
-def _score_at(hospital: Hospital, own: dict[str, Any], hops: int, out: Path) -> None:
+def _score_at(hospital: Hospital, job: dict[str, Any], hops: int, out: Path) -> None:
+    """Score the models of all hops at one hospital; `job` is the hospital's training, which scored its own model."""
     for hop in range(1, hops + 1):
         target = out / "courier" / f"scores-{hop}-at-{hospital.number}.json"
         if hop == hospital.number:
-            hospital.sign(own["result"]["evaluation"], target)
+            hospital.sign(job["result"]["evaluation"], target)
             continue
-        purpose = "train" if hop == hospital.number - 1 else "evaluate"  # the one it trained from is there already
+        # A hospital already has the bundle that it trained from, as an import for training.
+        purpose = "train" if hop == hospital.number - 1 else "evaluate"
         hospital.report(hospital.receive(_bundle(out, hop), purpose)["checkpoint_id"], target)
 
 
 def _at_once(steps: Sequence[Callable[[], object]]) -> None:
-    """Do things side by side. Raises what the first of them raised."""
+    """Run the steps in parallel threads. Raises the first error that a step raised."""
     errors: list[BaseException] = []
 
     def attempt(step: Callable[[], object]) -> None:
@@ -157,8 +159,8 @@ def _at_once(steps: Sequence[Callable[[], object]]) -> None:
         raise errors[0]
 
 
-def _matrix(roster: Roster, run: RunFile, out: Path) -> ScoreMatrix:
-    """What the coordinator makes of the signed scores."""
+def _collect_matrix(roster: Roster, run: RunFile, out: Path) -> ScoreMatrix:
+    """Collect the signed scores into a matrix, as the coordinator does."""
     keys = KeyFolder(out / "coordinator")
     keys.save(roster)
     reports = [read_report(path, keys) for path in sorted((out / "courier").glob("scores-*.json"))]
@@ -166,25 +168,25 @@ def _matrix(roster: Roster, run: RunFile, out: Path) -> ScoreMatrix:
 
 
 def _fine_tuning(sites: int, seed: int, out: Path, device: str) -> ScoreMatrix:
-    """Plain fine-tuning through the same sites, on one machine that has all images."""
+    """Run plain fine-tuning through the same sites, on one machine that has all images; return its matrix."""
     print("\nfor comparison: plain fine-tuning with the same budget", flush=True)
     file = _run_file("phantom-sequential", sites, seed, out).path
-    where = ["--data-root", str(out / "phantoms"), "--out", str(out / "sequential"), "--device", device]
-    _relay("train", str(file), *where, "--resume")
-    found = json.loads((out / "sequential" / "evaluation" / "dice_per_sample.json").read_text())
-    return ScoreMatrix.from_json(json.dumps(found))
+    options = ["--data-root", str(out / "phantoms"), "--out", str(out / "sequential"), "--device", device]
+    _run_command("train", str(file), *options, "--resume")
+    scores = json.loads((out / "sequential" / "evaluation" / "dice_per_sample.json").read_text())
+    return ScoreMatrix.from_json(json.dumps(scores))
 
 
-def _relay(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "relay_core", *arguments], check=False, stdout=subprocess.DEVNULL)
-    if done.returncode:
+def _run_command(*arguments: str) -> None:
+    process = subprocess.run([sys.executable, "-m", "relay_core", *arguments], check=False, stdout=subprocess.DEVNULL)
+    if process.returncode:
         raise RelayError(f"relay {arguments[0]} failed")
 
 
-def _show(matrix: ScoreMatrix, baseline: ScoreMatrix, hospitals: Sequence[Hospital], out: Path) -> None:
+def _print_results(matrix: ScoreMatrix, baseline: ScoreMatrix, hospitals: Sequence[Hospital], out: Path) -> None:
     matrices = {"relay": matrix, "sequential": baseline}
-    for name, found in matrices.items():
-        print(f"\n{name}\n\n{found.to_markdown()}")
+    for name, scores in matrices.items():
+        print(f"\n{name}\n\n{scores.to_markdown()}")
     print(f"\n{compare_markdown(matrices)}")
     gain = (matrix.average() or 0.0) - (baseline.average() or 0.0)
     print(f"\nrelay - sequential: {gain:+.3f} mean Dice over all {len(hospitals)} hospitals after the last one")
@@ -196,7 +198,7 @@ def _show(matrix: ScoreMatrix, baseline: ScoreMatrix, hospitals: Sequence[Hospit
 
 
 def _check_same(out: Path, facts: dict[str, int]) -> None:
-    """A folder holds one demo; another number of hospitals or another seed needs another folder."""
+    """Record the demo's facts in its folder. Raises RelayError where the folder holds a demo with other facts."""
     path = out / "demo.json"
     if path.is_file() and json.loads(path.read_text()) != facts:
         raise RelayError(f"{out} holds a demo of other hospitals or another seed; choose another --out, or remove it")
@@ -204,7 +206,7 @@ def _check_same(out: Path, facts: dict[str, int]) -> None:
 
 
 def _run_file(recipe: str, sites: int, seed: int, out: Path) -> RunFile:
-    """A run file that extends a recipe to the hospitals of this demo."""
+    """Write and load a run file that extends a recipe to the hospitals of this demo."""
     ids = list(range(1, sites + 1))
     entries = "\n".join(f"  - kwargs: {{task_id: {i}, task_name: Domain{i}, img_folder: Domain{i}}}" for i in ids)
     text = f"extends: {recipe}\ncommon: {{random_seed: {seed}}}\nall_tasks_datasets:\n{entries}\n"

@@ -1,4 +1,4 @@
-"""`relay up`: a whole site on one machine, without a server. API and worker are children of this one process."""
+"""Run `relay up`: a whole site on one machine. API and worker are children of this one process."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from services.site.db import Database, Token
 from services.trainer import guarded
 
 PATIENCE = 60.0
-"""Seconds that the API has to answer after its start."""
+"""The API has this many seconds to answer after its start."""
 LONGEST_PAUSE = 30.0
-"""Seconds at most between two starts of a process that ends again and again."""
+"""Two starts of a process that ends again and again are at most this many seconds apart."""
 LONGEST_LOG = 10 << 20
-"""Bytes of a log beyond which the next start begins a new one."""
+"""The next start begins a new log where the old one has more bytes than this."""
 
 
 class Service:
-    """A child that is started again when it ends; what it says goes to `log`."""
+    """A service is a child process that is started again when it ends; its process output goes to `log`."""
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.name, self.command, self.environment, self.log = name, command, environment, log
@@ -42,7 +42,7 @@ class Service:
         self.process: subprocess.Popen[bytes] | None = None
 
     def tend(self) -> None:
-        """Start it where it does not run; after quick ends with growing pauses."""
+        """Start the process where it does not run; wait longer each time that it ends soon after its start."""
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             self.pause = 1.0 if now - self.began > LONGEST_PAUSE else min(self.pause * 2, LONGEST_PAUSE)
@@ -59,7 +59,7 @@ class Service:
             self.began = now
 
     def stop(self, seconds: float) -> None:
-        """SIGTERM, and after `seconds` SIGKILL."""
+        """Send SIGTERM, and SIGKILL where the process still runs after `seconds`."""
         if self.process is None or self.process.poll() is not None:
             return
         self.process.terminate()
@@ -71,7 +71,11 @@ class Service:
 
 
 def run_up(home: Path, **overrides: Any) -> None:
-    """Serve until Ctrl-C or SIGTERM.
+    """Serve a whole site until Ctrl-C or SIGTERM.
+
+    Args:
+        home: folder that the site keeps everything in.
+        overrides: settings that win over the environment, as keywords of `load_settings`.
 
     Raises:
         SettingsError: a setting is not valid.
@@ -80,15 +84,15 @@ def run_up(home: Path, **overrides: Any) -> None:
     """
     settings = load_settings(embedded=True, home=home.absolute(), instance=secrets.token_hex(8), **overrides)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
-    with _alone(settings.home), _until_asked() as asked:
+    with _locked(settings.home), _stop_signals() as stop_asked:
         with _database(settings) as database:
             bring_up_to_date(database)
         _make_key(settings)
         services = _services(settings)
         try:
-            if _api_answers(services, settings, asked):
+            if _start_and_wait(services, settings, stop_asked):
                 _greet(settings)
-            while not asked.wait(0.5):
+            while not stop_asked.wait(0.5):
                 for service in services:
                     service.tend()
         finally:
@@ -98,15 +102,15 @@ def run_up(home: Path, **overrides: Any) -> None:
 
 
 def _make_key(settings: Settings) -> None:
-    """At the first start, make the key that this site signs its models with."""
+    """Make the key that this site signs its models with, at the first start."""
     if KeyFolder(settings.keys_folder).exists:
         return
-    create = ["keys", "create", "--keys", str(settings.keys_folder), "--name", settings.site_name]
-    given = any(name in os.environ for name in ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE"))
-    command = [sys.executable, "-m", "relay_core", *create, *([] if given else ["--generate-passphrase"])]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise RelayError(f"the site's key cannot be made: {done.stderr.strip().removeprefix('error: ')}")
+    arguments = ["keys", "create", "--keys", str(settings.keys_folder), "--name", settings.site_name]
+    has_passphrase = any(name in os.environ for name in ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE"))
+    command = [sys.executable, "-m", "relay_core", *arguments, *([] if has_passphrase else ["--generate-passphrase"])]
+    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if process.returncode:
+        raise RelayError(f"the site's key cannot be made: {process.stderr.strip().removeprefix('error: ')}")
 
 
 def _services(settings: Settings) -> list[Service]:
@@ -133,14 +137,18 @@ def _database(settings: Settings) -> Iterator[Database]:
         database.close()
 
 
-def _api_answers(services: list[Service], settings: Settings, asked: threading.Event) -> bool:
-    """Start everything and wait for our own API; False where a stop was asked for meanwhile."""
+def _start_and_wait(services: list[Service], settings: Settings, stop_asked: threading.Event) -> bool:
+    """Start all services and wait until our own API answers; return False where a stop was asked for meanwhile.
+
+    Raises:
+        RelayError: the API ended, or does not answer within `PATIENCE` seconds.
+    """
     api, url = services[0], _url(settings)
     give_up = time.monotonic() + PATIENCE
     for service in services:
         service.tend()
-    while not asked.wait(0.2):
-        if _answers(url, settings.instance):
+    while not stop_asked.wait(0.2):
+        if _is_our_api(url, settings.instance):
             return True
         if (api.process is not None and api.process.poll() is not None) or time.monotonic() > give_up:
             hint = "is the port taken? Try: relay up --port 8001"
@@ -148,17 +156,20 @@ def _api_answers(services: list[Service], settings: Settings, asked: threading.E
     return False
 
 
-def _answers(url: str, instance: str | None) -> bool:
-    """Whether an API answers that is this instance, not another site's that has the port."""
+def _is_our_api(url: str, instance: str | None) -> bool:
+    """Return whether the API at `url` is this instance's, not that of another site which has the port."""
     try:
-        found: Any = httpx.get(f"{url}/healthz", timeout=2, trust_env=False).json()
+        health: Any = httpx.get(f"{url}/healthz", timeout=2, trust_env=False).json()
     except (httpx.HTTPError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("instance") == instance
+    return isinstance(health, dict) and health.get("instance") == instance
 
 
 def _greet(settings: Settings) -> None:
-    """Say where it is; the first time with an admin token. What did not come up has made none that nobody saw."""
+    """Print where the site is, and at the first start an admin token.
+
+    The token is made here, after the API came up: a failed start leaves no token that nobody saw.
+    """
     print(f"relay is up at {_url(settings)}\nsite folder {settings.home}, images below {settings.data_folder}")
     print(f"this site's key: {spoken_fingerprint(KeyFolder(settings.keys_folder).card.fingerprint)}")
     print(f"the other sites need its card: {settings.keys_folder / 'card.json'}")
@@ -176,8 +187,8 @@ def _url(settings: Settings) -> str:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it whatever happens to this process."""
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel frees it however this process ends. Raises RelayError where another holds it."""
     with (home / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,11 +198,12 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _until_asked() -> Iterator[threading.Event]:
-    asked = threading.Event()
-    before = {n: signal.signal(n, lambda number, frame: asked.set()) for n in (signal.SIGINT, signal.SIGTERM)}
+def _stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set; restore their handlers afterwards."""
+    stop_asked = threading.Event()
+    handlers = {n: signal.signal(n, lambda number, frame: stop_asked.set()) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop_asked
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What one site's processes share: settings, the database, jobs, artifacts, dispatch, errors, audit, access."""
+"""Provide what all processes of one site share: settings, database, jobs, artifacts, dispatch, errors, audit, access."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""The content-addressed store: `<folder>/sha256/ab/cdef...`, named by what is in it.
+"""Keep files in a content-addressed store: `<folder>/sha256/ab/cdef...`, named by the SHA-256 of their bytes.
 
-Bytes come in as a stream to a temporary file, are synced, renamed; reading checks the digest again. The database says
-who needs what (`Attachment`); what nobody needs is swept away, but only after `GRACE` seconds, so that
-bytes of a job whose row is not committed yet stay, and a backup finds what its rows name.
+A stream is written to a temporary file, synced and renamed; reading checks the digest again. The database says which rows
+need which bytes (`Attachment`). Bytes that nobody needs are swept away, but only after `GRACE` seconds, so that those of a
+job whose row is not committed yet stay, and a backup finds what its rows name.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ GRACE = 86400.0
 
 
 class ArtifactStore:
-    """Files by their SHA-256."""
+    """Stores files below `folder` by the SHA-256 of their bytes, their digest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, digest: str) -> Path:
-        """Where the bytes of a digest lie."""
+        """Return the path of the bytes with a digest; they need not exist."""
         return self.folder / "sha256" / digest[:2] / digest[2:]
 
     @contextlib.contextmanager
     def incoming(self, limit: int | None = None) -> Iterator[Incoming]:
-        """A file to write to; what was not kept at the end of the block is gone.
+        """Give a new file to write to; it is deleted at the end of the block unless its `keep` was called.
 
         Raises:
             Refusal: `storage_full`, or `too_large` beyond `limit` bytes.
@@ -65,7 +65,7 @@ class ArtifactStore:
         """Store a stream; return its digest and size in bytes.
 
         Raises:
-            Refusal: `storage_full`, or `too_large` beyond `limit` bytes; nothing stays of it.
+            Refusal: `storage_full`, or `too_large` beyond `limit` bytes; nothing of the stream stays.
         """
         with self.incoming(limit) as file:
             for chunk in chunks:
@@ -73,40 +73,40 @@ class ArtifactStore:
             return file.keep()
 
     def put_file(self, path: Path) -> tuple[str, int]:
-        """`put` for a file."""
+        """Store a copy of a file; return its digest and size in bytes."""
         with path.open("rb") as file:
             return self.put(iter(lambda: file.read(CHUNK), b""))
 
     def read(self, digest: str) -> Iterator[bytes]:
-        """The bytes, chunk by chunk; the last chunk comes only if the whole has the right digest.
+        """Yield the bytes, chunk by chunk; the last chunk comes only if the whole file has the right digest.
 
         Raises:
-            Refusal: `artifact_damaged`.
+            Refusal: `artifact_damaged` where the file is missing or was changed.
         """
-        check, held = hashlib.sha256(), b""
+        hasher, pending = hashlib.sha256(), b""
         with self._open(digest) as file:
             while chunk := file.read(CHUNK):
-                check.update(chunk)
-                if held:
-                    yield held
-                held = chunk
-        _must_be(digest, check)
-        if held:
-            yield held
+                hasher.update(chunk)
+                if pending:
+                    yield pending
+                pending = chunk
+        _require_digest(digest, hasher)
+        if pending:
+            yield pending
 
     def read_part(self, digest: str, first: int, last: int) -> Iterator[bytes]:
-        """The bytes `first` to `last`, chunk by chunk; the whole file is verified before the first of them comes.
+        """Yield the bytes `first` to `last` (included), chunk by chunk, after the digest of the whole file was verified.
 
         Raises:
-            Refusal: `artifact_damaged`.
+            Refusal: `artifact_damaged` where the file is missing or was changed.
         """
         with self._open(digest) as file:
-            check = hashlib.file_digest(file, "sha256")
-            _must_be(digest, check)
+            hasher = hashlib.file_digest(file, "sha256")
+            _require_digest(digest, hasher)
             file.seek(first)
-            left = last + 1 - first
-            while chunk := file.read(min(CHUNK, left)):
-                left -= len(chunk)
+            remaining = last + 1 - first
+            while chunk := file.read(min(CHUNK, remaining)):
+                remaining -= len(chunk)
                 yield chunk
 
     def _open(self, digest: str) -> BufferedReader:
@@ -126,24 +126,24 @@ class ArtifactStore:
         replace_with(target, write)
 
     def free_mib(self) -> int:
-        """Free space of the volume."""
+        """Return the free space of the store's volume in MiB."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(self.folder).free >> 20
 
 
-def _must_be(digest: str, found: Any) -> None:
-    if found.hexdigest() != digest:
+def _require_digest(digest: str, hasher: Any) -> None:
+    if hasher.hexdigest() != digest:
         raise Refusal("artifact_damaged", f"the bytes of {digest} were changed on disk; restore a backup")
 
 
 class Incoming:
-    """Bytes on their way into the store; made by `ArtifactStore.incoming`."""
+    """Takes the bytes of one file on their way into the store; made by `ArtifactStore.incoming`."""
 
     def __init__(self, store: ArtifactStore, file: BinaryIO, path: Path, limit: int | None) -> None:
         self._store, self._file, self._path, self._limit = store, file, path, limit
         self._digest = hashlib.sha256()
         self.size = 0
-        """Bytes so far."""
+        """Number of bytes written so far."""
 
     def write(self, chunk: bytes) -> None:
         """Add bytes. Raises Refusal `too_large` beyond the limit."""
@@ -154,7 +154,7 @@ class Incoming:
         self._file.write(chunk)
 
     def keep(self) -> tuple[str, int]:
-        """Make it durable under its digest; return digest and size in bytes."""
+        """Sync the file and move it to the place of its digest; return digest and size in bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         target = self._store.path(self._digest.hexdigest())
@@ -165,27 +165,27 @@ class Incoming:
 
 
 def keep(session: Session, digest: str, size: int, media_type: str) -> None:
-    """Say that bytes are in the store."""
+    """Record in the database that bytes are in the store, where that is not recorded yet."""
     insert = (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert(Artifact)
     values = {"digest": digest, "size": size, "media_type": media_type}
     session.execute(insert.on_conflict_do_nothing(), values)  # two jobs may store the same bytes at once
 
 
 def attach(session: Session, owner: str, name: str, digest: str, size: int, media_type: str) -> None:
-    """Say that `owner` needs stored bytes under `name`; an earlier attachment of that name is replaced."""
+    """Record that `owner` needs stored bytes under `name`; an earlier attachment of that name is replaced."""
     keep(session, digest, size, media_type)
     session.merge(Attachment(owner=owner, name=name, digest=digest))
     session.flush()
 
 
 def detach(session: Session, owner: str, name: str | None = None) -> None:
-    """`owner` needs nothing any more, or what is called `name` no more."""
-    only = [Attachment.name == name] if name is not None else []
-    session.execute(delete(Attachment).where(Attachment.owner == owner, *only))
+    """Remove the attachment called `name` from `owner`, or all its attachments where no name is given."""
+    name_filter = [Attachment.name == name] if name is not None else []
+    session.execute(delete(Attachment).where(Attachment.owner == owner, *name_filter))
 
 
 def attached(session: Session, owner: str) -> dict[str, Artifact]:
-    """Name -> artifact of everything that `owner` has."""
+    """Return name -> artifact for everything that is attached to `owner`."""
     rows = session.execute(
         select(Attachment.name, Artifact).join(Artifact).where(Attachment.owner == owner).order_by(Attachment.name)
     )
@@ -193,7 +193,7 @@ def attached(session: Session, owner: str) -> dict[str, Artifact]:
 
 
 def sweep(database: Database, store: ArtifactStore, grace: float = GRACE) -> int:
-    """Delete bytes that no row has needed for `grace` seconds; return how many files went."""
+    """Delete bytes that no row has needed for `grace` seconds; return the number of deleted files."""
     unneeded = [
         Artifact.digest.not_in(select(Attachment.digest)),
         Artifact.digest.not_in(select(Checkpoint.digest)),
@@ -203,7 +203,7 @@ def sweep(database: Database, store: ArtifactStore, grace: float = GRACE) -> int
         dropped = session.scalars(delete(Artifact).where(*unneeded).returning(Artifact.digest)).all()
     for digest in dropped:
         with contextlib.suppress(FileNotFoundError):
-            os.utime(store.path(digest))  # its grace begins now
+            os.utime(store.path(digest))  # the `GRACE` of these bytes begins now
     with database.read() as session:
         needed = set(session.scalars(select(Artifact.digest)))
     removed, oldest = 0, time.time() - grace

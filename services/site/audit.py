@@ -1,4 +1,4 @@
-"""The audit log: who did what, in rows that are only ever added, each chained to the one before by its hash."""
+"""Keep the audit log: who did what, in rows that are only ever added, each chained to the one before by its hash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOCK = 0x72656C6179  # "relay": PostgreSQL's advisory lock of the chain's end
 
 
 def record(session: Session, actor: str, action: str, subject: str, **detail: Any) -> AuditRecord:
-    """Add a row, in the transaction of the change that it tells of."""
+    """Add a row to the audit log, in the transaction of the change that it records."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     last = session.scalars(select(AuditRecord).order_by(AuditRecord.seq.desc()).limit(1)).first()
@@ -37,7 +37,7 @@ def record(session: Session, actor: str, action: str, subject: str, **detail: An
 
 
 def row_hash(row: AuditRecord) -> str:
-    """SHA-256 of the row's canonical JSON, the hash of the row before included."""
+    """Return the SHA-256, in hex, of the row's canonical JSON, which includes the hash of the row before."""
     content = [row.seq, row.at, row.actor, row.action, row.subject, row.detail, row.previous]
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -46,20 +46,20 @@ def verify(session: Session, head: str | None = None) -> tuple[int, str]:
     """Check the whole chain; return its length and the hash of its last row.
 
     Args:
-        session: to read with.
-        head: a hash noted down earlier; it must still be in the chain, or its end was cut off.
+        session: the database session to read with.
+        head: the hash of a row, noted down earlier; where it is not in the chain, the chain's end was cut off.
 
     Raises:
-        Refusal: `audit_broken`, naming the first row that does not fit.
+        Refusal: `audit_broken`; the message names the first row that does not fit, or the hash that is missing.
     """
-    previous, length, seen = GENESIS, 0, head is None
+    previous, length, head_seen = GENESIS, 0, head is None
     for row in session.scalars(select(AuditRecord).order_by(AuditRecord.seq).execution_options(yield_per=500)):
         if row.seq != length + 1:
             raise Refusal("audit_broken", f"audit row {length + 1} is missing")
         if row.previous != previous or row.hash != row_hash(row):
             raise Refusal("audit_broken", f"audit row {row.seq} was changed, or the one before it")
         previous, length = row.hash, row.seq
-        seen = seen or previous == head
-    if not seen:
+        head_seen = head_seen or previous == head
+    if not head_seen:
         raise Refusal("audit_broken", f"no audit row has the hash {head}: rows were cut off, or it is another site's")
     return length, previous

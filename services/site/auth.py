@@ -1,8 +1,8 @@
-"""Bearer tokens: who may do what.
+"""Issue and check bearer tokens, which decide who may do what.
 
-A token is `relay_<id>_<secret>` with 256 random bits of secret. The database holds only HMAC-SHA256 of it under the
-site's secret key: what was stolen from the database opens nothing. (A slow password hash guards guessable secrets;
-these are not.)
+A token is `relay_<id>_<secret>` with 256 random bits of secret. The database holds only its HMAC-SHA256 under the
+site's secret key: nobody can log in with what was stolen from the database. (A slow password hash is for secrets that can
+be guessed; these cannot.)
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from services.site.errors import Refusal
 
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
-"""Each may do what the ones before may, and more."""
+"""The roles in rising order: each may do what the roles before it may, and more."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who is asking."""
+    """Identifies who makes a request: the id, name and role of a valid token."""
 
     token_id: str
     name: str
@@ -35,7 +35,7 @@ class Identity:
 
     @property
     def actor(self) -> str:
-        """For the audit log and a job's `created_by`."""
+        """Return the name and id of the token, as the audit log and a job's `created_by` hold them."""
         return f"{self.name} ({self.token_id})"
 
     def require(self, role: Role) -> None:
@@ -65,17 +65,17 @@ def revoke_token(session: Session, token_id: str) -> Token:
 
 
 def authenticate(session: Session, key: bytes, text: str) -> Identity:
-    """Who holds this token.
+    """Return the identity that belongs to the text of a token.
 
     Raises:
-        Refusal: `unauthenticated`; the sentence is the same for unknown, expired and revoked.
+        Refusal: `unauthenticated`; the message is the same for an unknown, an expired and a revoked token.
     """
     parts = text.split("_", 2)
     row = session.get(Token, parts[1]) if len(parts) == 3 and len(parts[1]) <= 64 else None
-    right = hmac.compare_digest(_hash(key, text), row.hash if row else "0" * 64)
+    matches = hmac.compare_digest(_hash(key, text), row.hash if row else "0" * 64)
     moment = now(session)
-    alive = row is not None and row.revoked_at is None and (row.expires_at is None or row.expires_at > moment)
-    if row is None or not right or not alive:
+    valid = row is not None and row.revoked_at is None and (row.expires_at is None or row.expires_at > moment)
+    if row is None or not matches or not valid:
         raise Refusal(
             "unauthenticated",
             "the token is unknown, expired or revoked; an admin makes one with: relay token create",
@@ -85,15 +85,15 @@ def authenticate(session: Session, key: bytes, text: str) -> Identity:
 
 
 def check_lockout(session: Session, address: str, failures: int, seconds: float) -> None:
-    """For a login that failed: raise Refusal `locked_out` where `address` failed `failures` times within `seconds`."""
+    """Raise Refusal `locked_out` where `address` failed `failures` times within `seconds`; call it after a failed login."""
     row = session.get(Lockout, address)
     if row is None or row.failures < failures:
         return
-    left = row.since + seconds - now(session)
-    if left > 0:
+    remaining = row.since + seconds - now(session)
+    if remaining > 0:
         raise Refusal(
-            "locked_out", f"locked for {left:.0f} more seconds after {row.failures} failed logins",
-            {"Retry-After": str(int(left) + 1)},
+            "locked_out", f"locked for {remaining:.0f} more seconds after {row.failures} failed logins",
+            {"Retry-After": str(int(remaining) + 1)},
         )  # fmt: skip
 
 
@@ -102,10 +102,10 @@ def note_failure(session: Session, address: str, seconds: float) -> int:
     moment = now(session)
     session.execute(delete(Lockout).where(Lockout.since < moment - seconds))
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(Lockout)
-    counted = insert.values(address=address, failures=1, since=moment).on_conflict_do_update(
+    upsert = insert.values(address=address, failures=1, since=moment).on_conflict_do_update(
         index_elements=["address"], set_={"failures": Lockout.failures + 1}
     )
-    return int(session.scalar(counted.returning(Lockout.failures)) or 0)
+    return int(session.scalar(upsert.returning(Lockout.failures)) or 0)
 
 
 def _hash(key: bytes, text: str) -> str:

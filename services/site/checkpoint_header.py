@@ -1,4 +1,4 @@
-"""The JSON part of a checkpoint file, read without its tensors and without torch."""
+"""Read the JSON header of a checkpoint file, without its tensors and without torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from relay_core.errors import CheckpointError
 
 MAX_HEADER = 100 << 20
-"""Bytes of a header that is read."""
+"""Largest number of bytes of a header that is read."""
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint on disk, as far as its header tells; the engine verified the rest when it wrote or read it."""
+    """Describes a checkpoint file as its header does; the engine verifies the rest when it writes or reads it."""
 
     path: Path
     digest: str
@@ -24,15 +24,15 @@ class CheckpointFile:
 
     @property
     def finished(self) -> bool:
-        """Whether its training used up its budget."""
+        """Return whether the training did all its steps."""
         return int(self.meta["step"]) >= int(self.meta["steps"])
 
 
 def read_header(path: Path) -> CheckpointFile:
-    """The JSON part of a checkpoint, without its tensors and without torch.
+    """Read the JSON header of a checkpoint file, without its tensors and without torch.
 
     Raises:
-        CheckpointError: not a checkpoint of relay.
+        CheckpointError: the file cannot be read, or is not a checkpoint of relay.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,7 @@
-"""The doorbell: tells the workers that a job waits. It may fail or be lost; the row is the truth, and it rings again."""
+"""Ring the doorbell: a message tells the workers that a job waits.
+
+The message may fail or be lost: the job's row in the database is the truth, and the reconciler rings again.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class Doorbell(Protocol):
-    """Rings for one job."""
+    """Tells the workers of a site that a job waits."""
 
     def ring(self, job_id: str) -> None:
         """Say that this job waits; never raises, never blocks."""
 
     def close(self) -> None:
-        """Ring no more."""
+        """Stop: the doorbell rings for no further job."""
 
 
 class Silent:
-    """Without a broker the workers look into the database by themselves."""
+    """Rings for nobody: without a broker the workers look into the database by themselves."""
 
     def ring(self, job_id: str) -> None:
         """Do nothing."""
@@ -49,7 +52,7 @@ class CeleryDoorbell:
         self._waiting.put(job_id)
 
     def close(self) -> None:
-        """Send what waits, for at most two seconds."""
+        """Send the messages that wait, for at most two seconds, and stop."""
         self._waiting.put(None)
         self._thread.join(2)
 
@@ -62,15 +65,15 @@ class CeleryDoorbell:
 
 
 def doorbell(broker: str | None) -> Doorbell:
-    """The doorbell of a site."""
+    """Return the doorbell of a site: one that sends messages through `broker`, or a silent one without a broker."""
     return CeleryDoorbell(broker) if broker else Silent()
 
 
 def celery_app(broker: str) -> Celery:
-    """Celery as the doorbell and the worker both need it.
+    """Make the Celery application that the doorbell and the worker both use.
 
-    A message is acknowledged when it is received: redelivery is not Celery's business here but the reconciler's, which
-    is faster and cannot run a job twice.
+    A message is acknowledged when it is received: redelivery is the reconciler's task here, not Celery's, as the
+    reconciler is faster and cannot run a job twice.
     """
     from celery import Celery
 

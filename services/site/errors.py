@@ -1,6 +1,7 @@
-"""The catalogue of everything that the service refuses: code -> HTTP status and a public title (RFC 9457).
+"""List everything that the service refuses: error code -> HTTP status and a public title (RFC 9457).
 
-A `detail` says which file, key or id and the way out; it never holds a path outside the data root or a patient's id.
+The `detail` of an answer names the file, key or id and the way out; it never holds a path outside the data
+root or a patient's id.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from relay_core.errors import RelayError
 
 @dataclass(frozen=True)
 class Entry:
-    """What a code means to a client."""
+    """Says what an error code means to a client: an HTTP status and a title."""
 
     status: int
     title: str
 
 
 CATALOGUE: dict[str, Entry] = {
-    # who asks
+    # authentication and roles
     "unauthenticated": Entry(401, "A valid token is needed"),
     "forbidden": Entry(403, "This token's role does not allow that"),
     "locked_out": Entry(429, "Too many failed logins from this address"),
-    # what is asked
+    # the request
     "bad_request": Entry(400, "The request cannot be understood"),
     "invalid_request": Entry(422, "The request is not valid"),
     "not_found": Entry(404, "There is no such thing"),
@@ -63,7 +64,7 @@ CATALOGUE: dict[str, Entry] = {
     "audit_broken": Entry(500, "The audit log's chain is broken"),
     "lease_lost": Entry(409, "The job belongs to another attempt"),
     "internal": Entry(500, "Something went wrong inside"),
-    # what a client of this API meets
+    # raised by the client of this API
     "service_unreachable": Entry(503, "The service cannot be reached"),
     "download_damaged": Entry(502, "The file was damaged on its way"),
     # how a job fails
@@ -71,7 +72,7 @@ CATALOGUE: dict[str, Entry] = {
     "process_crashed": Entry(500, "The training process ended unexpectedly"),
     "out_of_memory": Entry(500, "Memory ran out"),
     "hung": Entry(500, "The training made no progress"),
-    # the core's
+    # codes of the relay core
     "relay_error": Entry(422, "The relay core refused"),
     "run_file_invalid": Entry(422, "The run file is not valid"),
     "data_invalid": Entry(422, "The data set cannot be used"),
@@ -79,7 +80,7 @@ CATALOGUE: dict[str, Entry] = {
     "training_diverged": Entry(500, "The training diverged"),
     "device_unavailable": Entry(422, "The device is not available"),
     "stopped": Entry(409, "The training was stopped"),
-    # the core's, of a model that is handed on
+    # codes of the relay core about keys and bundles
     "key_missing": Entry(409, "A key is missing"),
     "key_locked": Entry(409, "The site's key cannot be opened"),
     "bundle_incomplete": Entry(409, "Something that belongs into the bundle is missing"),
@@ -101,12 +102,12 @@ CATALOGUE: dict[str, Entry] = {
 
 
 class Refusal(RelayError):
-    """A request, or a job's step, that the service does not carry out.
+    """Raised where the service does not carry out a request, or a step of a job.
 
     Args:
         code: a key of `CATALOGUE`.
         message: what was wrong, where, and what to do.
-        headers: of the HTTP answer, such as Retry-After.
+        headers: headers of the HTTP answer, such as Retry-After.
         extra: further members of the problem document.
     """
 
@@ -120,5 +121,5 @@ class Refusal(RelayError):
 
     @property
     def status(self) -> int:
-        """HTTP status."""
+        """Return the HTTP status of the error code."""
         return CATALOGUE[self.code].status

@@ -1,4 +1,4 @@
-"""Folders of images below the site's data root, and nothing outside it."""
+"""Find folders of images below the site's data root, and refuse everything outside it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ MAX_ENTRIES = 1_000_000
 
 
 def inside(root: Path, relative: str) -> Path:
-    """The folder `relative` below `root`.
+    """Return the folder `relative` below `root`, after a check that it holds no symbolic link.
 
     Raises:
         Refusal: `path_escape` for an absolute path, `..`, or a symbolic link on the way or anywhere inside;
-            `not_found` for no folder; `data_invalid` for one that cannot be read.
+            `not_found` for no folder; `data_invalid` for one that cannot be read; `too_large` for one of more than
+            `MAX_ENTRIES` files and folders.
     """
     parts = PurePosixPath(relative).parts
     if not parts or relative.startswith("/") or ".." in parts or "\\" in relative or "\0" in relative:
@@ -23,7 +24,7 @@ def inside(root: Path, relative: str) -> Path:
     try:
         folder = _descend(root, parts, relative)
         _refuse_links(folder, relative)
-    except OSError as error:  # a name longer than the file system has, a folder that may not be read
+    except OSError as error:  # a name too long for the file system, a folder that may not be read
         raise Refusal("data_invalid", f"{relative}: cannot be read: {error.strerror}") from None
     return folder
 
@@ -40,15 +41,15 @@ def _descend(root: Path, parts: tuple[str, ...], relative: str) -> Path:
 
 
 def _refuse_links(folder: Path, relative: str) -> None:
-    seen, waiting = 0, [folder]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
+    count, pending = 0, [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
             for entry in entries:
-                seen += 1
+                count += 1
                 if entry.is_symlink():
-                    where = f"{relative}/{os.path.relpath(entry.path, folder)}"
-                    raise Refusal("path_escape", f"{where} is a symbolic link; copy the file instead")
+                    link = f"{relative}/{os.path.relpath(entry.path, folder)}"
+                    raise Refusal("path_escape", f"{link} is a symbolic link; copy the file instead")
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
-        if seen > MAX_ENTRIES:
+                    pending.append(Path(entry.path))
+        if count > MAX_ENTRIES:
             raise Refusal("too_large", f"{relative} holds more than {MAX_ENTRIES} files; register its parts")

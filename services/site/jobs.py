@@ -1,4 +1,4 @@
-"""A job's life: the states, the moves between them, and what people may ask for (workers: see `leases`).
+"""Define the states of a job, the moves between them, and what people may do to a job (for workers see `leases`).
 
 Every function works in the caller's transaction.
 """
@@ -29,7 +29,7 @@ MOVES: dict[State, frozenset[State]] = {
     "failed": frozenset({"queued"}),
     "cancelled": frozenset({"queued"}),
 }
-"""From a state to those that may follow. Out of `failed` and `cancelled` only a person leads: retry."""
+"""State -> states that may follow it. Only a person's retry leads out of `failed` and `cancelled`."""
 TERMINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 ACTIVE: frozenset[State] = frozenset({"queued", "running", "cancelling"})
 HELD: tuple[State, ...] = ("running", "cancelling")
@@ -40,26 +40,26 @@ def submit(
     session: Session, *, kind: Kind, params: dict[str, Any], actor: str, key: str | None, body: Any, gpus: int = 0,
     run_id: str | None = None, checkpoint_id: str | None = None, queue_limit: int = 10_000,
 ) -> tuple[Job, bool]:  # fmt: skip
-    """Queue a job; return it and whether it is new.
+    """Queue a job; return the job and whether it is new.
 
     Args:
         session: in a write transaction.
-        kind: what to do.
-        params: how.
-        actor: who asks.
-        key: Idempotency-Key; the same one by the same actor with the same body gives the job it made before.
-        body: what the key stands for, JSON-able.
-        gpus: devices that it takes.
-        run_id: the run that it belongs to.
-        checkpoint_id: what it starts from.
-        queue_limit: queued jobs beyond which it is refused.
+        kind: kind of the job.
+        params: parameters of this kind of job, as `job_plans` makes them.
+        actor: name of who asks for it.
+        key: Idempotency-Key; the same key from the same actor with the same body returns the job that it made before.
+        body: the request that the key stands for, as data that JSON can hold.
+        gpus: number of devices that the job takes.
+        run_id: id of the run that the job belongs to.
+        checkpoint_id: id of the checkpoint that the job starts from.
+        queue_limit: number of queued jobs from which on a new one is refused.
 
     Raises:
-        Refusal: `idempotency_key_reused`, `queue_full`.
+        Refusal: `idempotency_key_reused` for the same key with another body; `queue_full`.
     """
     digest = _digest(body)
-    if key is not None and (found := _same_key(session, actor, key, digest)):
-        return found, False
+    if key is not None and (earlier := _job_with_key(session, actor, key, digest)):
+        return earlier, False
     if queued(session) >= queue_limit:
         raise Refusal("queue_full", f"{queue_limit} jobs wait already; try again later", {"Retry-After": "60"})
     job = Job(
@@ -70,38 +70,38 @@ def submit(
         with session.begin_nested():
             session.add(job)
     except IntegrityError:  # PostgreSQL: another process committed the same key meanwhile
-        found = _same_key(session, actor, str(key), digest)
-        if found is None:
+        earlier = _job_with_key(session, actor, str(key), digest)
+        if earlier is None:
             raise
-        return found, False
+        return earlier, False
     add_events(session, job.id, 0, [{"event": "queued"}])
     audit.record(session, actor, "job.submit", job.id, kind=kind)
     return job, True
 
 
 def replayed(session: Session, actor: str, key: str, body: Any) -> Job | None:
-    """The job that this Idempotency-Key made before. Raises Refusal `idempotency_key_reused` for another body."""
-    return _same_key(session, actor, key, _digest(body))
+    """Return the job that this Idempotency-Key made, or None. Raises Refusal `idempotency_key_reused` for another body."""
+    return _job_with_key(session, actor, key, _digest(body))
 
 
 def _digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _same_key(session: Session, actor: str, key: str, digest: str) -> Job | None:
-    found = session.scalars(select(Job).where(Job.created_by == actor, Job.idempotency_key == key)).first()
-    if found is not None and found.body_digest != digest:
-        raise Refusal("idempotency_key_reused", f"this Idempotency-Key made {found.id} from another body; use a new key")
-    return found
+def _job_with_key(session: Session, actor: str, key: str, digest: str) -> Job | None:
+    earlier = session.scalars(select(Job).where(Job.created_by == actor, Job.idempotency_key == key)).first()
+    if earlier is not None and earlier.body_digest != digest:
+        raise Refusal("idempotency_key_reused", f"this Idempotency-Key made {earlier.id} from another body; use a new key")
+    return earlier
 
 
 def queued(session: Session) -> int:
-    """Number of waiting jobs."""
+    """Count the waiting jobs."""
     return session.scalar(select(func.count()).select_from(Job).where(Job.state == "queued")) or 0
 
 
 def add_events(session: Session, job_id: str, attempt: int, events: Sequence[dict[str, Any]]) -> None:
-    """Append to a job's story."""
+    """Append job events, numbered on from the last one of the job."""
     last = session.scalar(update(Job).where(Job.id == job_id).values(events=Job.events + len(events)).returning(Job.events))
     first = int(last or 0) - len(events) + 1
     session.add_all(JobEvent(job_id=job_id, seq=first + i, attempt=attempt, data=data) for i, data in enumerate(events))
@@ -148,7 +148,7 @@ def retry(session: Session, job_id: str, actor: str) -> Job:
 
 
 def locked(session: Session, job_id: str) -> Job:
-    """The row, locked until the transaction ends. Raises Refusal `not_found`."""
+    """Return a job's row, locked until the transaction ends. Raises Refusal `not_found`."""
     job = session.scalars(
         select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
     ).first()
@@ -158,17 +158,19 @@ def locked(session: Session, job_id: str) -> Job:
 
 
 def not_rung(session: Session, after: float, limit: int) -> list[str]:
-    """Ids of the `limit` oldest jobs that wait unheard for `after` seconds; notes that the doorbell rings now."""
+    """Return the ids of the `limit` oldest jobs that no doorbell rang for in `after` seconds; record that one rings now."""
     ready = or_(Job.not_before.is_(None), Job.not_before <= clock())
-    quiet = (Job.state == "queued", ready, or_(Job.rung_at.is_(None), Job.rung_at < clock() - after))
-    oldest = select(Job.id).where(*quiet).order_by(Job.queued_at, Job.id).limit(limit)
-    return list(session.scalars(update(Job).where(*quiet, Job.id.in_(oldest)).values(rung_at=clock()).returning(Job.id)))
+    conditions = (Job.state == "queued", ready, or_(Job.rung_at.is_(None), Job.rung_at < clock() - after))
+    oldest = select(Job.id).where(*conditions).order_by(Job.queued_at, Job.id).limit(limit)
+    return list(
+        session.scalars(update(Job).where(*conditions, Job.id.in_(oldest)).values(rung_at=clock()).returning(Job.id))
+    )
 
 
 def end(
     session: Session, job: Job, state: State, actor: str, result: dict[str, Any] | None, error: dict[str, Any] | None
 ) -> Job:
-    """Bring a locked job to a terminal state."""
+    """Bring a locked job to a terminal state and free its devices; return the job."""
     move(job, state)
     free_devices(session, job)
     job.finished_at = now(session)
@@ -177,20 +179,20 @@ def end(
     add_events(session, job.id, job.attempt, [{"event": state, **({"error": error} if error else {})}])
     audit.record(session, actor, f"job.{state}", job.id)
     if state != "succeeded" and (bundle_id := job.params.get("import")):
-        artifacts.detach(session, bundle_id)  # swept in a day; until then a retry finds the file
+        artifacts.detach(session, bundle_id)  # the file is swept in a day; until then a retry finds it
         audit.record(session, actor, "import.refuse", bundle_id, code=error["code"] if error else state)
     return job
 
 
 def move(job: Job, state: State) -> None:
-    """Set a state. Raises Refusal `conflict` where it may not follow the present one."""
+    """Set the state of a job. Raises Refusal `conflict` where it may not follow the present one."""
     if state not in MOVES[job.state]:  # type: ignore[index]
         raise Refusal("conflict", f"{job.id} is {job.state}; it cannot become {state}")
     job.state = state
 
 
 def free_devices(session: Session, job: Job) -> None:
-    """Whatever devices the job's attempts leased are free again."""
+    """Free the devices that the job's attempts leased."""
     session.execute(
         update(DeviceLease).where(DeviceLease.job_id == job.id, DeviceLease.attempt <= job.attempt).values(until=0.0)
     )

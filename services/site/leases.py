@@ -1,4 +1,4 @@
-"""A worker's hold on a job: a lease that it renews, and a fencing token that every write of its carries.
+"""Let workers hold jobs: by a lease that a worker renews, and a fencing token that each of its writes carries.
 
 A worker that lost its lease changes nothing. Every function works in the caller's transaction.
 """
@@ -17,9 +17,9 @@ from services.site.errors import Refusal
 from services.site.jobs import HELD, add_events, end, free_devices, move
 
 PAUSE = 5.0
-"""Seconds that a job which crashed rests before its next attempt, times the attempts so far."""
+"""Seconds that a crashed job rests before its next attempt, multiplied by the number of attempts so far."""
 UNPUNISHED = ("worker_lost", "stopped")
-"""Codes of ends that are not the job's own doing: it goes on at once."""
+"""Error codes of attempts that ended by no fault of the job: its next attempt may begin at once."""
 
 
 class LeaseLost(Refusal):
@@ -31,11 +31,11 @@ class LeaseLost(Refusal):
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's hold on a job."""
+    """Describes a worker's hold on a job, and on the devices that it leased for it."""
 
     job_id: str
     attempt: int
-    """Fencing token."""
+    """The fencing token: the number of the attempt, which rises with every claim of the job."""
     worker: str
     host: str
     devices: tuple[str, ...]
@@ -44,35 +44,37 @@ class Claim:
 def claim(
     session: Session, *, worker: str, host: str, devices: Sequence[str], lease: float, job_id: str | None = None
 ) -> Claim | None:
-    """Take the oldest waiting job that fits, or nothing.
+    """Take the oldest waiting job that fits the worker's free devices; return None where there is none.
 
     A job that needs devices takes that many of the worker's free ones; where fewer are free it stays in the queue, and
     a later job that needs none may go first.
 
     Args:
         session: in a write transaction.
-        worker: who takes it.
-        host: where the devices are.
-        devices: those the worker may use.
-        lease: seconds until another may take it, unless renewed.
-        job_id: only this one.
+        worker: id of the worker.
+        host: name of the machine that has the devices.
+        devices: names of the devices that the worker may use.
+        lease: seconds until another worker may take the job, unless the lease is renewed.
+        job_id: the only job to take; default: any.
     """
     moment = now(session)
-    busy = select(DeviceLease.device).where(
+    leased = select(DeviceLease.device).where(
         DeviceLease.host == host, DeviceLease.until >= moment, DeviceLease.device.in_(devices)
     )
     if session.get_bind().dialect.name == "postgresql":  # two workers of one host must not take the same device
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(host))))
-    taken = set(session.scalars(busy))
-    free = [device for device in devices if device not in taken]
+    taken_devices = set(session.scalars(leased))
+    free = [device for device in devices if device not in taken_devices]
     ready = or_(Job.not_before.is_(None), Job.not_before <= moment)
-    choice = select(Job).where(Job.state == "queued", Job.gpus <= len(free), ready).order_by(Job.queued_at, Job.id).limit(1)
+    candidates = (
+        select(Job).where(Job.state == "queued", Job.gpus <= len(free), ready).order_by(Job.queued_at, Job.id).limit(1)
+    )
     if job_id is not None:
-        choice = choice.where(Job.id == job_id)
-    job = session.scalars(choice.with_for_update(skip_locked=True)).first()
+        candidates = candidates.where(Job.id == job_id)
+    job = session.scalars(candidates.with_for_update(skip_locked=True)).first()
     if job is None:
         return None
-    moved = session.scalar(
+    attempt = session.scalar(
         update(Job)
         .where(Job.id == job.id, Job.state == "queued")
         .values(
@@ -81,20 +83,20 @@ def claim(
         )
         .returning(Job.attempt)
     )  # fmt: skip
-    if moved is None:
+    if attempt is None:
         return None
-    got = Claim(job.id, moved, worker, host, tuple(free[: job.gpus]))
-    for device in got.devices:
-        session.merge(DeviceLease(host=host, device=device, job_id=job.id, attempt=moved, until=moment + lease))
-    add_events(session, job.id, moved, [{"event": "claimed", "worker": worker, "devices": list(got.devices)}])
-    return got
+    new_claim = Claim(job.id, attempt, worker, host, tuple(free[: job.gpus]))
+    for device in new_claim.devices:
+        session.merge(DeviceLease(host=host, device=device, job_id=job.id, attempt=attempt, until=moment + lease))
+    add_events(session, job.id, attempt, [{"event": "claimed", "worker": worker, "devices": list(new_claim.devices)}])
+    return new_claim
 
 
 def held(session: Session, claim: Claim, lease: float | None = None, **values: Any) -> Job:
     """Write to a job that `claim` holds, renewing its lease by `lease` seconds where given; return the row.
 
     Raises:
-        LeaseLost: it holds it no more; nothing was written.
+        LeaseLost: the claim no longer holds the job, or one of its devices: the transaction must be rolled back.
     """
     if lease is not None:
         values["lease_until"] = clock() + lease
@@ -108,13 +110,15 @@ def held(session: Session, claim: Claim, lease: float | None = None, **values: A
     if job is None:
         raise LeaseLost(claim)
     if lease is not None and claim.devices:
-        renewed = session.scalars(_leases(claim).values(until=clock() + lease).returning(DeviceLease.device)).all()
+        renewed = session.scalars(
+            _update_device_leases(claim).values(until=clock() + lease).returning(DeviceLease.device)
+        ).all()
         if len(renewed) < len(claim.devices):
             raise LeaseLost(claim)  # another job has its device
     return job
 
 
-def _leases(claim: Claim) -> Any:
+def _update_device_leases(claim: Claim) -> Any:
     return update(DeviceLease).where(DeviceLease.job_id == claim.job_id, DeviceLease.attempt == claim.attempt)
 
 
@@ -122,23 +126,25 @@ def finish(
     session: Session, claim: Claim, state: Literal["succeeded", "failed", "cancelled"], *,
     result: dict[str, Any] | None = None, error: dict[str, Any] | None = None,
 ) -> Job:  # fmt: skip
-    """End a job that `claim` holds. A success that a cancel met on its way stays a success: the work is done.
+    """End a job that `claim` holds. A job that succeeds while it is being cancelled has succeeded: the work is done.
 
     Raises:
-        LeaseLost: it holds it no more.
+        LeaseLost: the claim no longer holds the job.
     """
     job = held(session, claim)
     return end(session, job, state, f"worker {claim.worker}", result, error)
 
 
 def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -> Job:
-    """After a crash: back to the queue, to resume from the newest checkpoint; or the end, when it was tried enough.
+    """Put a job whose attempt ended back into the queue, to resume from its newest checkpoint.
+
+    A job that was being cancelled ends as cancelled; one that had `max_tries` attempts ends as failed.
 
     Args:
         session: in a write transaction.
-        job: a held one.
-        error: {code, message} of what happened.
-        max_tries: attempts before it is given up.
+        job: a job in a state in which a worker holds it.
+        error: {code, message} of what ended the attempt.
+        max_tries: number of attempts after which the job is given up.
     """
     free_devices(session, job)
     if job.state == "cancelling":
@@ -156,10 +162,10 @@ def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -
 
 
 def give_back(session: Session, claim: Claim, why: str) -> Job:
-    """A worker that leaves in order hands its job back; it counts as no attempt and resumes elsewhere.
+    """Hand a job back for a worker that leaves in order: the attempt does not count, and the job resumes elsewhere.
 
     Raises:
-        LeaseLost: it holds it no more.
+        LeaseLost: the claim no longer holds the job.
     """
     job = held(session, claim)
     job.tries -= 1
@@ -167,12 +173,12 @@ def give_back(session: Session, claim: Claim, why: str) -> Job:
 
 
 def expire(session: Session, max_tries: int) -> list[Job]:
-    """Take the jobs whose lease ran out from their workers."""
-    late = session.scalars(
+    """Take the jobs whose lease ran out from their workers; return these jobs."""
+    expired = session.scalars(
         select(Job)
         .where(Job.state.in_(HELD), or_(Job.lease_until.is_(None), Job.lease_until < clock()))
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     ).all()
     error = {"code": "worker_lost", "message": "the worker was not heard of until its lease ran out"}
-    return [requeue(session, job, error, max_tries) for job in late]
+    return [requeue(session, job, error, max_tries) for job in expired]

@@ -1,4 +1,4 @@
-"""The reconciler: takes jobs from workers that are gone, and rings again for those that wait. Two at once do no harm."""
+"""Reconcile: take jobs from workers that are gone, and ring again for jobs that wait. Two reconcilers do no harm."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from services.site.settings import Settings
 log = logging.getLogger(__name__)
 
 PERIOD = 2.0
-"""Seconds between two looks: a lease of 25 s is seen to be over within 27."""
+"""Seconds between two passes: the end of a lease of 25 s is noticed within 27 s of its last renewal."""
 SWEEP_EVERY = 3600.0
 
 
 def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -> tuple[int, int]:
-    """Look once; return the jobs taken from lost workers and the doorbells rung."""
+    """Make one pass; return the number of jobs taken from lost workers and the number of doorbells rung."""
     with database.write() as session:
         expired = leases.expire(session, settings.max_tries)
         workers.forget(session)
-    with database.write() as session:  # apart: whoever cancels takes these rows' locks in the other order
+    with database.write() as session:  # a transaction of its own: a cancel locks these rows in the other order
         waiting = jobs.not_rung(session, settings.ring_after, workers.idle(session, settings.lease))
     for job in expired:
         log.warning("%s: its worker was lost, now %s", job.id, job.state)
@@ -38,14 +38,14 @@ def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -
 
 
 def run(database: Database, doorbell: Doorbell, settings: Settings, stop: threading.Event) -> None:
-    """Look every `PERIOD` seconds until `stop`; in threads of their own, sweep the store now and then, watch the inbox."""
+    """Make a pass every `PERIOD` seconds until `stop`; other threads sweep the store every hour and watch the inbox."""
     threading.Thread(target=_sweep, args=(database, settings, stop), name="sweeper", daemon=True).start()
     if settings.inbox is not None:
         inbox = Inbox(settings.inbox.absolute(), database, doorbell, settings)
         threading.Thread(target=inbox.watch, args=(stop,), name="inbox", daemon=True).start()
-    looked = time.time()
+    last_pass = time.time()
     while not stop.is_set():
-        if time.time() - looked > settings.lease / 2:  # the machine slept: let the workers renew their leases first
+        if time.time() - last_pass > settings.lease / 2:  # the machine slept: let the workers renew their leases first
             stop.wait(settings.beat + PERIOD)
         try:
             reconcile_once(database, doorbell, settings)
@@ -53,7 +53,7 @@ def run(database: Database, doorbell: Doorbell, settings: Settings, stop: thread
             log.warning("the reconciler waits for the database: %s", type(error).__name__)
         except Exception:
             log.exception("the reconciler goes on after an error")
-        looked = time.time()
+        last_pass = time.time()
         stop.wait(PERIOD)
 
 

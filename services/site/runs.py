@@ -1,4 +1,4 @@
-"""Run files at a site: what all sites of a relay share, known by its digest."""
+"""Register run files at a site: a run file is what all sites of a relay share, and its digest is the run's id."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from services.site.db import Run
 from services.site.errors import Refusal
 
 MAX_NAME = 100
-"""Characters of a site's name."""
+"""Largest number of characters in a site's name."""
 MAX_STRATEGY = 50
-"""Of a strategy's, as a plug-in may call it."""
+"""Largest number of characters in a strategy's name, which a plug-in may choose."""
 
 
 def register(session: Session, text: str, name: str, actor: str) -> tuple[Run, bool]:
-    """`read`, then `keep`: for a short file, as it holds the transaction while it reads."""
+    """Read and keep a short run file in one call; a long one would hold the transaction while it is read."""
     return keep(session, read(text, name), actor)
 
 
 def read(text: str, name: str) -> Run:
-    """A run file as the row to keep. A long one takes seconds: read it outside of a transaction.
+    """Parse and check a run file; return the row to keep. A long one takes seconds: read it outside of a transaction.
 
     Raises:
-        RunFileError: not valid; the message names line and key, or the site whose name cannot be kept.
-        Refusal: `path_escape` where a setting names a file of this machine's.
+        RunFileError: the file is not valid, or no service may run it; the message names the line and key, or the site.
+        Refusal: `path_escape` where a setting names a file by an absolute path or through `..`.
     """
     run = parse_run(text, name)
     if outside := run.outside_paths():
         raise Refusal("path_escape", f"{name}: paths must be relative and without ..: {', '.join(outside)}")
     names = {task_id: run.site(task_id).name for task_id in run.all_ids}
-    for task_id, known_as in names.items():
-        if len(known_as) > MAX_NAME or not known_as.isprintable():
+    for task_id, site_name in names.items():
+        if len(site_name) > MAX_NAME or not site_name.isprintable():
             rule = f"a task_name has at most {MAX_NAME} characters, none of them a control character"
             raise RunFileError(f"{name}: site {task_id}: {rule}")
     sites = run.sites()
@@ -63,10 +63,10 @@ def read(text: str, name: str) -> Run:
 
 
 def keep(session: Session, row: Run, actor: str) -> tuple[Run, bool]:
-    """Keep what `read` made; return the kept row and whether it is new."""
-    found = session.get(Run, row.id)
-    if found is not None:
-        return found, False
+    """Add the row that `read` made, unless the run is registered; return the kept row and whether it is new."""
+    existing = session.get(Run, row.id)
+    if existing is not None:
+        return existing, False
     try:
         with session.begin_nested():
             session.add(row)
@@ -88,5 +88,5 @@ def require_no_images(row: Run) -> None:
 
 
 def run_file(row: Run) -> RunFile:
-    """The settings of a kept run."""
+    """Parse the run file that a row keeps."""
     return parse_run(row.content, row.name)

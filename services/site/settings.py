@@ -1,4 +1,4 @@
-"""A site's settings, from `RELAY_*` environment variables; secrets also from files."""
+"""Read a site's settings from `RELAY_*` environment variables; secrets also from files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relay_core.errors import RelayError
 from relay_core.files import write_atomically
 
 MIN_SECRET = 16
-"""Characters of a secret that is accepted outside the embedded mode."""
+"""Least number of characters of a secret that is accepted outside the embedded mode."""
 _WEAK = {"change-me", "changeme", "password", "secret", "relay", "postgres", "redis", "default", "example"}
 
 
@@ -44,26 +44,26 @@ class _FileSecrets(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Everything that a site's processes can be told."""
+    """Holds all settings of a site's processes."""
 
     model_config = SettingsConfigDict(env_prefix="RELAY_", extra="ignore")
 
     embedded: bool = False
-    """`relay up`: one machine, one person; secrets are made by the site itself."""
+    """Whether the site runs under `relay up`, on one machine for one person; then it makes its secrets itself."""
     site_name: str = Field(default="site", min_length=1, max_length=100)
-    """Shown to people and written into what leaves the site."""
+    """Name of the site, shown to people and written into what leaves the site."""
     home: Path = Path("relay-site")
-    """Folder of everything that the site keeps, unless the next ones say otherwise."""
+    """Folder of everything that the site keeps, unless the next settings name other folders."""
     data_root: Path | None = None
     """Folder that every registered data set lies in; default: `home/data`."""
     artifacts: Path | None = None
-    """Content-addressed store of checkpoints and pictures; default: `home/artifacts`."""
+    """Folder of the content-addressed store of checkpoints and pictures; default: `home/artifacts`."""
     work: Path | None = None
-    """Where running jobs write; default: `home/work`. Shared by the workers of a site, so that another can resume."""
+    """Folder that running jobs write to; default: `home/work`. A site's workers share it, so that any can resume a job."""
     keys: Path | None = None
-    """The site's signing key and the keys that it trusts; default: `home/keys`. Workers alone need it."""
+    """Folder of the site's signing key and the keys that it trusts; default: `home/keys`. Workers alone need it."""
     inbox: Path | None = None
-    """Watched folder: a `*.relay` that is put there is imported; None: no folder is watched."""
+    """Watched folder: a bundle (`*.relay`) that is put there is imported; None: no folder is watched."""
 
     database_url: str | None = None
     """SQLAlchemy URL without a password; default: SQLite at `home/relay.db`."""
@@ -72,19 +72,19 @@ class Settings(BaseSettings):
     """Redis URL of the Celery broker, without a password; None: workers poll the database."""
     broker_password: SecretStr | None = None
     secret_key: SecretStr | None = None
-    """Keys the hashes of tokens and the signatures of page cursors: the API's and the command line's, not a worker's."""
+    """Key of token hashes and of page cursors' signatures; the API and the command line need it, a worker does not."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     instance: str | None = None
-    """What `/healthz` answers with, so that who started this API knows it from another one on the same port."""
+    """Text in the answer of `/healthz`, by which whoever started this API tells it from another one on the same port."""
     device: str = "auto"
-    """What a worker trains on: auto, cpu, cuda or cuda:N."""
+    """Device that a worker trains on: auto, cpu, cuda or cuda:N."""
     gpus: int = Field(default=1, ge=1)
     """GPUs that one worker may use for a job that asks for several."""
 
     beat: float = Field(default=5.0, gt=0)
-    """Seconds between two renewals of a lease."""
+    """Seconds between two heartbeats, each of which renews the lease."""
     lease: float = Field(default=25.0, gt=0)
     """Seconds after the last renewal until another worker may take a job."""
     ring_after: float = Field(default=15.0, gt=0)
@@ -96,23 +96,23 @@ class Settings(BaseSettings):
     stop_grace: float = Field(default=30.0, gt=0)
     """Seconds that a training has to checkpoint and leave after SIGTERM."""
     min_free_mib: int = Field(default=512, ge=0)
-    """Free space of the artifact volume below which the site is not ready and takes no job."""
+    """Free space of the artifact volume in MiB below which the site is not ready and takes no job."""
     max_bundle_mib: int = Field(default=8192, ge=1)
-    """Size of a bundle beyond which it is not taken in."""
+    """Size of a bundle in MiB beyond which it is not taken in."""
     serve_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
-    """What served models run on: auto, cpu, cuda or cuda:N."""
+    """Device that served models run on: auto, cpu, cuda or cuda:N."""
     serve_threads: int = Field(default=0, ge=0)
-    """CPU threads of one call of a served model; 0: one a core."""
+    """CPU threads of one call of a served model; 0: one per core."""
     serve_memory_mib: int = Field(default=1024, ge=1)
-    """Served models beyond this are let go, those that were not used for longest first (an estimate from their files)."""
+    """Memory of served models in MiB, estimated from their files; beyond it the least recently used ones are unloaded."""
     serve_batch: int = Field(default=16, ge=1)
-    """Images that run together at most, from requests that wait."""
+    """Largest number of images, from requests that wait, that run together."""
     serve_batch_delay: float = Field(default=0.0, ge=0, le=1000)
     """Milliseconds that a request waits for others to run with; 0: only while the model is busy anyway."""
     serve_queue: int = Field(default=64, ge=1)
-    """Requests that may wait for one model; more are answered 429."""
+    """Number of requests that may wait for one model; further ones are answered with 429."""
     serve_max_mib: int = Field(default=256, ge=1)
-    """Size of an image, or of an inference request, that is taken in."""
+    """Largest size in MiB of an image, or of an inference request, that is taken in."""
     serve_anonymous: bool = False
     """Whether the Open Inference Protocol (/v2) answers without a token, for clients that cannot send one."""
     queue_limit: int = Field(default=10_000, ge=1)
@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """A file wins over the variable that holds the secret itself."""
+        """Order the sources: arguments, files of secrets, variables; so a file wins over the variable with the secret."""
         return init_settings, _FileSecrets(settings_cls), env_settings
 
     @model_validator(mode="after")
@@ -144,39 +144,39 @@ class Settings(BaseSettings):
 
     @property
     def lately(self) -> float:
-        """Seconds since its last sign within which a worker counts as being there."""
+        """Return the seconds since its last heartbeat within which a worker counts as being there."""
         return 3 * self.beat + self.lease
 
     @property
     def data_folder(self) -> Path:
-        """Absolute `data_root`."""
+        """Return the absolute path of the data root."""
         return (self.data_root or self.home / "data").absolute()
 
     @property
     def artifact_folder(self) -> Path:
-        """Absolute `artifacts`."""
+        """Return the absolute path of the artifact store."""
         return (self.artifacts or self.home / "artifacts").absolute()
 
     @property
     def work_folder(self) -> Path:
-        """Absolute `work`."""
+        """Return the absolute path of the folder that running jobs write to."""
         return (self.work or self.home / "work").absolute()
 
     @property
     def keys_folder(self) -> Path:
-        """Absolute `keys`."""
+        """Return the absolute path of the folder of keys."""
         return (self.keys or self.home / "keys").absolute()
 
     @property
     def database(self) -> URL:
-        """The database's URL, password included."""
+        """Return the database's URL, with its password."""
         if self.database_url is None:
             return make_url(f"sqlite:///{self.home.absolute() / 'relay.db'}")
         return _with_password(self.database_url, self.database_password, "database_url")
 
     @property
     def broker(self) -> str | None:
-        """The broker's URL, password included."""
+        """Return the broker's URL, with its password; None without a broker."""
         if self.broker_url is None:
             return None
         url = _with_password(self.broker_url, self.broker_password, "broker_url")
@@ -184,7 +184,7 @@ class Settings(BaseSettings):
 
     @property
     def key(self) -> bytes:
-        """The secret key's bytes."""
+        """Return the bytes of the secret key. Raises SettingsError where it is not set."""
         if self.secret_key is None:
             raise SettingsError("RELAY_SECRET_KEY (or RELAY_SECRET_KEY_FILE) is not set")
         return self.secret_key.get_secret_value().encode()
@@ -205,7 +205,7 @@ def load_settings(*, needs_key: bool = False, **overrides: Any) -> Settings:
 
     Args:
         needs_key: whether the process makes or checks tokens or cursors; a worker does not.
-        overrides: settings that win over the environment.
+        overrides: settings by name, which win over the environment.
 
     Raises:
         SettingsError: a value is not valid, or a secret that is needed is missing, short or a default outside the
@@ -220,7 +220,7 @@ def load_settings(*, needs_key: bool = False, **overrides: Any) -> Settings:
         raise (error.__cause__ if isinstance(error.__cause__, SettingsError) else SettingsError(str(error))) from None
     if settings.embedded:
         if settings.secret_key is None:
-            settings.secret_key = SecretStr(_own_key(settings.home / "secret-key"))
+            settings.secret_key = SecretStr(_embedded_key(settings.home / "secret-key"))
         return settings
     if needs_key:
         _require(settings.secret_key, "secret_key", "keys the tokens' hashes")
@@ -235,19 +235,19 @@ def _secret(value: Any) -> SecretStr | None:
     return SecretStr(str(value)) if value else None
 
 
-def _require(secret: SecretStr | None, name: str, what: str) -> None:
+def _require(secret: SecretStr | None, name: str, purpose: str) -> None:
     value = secret.get_secret_value() if secret else ""
     if len(value) >= MIN_SECRET and value.lower() not in _WEAK and len(set(value)) > 4:
         return
     state = "is a default or too simple" if value else "is empty"
     raise SettingsError(
-        f"RELAY_{name.upper()} {state}; it {what}: set RELAY_{name.upper()}_FILE to a file with at least "
+        f"RELAY_{name.upper()} {state}; it {purpose}: set RELAY_{name.upper()}_FILE to a file with at least "
         f"{MIN_SECRET} random characters, for example from: openssl rand -hex 32"
     )
 
 
-def _own_key(path: Path) -> str:
-    """The embedded site's key, made at its first start; only its owner can read it."""
+def _embedded_key(path: Path) -> str:
+    """Return the secret key of an embedded site, made at its first start; only its file's owner can read it."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)

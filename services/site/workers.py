@@ -1,4 +1,4 @@
-"""Workers that were seen, and the devices of this host (found without touching CUDA)."""
+"""Record the heartbeats of workers, and find the devices of this host without touching CUDA."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FORGET = 86400.0
 
 
 def worker_id() -> str:
-    """This process: host, process id, time."""
+    """Return an id for this process, `host:process id:time in seconds`; each call reads the time."""
     return f"{platform.node()}:{os.getpid()}:{int(time.time())}"
 
 
 @cache
 def gpu_count() -> int:
-    """NVIDIA GPUs that this process may use, asked of the driver's tool; 0 without one."""
+    """Count the NVIDIA GPUs that this process may use: from CUDA_VISIBLE_DEVICES, else from nvidia-smi, else 0."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
@@ -41,11 +41,11 @@ def gpu_count() -> int:
 
 
 def devices(device: str, gpus: int) -> list[str]:
-    """Names of the devices that a worker may lease: `cpu`, or `cuda:0`, ....
+    """Return the names of the devices that a worker may lease: `cpu`, or `cuda:0`, ....
 
     Args:
-        device: the setting: auto, cpu, cuda or cuda:N.
-        gpus: how many of them.
+        device: the setting `device`: auto, cpu, cuda or cuda:N.
+        gpus: the largest number of GPUs.
     """
     if device == "cpu" or (device == "auto" and gpu_count() == 0):
         return ["cpu"]
@@ -55,7 +55,7 @@ def devices(device: str, gpus: int) -> list[str]:
 
 
 def seen(session: Session, worker: str, facts: dict[str, Any]) -> None:
-    """This worker lives; call it every beat."""
+    """Record a worker's heartbeat, with the facts that it states about itself."""
     row = session.get(Worker, worker)
     if row is None:
         session.add(Worker(id=worker, host=platform.node(), facts=facts))
@@ -64,22 +64,24 @@ def seen(session: Session, worker: str, facts: dict[str, Any]) -> None:
 
 
 def lately(session: Session, seconds: float) -> list[Worker]:
-    """Workers seen within `seconds`."""
+    """Return the workers seen within the last `seconds`."""
     return list(session.scalars(select(Worker).where(Worker.seen_at >= clock() - seconds).order_by(Worker.id)))
 
 
 def idle(session: Session, seconds: float) -> int:
-    """How many workers seen within `seconds` hold no job."""
-    busy = select(Job.worker).where(Job.state.in_(HELD), Job.worker.is_not(None))
-    alive = select(func.count()).select_from(Worker).where(Worker.seen_at >= clock() - seconds, Worker.id.not_in(busy))
-    return session.scalar(alive) or 0
+    """Count the workers seen within the last `seconds` that hold no job."""
+    busy_workers = select(Job.worker).where(Job.state.in_(HELD), Job.worker.is_not(None))
+    count = (
+        select(func.count()).select_from(Worker).where(Worker.seen_at >= clock() - seconds, Worker.id.not_in(busy_workers))
+    )
+    return session.scalar(count) or 0
 
 
 def gone(session: Session, worker: str) -> None:
-    """This worker leaves."""
+    """Remove the row of a worker that leaves."""
     session.execute(delete(Worker).where(Worker.id == worker))
 
 
 def forget(session: Session) -> None:
-    """Drop workers that were not seen for a day."""
+    """Remove the rows of workers that were not seen for a day."""
     session.execute(delete(Worker).where(Worker.seen_at < clock() - FORGET))

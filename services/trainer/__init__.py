@@ -1,4 +1,4 @@
-"""A site's workers: they claim jobs from the database and run the relay core in processes of their own."""
+"""Run a site's workers: they claim jobs from the database and run the relay core in processes of their own."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A job's folder: one below it for each attempt, so that a worker that comes back too late writes beside, not over."""
+"""Lay out a job's folder: each attempt has a folder of its own, so that a worker that comes back late overwrites nothing."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ _NOT_CARRIED = frozenset({NOTE, "events.jsonl"})
 
 
 def attempt_folder(work: Path, claim: Claim) -> Path:
-    """Make an attempt's folder, holding what the attempts before it finished writing; end what they left running.
+    """Make an attempt's folder with the finished files of the attempts before it, and end processes that they left running.
 
     Raises:
         LeaseLost: a later attempt is at work already.
     """
-    job = work / claim.job_id
-    target, draft = job / f"attempt-{claim.attempt}", job / f"new-{claim.attempt}"
-    before = sorted(job.glob("attempt-*"), key=_number)
-    if before and _number(before[-1]) >= claim.attempt:
+    job_folder = work / claim.job_id
+    target, draft = job_folder / f"attempt-{claim.attempt}", job_folder / f"new-{claim.attempt}"
+    earlier = sorted(job_folder.glob("attempt-*"), key=_attempt_number)
+    if earlier and _attempt_number(earlier[-1]) >= claim.attempt:
         raise LeaseLost(claim)
-    for old in before:
+    for old in earlier:
         end_leftover(old)
-    for stale in job.glob("new-*"):
+    for stale in job_folder.glob("new-*"):
         shutil.rmtree(stale, ignore_errors=True)
     draft.mkdir(parents=True)
-    if before:
-        _carry(before[-1], draft)
+    if earlier:
+        _carry_over(earlier[-1], draft)
     draft.rename(target)
-    for old in before:
+    for old in earlier:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def _number(attempt: Path) -> int:
+def _attempt_number(attempt: Path) -> int:
     return int(attempt.name.removeprefix("attempt-"))
 
 
-def _carry(old: Path, new: Path) -> None:
-    """Take over files: checkpoints by a second link (they are only ever replaced, never written into)."""
-    for path in sorted(old.rglob("*")):
-        target = new / path.relative_to(old)
+def _carry_over(source: Path, destination: Path) -> None:
+    """Copy an attempt's files; a checkpoint gets a second link instead, as it may be replaced but is never written into."""
+    for path in sorted(source.rglob("*")):
+        target = destination / path.relative_to(source)
         if path.is_dir():
             target.mkdir(parents=True, exist_ok=True)
         elif path.name not in _NOT_CARRIED and not path.name.startswith(".writing-"):
-            with contextlib.suppress(FileNotFoundError):  # the engine drops old checkpoints
+            with contextlib.suppress(FileNotFoundError):  # the engine may delete an old checkpoint at the same time
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if path.suffix == ".safetensors":
                     os.link(path, target)
@@ -61,15 +61,15 @@ def _carry(old: Path, new: Path) -> None:
 
 
 def write_run_files(folder: Path, run: RunFile, folders: Mapping[int, Path]) -> Path:
-    """Write the relay's run file, and beside it this machine's: where the images of each site lie. Return the latter."""
+    """Write the relay's run file, and one that extends it by the image folder of each site; return the latter's path."""
     (folder / "relay.yaml").write_text(run.canonical(), encoding="utf-8")
-    places = {task_id: {"dataset": {"kwargs": {"img_folder": str(path)}}} for task_id, path in folders.items()}
+    task_confs = {task_id: {"dataset": {"kwargs": {"img_folder": str(path)}}} for task_id, path in folders.items()}
     path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump({"extends": "relay.yaml", "current_tasks": {"task_confs": places}}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({"extends": "relay.yaml", "current_tasks": {"task_confs": task_confs}}), encoding="utf-8")
     return path
 
 
 def newest_checkpoints(folder: Path) -> list[CheckpointFile]:
-    """The newest checkpoint of each site that was trained below `folder`, in the order of their ids."""
+    """Return the newest checkpoint of each site that was trained below `folder`, in the order of the sites' ids."""
     newest = {path.parent: path for path in sorted(folder.rglob("step-*.safetensors"))}
     return sorted(map(read_header, newest.values()), key=lambda checkpoint: int(checkpoint.meta["task_id"]))

@@ -1,4 +1,4 @@
-"""`python -m services.trainer.health`: whether a worker of this machine was seen lately (a container's health check)."""
+"""Check whether a worker of this machine was seen lately: `python -m services.trainer.health`, for a container."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from services.site.db import Database
 
 
 def main() -> int:
-    """0 where one was."""
+    """Return the exit code: 0 where a worker of this machine was seen lately, else 1."""
     settings = load_settings()
     database = Database(settings.database)
     with database.read() as session:
-        alive = [row.id for row in workers.lately(session, settings.lease) if row.host == platform.node()]
+        worker_ids = [row.id for row in workers.lately(session, settings.lease) if row.host == platform.node()]
     database.close()
-    return 0 if alive else 1
+    return 0 if worker_ids else 1
 
 
 if __name__ == "__main__":

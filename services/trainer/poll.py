@@ -1,4 +1,4 @@
-"""`python -m services.trainer.poll`: a worker without a broker. It looks into the database every second."""
+"""Run a worker without a broker, `python -m services.trainer.poll`: it looks into the database every second."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Work until SIGTERM or SIGINT."""
+    """Work until SIGTERM or SIGINT; return the exit code."""
     try:
         settings = load_settings()
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     logging.basicConfig(level=settings.log_level, format="%(levelname)s %(name)s: %(message)s")
-    asked = threading.Event()
+    leave_requested = threading.Event()
 
     def leave(number: int, frame: Any) -> None:
-        asked.set()
+        leave_requested.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    station = WorkerLoop(settings, asked.is_set)
-    while not asked.is_set():
+    worker_loop = WorkerLoop(settings, leave_requested.is_set)
+    while not leave_requested.is_set():
         try:
-            busy = station.work_once()
+            busy = worker_loop.work_once()
         except (SQLAlchemyError, RelayError) as error:
             log.warning("no job can be claimed now: %s", error)
             busy = False
         if not busy:
-            asked.wait(PERIOD)
-    station.close()
+            leave_requested.wait(PERIOD)
+    worker_loop.close()
     return 0
 
 

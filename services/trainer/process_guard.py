@@ -1,7 +1,7 @@
-"""`python -m services.trainer.process_guard PARENT command...`: a command that the kernel kills when its parent dies.
+"""Run a command that the kernel kills when its parent dies: `python -m services.trainer.process_guard PARENT command...`.
 
-Set in the process itself, before it becomes the command: code between fork and exec is not safe in a parent that has
-threads. PARENT is the process id of who starts it, so that a parent that died before is noticed; 0 skips that.
+The process itself asks the kernel for that, before it becomes the command: code between fork and exec is not safe in a
+parent that has threads. PARENT is the process id of the parent, so that its earlier death is noticed; 0 skips that check.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int = 0) -> None:
-    """Ask the kernel for SIGKILL at the parent's end (Linux; elsewhere nothing happens)."""
+    """Ask the kernel for SIGKILL at the parent's end; exit where `parent` has died already (elsewhere than Linux: no-op)."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -25,7 +25,7 @@ def die_with_parent(parent: int = 0) -> None:
 
 
 def guarded(command: Sequence[str]) -> list[str]:
-    """`command` as a child of this process that does not outlive it."""
+    """Return a command line that runs `command` as a child of this process which does not outlive it."""
     return [sys.executable, "-m", "services.trainer.process_guard", str(os.getpid()), *command]
 
 

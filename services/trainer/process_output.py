@@ -1,4 +1,4 @@
-"""What a training process says, and where it goes: JSON lines are events, the rest is its log."""
+"""Write process output to the database: JSON lines are job events, all other lines are the log."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from services.site import Claim, jobs, leases
 from services.site.db import Database, Metric
 
 MAX_LOG = 10_000
-"""Log lines of an attempt that are kept."""
+"""Number of log lines of an attempt that are kept."""
 
 
 class ProcessOutput:
-    """Takes a process's lines; writes them in batches, under the claim.
+    """Takes a process's lines and writes them to the database in batches, under the job's claim.
 
     Args:
-        database: of the site.
-        claim: of the job.
-        folder: where it works.
+        database: the site's database.
+        claim: the claim of the job.
+        folder: the attempt's folder.
         data: the site's data root.
-        names: further texts that nobody should read -> what is read instead.
+        names: further text that nobody should read -> text that takes its place.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class ProcessOutput:
         self._progress: dict[str, Any] | None = None
         self._log_lines = 0
         self.alive = time.monotonic()
-        """When it last said that it comes on."""
+        """Monotonic time in seconds of the last job event, which shows that the process makes progress."""
         self.training = False
-        """Between a site's start and its end, when steps are due; loading and scoring may be silent for longer."""
+        """Whether a site's training has started and not finished, so that steps are due; else silence may last longer."""
         self.last: dict[str, Any] = {}
-        """The last JSON line that is no event: the result, or an error."""
+        """The last JSON line that is no job event: the result, or an error."""
 
     def clean(self, text: str) -> str:
-        """`text` without this machine's folders, and without what a database's text cannot hold."""
+        """Return `text` without the names of this machine's folders, and without characters that a database cannot store."""
         text = text.replace("\0", "")
-        for place, short in self._places:
-            text = text.replace(place, short)
+        for place, replacement in self._places:
+            text = text.replace(place, replacement)
         return text
 
     def line(self, source: str, text: str) -> None:
-        """Take a line of `out` or `err`."""
+        """Take a line of the stream `source`, which is `out` or `err`."""
         data = _parsed(text) if source == "out" else None
         if data is None:
             self._log_lines += 1
@@ -84,7 +84,7 @@ class ProcessOutput:
                 self._metrics[event["site"], name, int(event["step"])] = float(value)
 
     def flush(self) -> None:
-        """Write what came since. Raises LeaseLost."""
+        """Write to the database the events, metrics and progress since the last call. Raises LeaseLost."""
         if not self._events:
             return
         events, metrics, progress = self._events, self._metrics, self._progress
@@ -96,14 +96,14 @@ class ProcessOutput:
             jobs.add_events(session, self.claim.job_id, self.claim.attempt, events)
             if metrics:
                 insert = (sqlite if self.database.sqlite else postgresql).insert(Metric)
-                replace = {"value": insert.excluded.value, "attempt": insert.excluded.attempt}
+                changes = {"value": insert.excluded.value, "attempt": insert.excluded.attempt}
                 rows = [
                     {"job_id": self.claim.job_id, "site": site, "name": name, "step": step, "value": value,
                      "attempt": self.claim.attempt}
                     for (site, name, step), value in metrics.items()
                 ]  # fmt: skip
                 keys = ["job_id", "site", "name", "step"]
-                session.execute(insert.on_conflict_do_update(index_elements=keys, set_=replace), rows)
+                session.execute(insert.on_conflict_do_update(index_elements=keys, set_=changes), rows)
         self._events, self._metrics, self._progress = [], {}, None
 
 

@@ -1,4 +1,4 @@
-"""What of a finished job is kept: its files in the store, its rows in the database."""
+"""Keep the results of a finished job: its files in the store, its rows in the database."""
 
 from __future__ import annotations
 
@@ -20,35 +20,38 @@ MEDIA_TYPES = {
     ".png": "image/png", ".json": "application/json", ".csv": "text/csv", ".md": "text/markdown; charset=utf-8",
     ".relay": bundle_exchange.MEDIA_TYPE, ".onnx": registry.MEDIA_TYPE, ".zip": "application/zip",
 }  # fmt: skip
-"""Suffixes of files that are published; run files name folders of this machine and are not."""
+"""Suffix -> media type of the files that are published; run files (.yaml) are not, as they name this machine's folders."""
 CHECKPOINT = "application/vnd.safetensors"
 
 
 @dataclass
 class _Stored:
-    """Bytes of a finished job, in the store and not yet named by a row."""
+    """Lists the files of a finished job that are in the store, but that no row names yet."""
 
     checkpoints: list[tuple[CheckpointFile, str, int]]
+    """(header, digest, size in bytes) of each new checkpoint, in the order of the sites."""
     files: dict[str, tuple[str, int, str]]
-    """Name below the attempt's folder -> digest, size, media type."""
+    """Path below the attempt's folder -> digest, size in bytes and media type of a file that is published."""
 
 
 def store_results(store: ArtifactStore, work: PreparedJob) -> _Stored:
-    """Put what a job wrote into the store.
+    """Put the files that a job wrote into the store.
 
     Raises:
         Refusal: `storage_full`; `checkpoint_invalid` where a training left fewer checkpoints than it trained sites.
     """
     inputs = [work.folder / name for name in work.inputs]
-    own = [c for c in newest_checkpoints(work.folder) if c.finished and c.path.parent not in inputs]
-    if len(own) < work.sites:
-        raise Refusal("checkpoint_invalid", f"{work.sites} sites were trained, and {len(own)} left a finished checkpoint")
-    own_alone = [*inputs, work.folder / PREDICTIONS / STAGED]
-    stored = _Stored([(c, *store.put_file(c.path)) for c in own], {})
+    new_checkpoints = [c for c in newest_checkpoints(work.folder) if c.finished and c.path.parent not in inputs]
+    if len(new_checkpoints) < work.sites:
+        raise Refusal(
+            "checkpoint_invalid", f"{work.sites} sites were trained, and {len(new_checkpoints)} left a finished checkpoint"
+        )
+    unpublished_folders = [*inputs, work.folder / PREDICTIONS / STAGED]
+    stored = _Stored([(c, *store.put_file(c.path)) for c in new_checkpoints], {})
     for path in sorted(work.folder.rglob("*")):
-        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in own_alone and path.name != NOTE:
-            inside = path.relative_to(work.folder).as_posix()
-            stored.files[inside] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
+        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in unpublished_folders and path.name != NOTE:
+            relative_path = path.relative_to(work.folder).as_posix()
+            stored.files[relative_path] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
     return stored
 
 
@@ -57,22 +60,22 @@ def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str
 
     Args:
         session: in the transaction that ends the job.
-        work: the job.
-        stored: from `store_results`.
-        last: the last line of the process.
+        work: the finished job.
+        stored: the job's files, from `store_results`.
+        last: the JSON of the process's last line that is no event: its own result.
     """
     job = work.job
     if job.kind in _PUBLISHERS:
         return _PUBLISHERS[job.kind](session, job, stored, last)
-    made = _publish_checkpoints(session, work, stored)
-    result: dict[str, Any] = {"checkpoints": made, "files": []}
+    checkpoint_ids = _publish_checkpoints(session, work, stored)
+    result: dict[str, Any] = {"checkpoints": checkpoint_ids, "files": []}
     matrices = {
         Path(name).stem: json.loads((work.folder / name).read_text())
         for name in stored.files
         if name.startswith("evaluation/") and name.endswith(".json")
     }
     if matrices:
-        newest = made[-1] if made else job.checkpoint_id
+        newest = checkpoint_ids[-1] if checkpoint_ids else job.checkpoint_id
         row = Evaluation(job_id=job.id, run_id=job.run_id, checkpoint_id=newest, matrices=matrices)
         session.add(row)
         session.flush()
@@ -88,14 +91,14 @@ def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str
 
 
 def _publish_checkpoints(session: Session, work: PreparedJob, stored: _Stored) -> list[str]:
-    made: list[str] = []
+    checkpoint_ids: list[str] = []
     parent = work.base.id if work.base else None
     run = need(session, Run, work.job.run_id) if work.job.run_id is not None else None
-    anew = run is not None and strategy_facts(run.strategy).sequence == "anew"
+    starts_anew = run is not None and strategy_facts(run.strategy).sequence == "anew"
     for file, digest, size in stored.checkpoints:
         artifacts.keep(session, digest, size, CHECKPOINT)
         row = Checkpoint(
-            run_id=work.job.run_id, job_id=work.job.id, parent_id=None if anew else parent, digest=digest,
+            run_id=work.job.run_id, job_id=work.job.id, parent_id=None if starts_anew else parent, digest=digest,
             task_id=int(file.meta["task_id"]), site=str(file.meta["site"]), step=int(file.meta["step"]),
             content_digest=file.digest,
         )  # fmt: skip
@@ -105,9 +108,9 @@ def _publish_checkpoints(session: Session, work: PreparedJob, stored: _Stored) -
         scores = stored.files.get((file.path.parent / "scores.json").relative_to(work.folder).as_posix())
         if scores is not None:
             artifacts.attach(session, row.id, "scores.json", *scores)
-        made.append(row.id)
+        checkpoint_ids.append(row.id)
         parent = row.id
-    return made
+    return checkpoint_ids
 
 
 def _publish_preflight(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
@@ -121,12 +124,12 @@ def _publish_preflight(session: Session, job: Job, stored: _Stored, last: dict[s
 
 
 def _publish_export(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
-    return {"bundle": bundle_exchange.built(session, job, last["bundle"], _named(stored)).id}
+    return {"bundle": bundle_exchange.built(session, job, last["bundle"], _files_by_name(stored)).id}
 
 
 def _publish_import(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
     ((_, digest, size),) = stored.checkpoints
-    files = {**_named(stored), bundle_exchange.CHECKPOINT: (digest, size, CHECKPOINT)}
+    files = {**_files_by_name(stored), bundle_exchange.CHECKPOINT: (digest, size, CHECKPOINT)}
     return {"bundle": bundle_exchange.quarantine(session, job, last["bundle"], files).id}
 
 
@@ -135,8 +138,8 @@ def _publish_model(session: Session, job: Job, stored: _Stored, last: dict[str, 
     return {"model": row.name, "version": row.version}
 
 
-def _named(stored: _Stored) -> dict[str, tuple[str, int, str]]:
-    """The files of a bundle by their names, whatever folder the core puts them into."""
+def _files_by_name(stored: _Stored) -> dict[str, tuple[str, int, str]]:
+    """Return the files of a bundle by their bare names, whatever folder the core puts them into."""
     return {Path(name).name: file for name, file in stored.files.items()}
 
 

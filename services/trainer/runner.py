@@ -1,4 +1,4 @@
-"""Run one claimed job: start its process, tell the database what it says, keep the lease, stop it, publish what it made."""
+"""Run one claimed job: start its process, record its output, renew the lease, stop the process, publish its results."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from services.trainer.process_output import ProcessOutput
 from services.trainer.training_process import TrainingProcess
 
 FLUSH = 1.0
-"""Seconds between two writes of what a process says."""
+"""Seconds between two writes of process output to the database."""
 CHECK = 1.0
-"""Seconds between two looks at whether the job was cancelled."""
+"""Seconds between two checks of whether the job was cancelled."""
 SILENT = 4
-"""Times `hang_minutes` that loading and scoring may say nothing."""
+"""Factor on `hang_minutes` while no steps are due: loading and scoring may be silent for that long."""
 PATIENCE = 5.0
-"""Seconds that a heart which hangs in a dead connection is waited for."""
+"""Seconds to wait for the end of a heartbeat thread, which may hang in a dead connection."""
 AWAY = (OperationalError, InterfaceError, DatabaseError)
-"""What a database that cannot be reached raises."""
+"""Exceptions that a database which cannot be reached raises."""
 log = logging.getLogger(__name__)
 
 
 class Heartbeat(threading.Thread):
-    """Renews a claim's lease, and notices that it was lost or cancelled.
+    """Renews a claim's lease, and notices that the claim was lost or the job cancelled.
 
-    Where it was not renewed for as long as it lasts, it counts as lost: another worker may have the job.
+    A lease that was not renewed for as long as it lasts counts as lost: another worker may have the job.
     """
 
     def __init__(self, database: Database, settings: Settings, claim: Claim) -> None:
@@ -52,11 +52,11 @@ class Heartbeat(threading.Thread):
 
     @property
     def lost(self) -> bool:
-        """Whether the claim is lost; true even where this thread hangs in a dead connection."""
+        """Return whether the claim is lost; that is noticed even while this thread hangs in a dead connection."""
         return self._lost.is_set() or time.monotonic() - self._renewed > self.settings.lease
 
     def run(self) -> None:
-        """Beat until `done`, or until the claim is lost."""
+        """Send heartbeats until `done`, or until the claim is lost."""
         while not self._lost.is_set() and not self.done.wait(CHECK):
             try:
                 self._beat()
@@ -85,9 +85,9 @@ class Runner:
     """Runs claimed jobs of a worker, one at a time.
 
     Args:
-        database: of the site.
-        settings: of the site.
-        leaving: whether the worker was asked to leave.
+        database: the site's database.
+        settings: the site's settings.
+        leaving: function that returns whether the worker was asked to leave.
     """
 
     def __init__(self, database: Database, settings: Settings, leaving: Callable[[], bool] = lambda: False) -> None:
@@ -112,107 +112,110 @@ class Runner:
         except LeaseLost:
             raise
         except RelayError as error:
-            end = self._again if error.code == "storage_full" else self._fail  # somebody may make room meanwhile
-            end(heart, error.code, str(error))
+            record_error = self._requeue if error.code == "storage_full" else self._fail  # somebody may make room meanwhile
+            record_error(heart, error.code, str(error))
         except OSError as error:
             log.exception("%s: attempt %d could not go on", heart.claim.job_id, heart.claim.attempt)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            self._again(heart, "storage_full" if full else "process_crashed", error.strerror or type(error).__name__)
+            self._requeue(heart, "storage_full" if full else "process_crashed", error.strerror or type(error).__name__)
         except Exception as error:
             log.exception("%s: attempt %d crashed", heart.claim.job_id, heart.claim.attempt)
-            self._again(heart, "process_crashed", f"{type(error).__name__} in the worker")
+            self._requeue(heart, "process_crashed", f"{type(error).__name__} in the worker")
 
     def _run(self, heart: Heartbeat) -> None:
         claim = heart.claim
         folder = attempt_folder(self.settings.work_folder, claim)
-        made = self._prepare(heart, folder)
-        self._surely(heart, lambda session: leases.held(session, claim, self.settings.lease))  # still ours after all that
-        child = TrainingProcess(made.command, folder, work.environment(claim.devices, made.keys))
-        says = ProcessOutput(self.database, claim, folder, self.settings.data_folder, made.names)
+        prepared = self._prepare(heart, folder)
+        # the claim may have been lost during the preparation
+        self._write_while_held(heart, lambda session: leases.held(session, claim, self.settings.lease))
+        child = TrainingProcess(prepared.command, folder, work.environment(claim.devices, prepared.keys))
+        output = ProcessOutput(self.database, claim, folder, self.settings.data_folder, prepared.names)
         try:
-            why = self._watch(child, says, heart)
+            cause = self._watch(child, output, heart)
         finally:
-            child.close()  # whatever happened: no process of it stays
-        self._flush(says)
-        self._end(heart, made, child, says, why)
+            child.close()  # whatever happened, no process of the job stays
+        self._flush(output)
+        self._conclude(heart, prepared, child, output, cause)
 
     def _prepare(self, heart: Heartbeat, folder: Path) -> work.PreparedJob:
         while True:
             try:
                 return work.prepare(self.database, self.store, self.settings, heart.claim, folder)
             except AWAY:
-                self._wait(heart)
+                self._wait_for_database(heart)
 
-    def _watch(self, child: TrainingProcess, says: ProcessOutput, heart: Heartbeat) -> str:
-        """Follow the process to its end; return what ended it: nothing, `cancelled`, `leaving` or `hung`."""
-        why, deadline, flushed = "", float("inf"), time.monotonic()
+    def _watch(self, child: TrainingProcess, output: ProcessOutput, heart: Heartbeat) -> str:
+        """Follow the process to its end; return why it was stopped: `cancelled`, `leaving`, `hung`, or "" if it was not."""
+        cause, deadline, flushed = "", float("inf"), time.monotonic()
         while not child.ended:
             for source, line in child.take(0.2):
-                says.line(source, line)
+                output.line(source, line)
             now = time.monotonic()
             if heart.lost:
                 raise LeaseLost(heart.claim)
             if now - flushed >= FLUSH:
-                self._flush(says)
+                self._flush(output)
                 flushed = now
-            if not why:
-                why = self._reason(says, heart)
-                if why:
-                    deadline = now + (0.0 if why == "hung" else self.settings.stop_grace)
+            if not cause:
+                cause = self._cause_to_stop(output, heart)
+                if cause:
+                    deadline = now + (0.0 if cause == "hung" else self.settings.stop_grace)
                     child.ask_to_stop()
             elif now > deadline:
                 child.kill()
-        return why
+        return cause
 
-    def _flush(self, says: ProcessOutput) -> None:
-        """Write what it said; where the database is away, it waits for the next time, and the training goes on."""
+    def _flush(self, output: ProcessOutput) -> None:
+        """Write the process output; where the database is away it is kept for the next time, and the training goes on."""
         try:
-            says.flush()
+            output.flush()
         except AWAY as error:
-            log.warning("%s: its events wait for the database: %s", says.claim.job_id, type(error).__name__)
+            log.warning("%s: its events wait for the database: %s", output.claim.job_id, type(error).__name__)
 
-    def _reason(self, says: ProcessOutput, heart: Heartbeat) -> str:
+    def _cause_to_stop(self, output: ProcessOutput, heart: Heartbeat) -> str:
         if heart.cancelled.is_set():
             return "cancelled"
         if self.leaving():
             return "leaving"
-        patience = self.settings.hang_minutes * 60 * (1 if says.training else SILENT)
-        return "hung" if time.monotonic() - says.alive > patience else ""
+        patience = self.settings.hang_minutes * 60 * (1 if output.training else SILENT)
+        return "hung" if time.monotonic() - output.alive > patience else ""
 
-    def _end(self, heart: Heartbeat, made: work.PreparedJob, child: TrainingProcess, says: ProcessOutput, why: str) -> None:
-        """Write how it ended."""
+    def _conclude(
+        self, heart: Heartbeat, prepared: work.PreparedJob, child: TrainingProcess, output: ProcessOutput, cause: str
+    ) -> None:
+        """Publish the results of a process that succeeded; else end the job, or put it back into the queue."""
         code, claim = child.code, heart.claim
-        said = str(says.last.get("message", ""))
-        if code == 0 or (made.job.kind == "preflight" and "ok" in says.last):
-            stored = results.store_results(self.store, made)
+        message = str(output.last.get("message", ""))
+        if code == 0 or (prepared.job.kind == "preflight" and "ok" in output.last):
+            stored = results.store_results(self.store, prepared)
 
             def publish(session: Session) -> None:
                 leases.held(session, claim)
-                leases.finish(session, claim, "succeeded", result=results.publish(session, made, stored, says.last))
+                leases.finish(session, claim, "succeeded", result=results.publish(session, prepared, stored, output.last))
 
-            self._surely(heart, publish)
-            shutil.rmtree(made.folder.parent, ignore_errors=True)
-        elif why == "cancelled":
-            self._surely(heart, lambda session: leases.finish(session, claim, "cancelled"))
-        elif why == "leaving":
+            self._write_while_held(heart, publish)
+            shutil.rmtree(prepared.folder.parent, ignore_errors=True)
+        elif cause == "cancelled":
+            self._write_while_held(heart, lambda session: leases.finish(session, claim, "cancelled"))
+        elif cause == "leaving":
             reason = "the worker was stopped; the job resumes with the next one"
-            self._surely(heart, lambda session: leases.give_back(session, claim, reason))
-        elif why == "hung":
-            self._again(heart, "hung", f"no step for {self.settings.hang_minutes:g} minutes")
+            self._write_while_held(heart, lambda session: leases.give_back(session, claim, reason))
+        elif cause == "hung":
+            self._requeue(heart, "hung", f"no step for {self.settings.hang_minutes:g} minutes")
         elif child.out_of_memory:
             self._fail(heart, "out_of_memory", "memory ran out: take a smaller train.batch_size, or a larger machine")
-        elif os.strerror(errno.ENOSPC) in said:
-            self._again(heart, "storage_full", "the volume of running jobs is full; make room, then retry the job")
-        elif "error" in says.last and says.last["error"] != Stopped.code:
-            self._fail(heart, str(says.last["error"]), _public(says.clean(said)))
+        elif os.strerror(errno.ENOSPC) in message:
+            self._requeue(heart, "storage_full", "the volume of running jobs is full; make room, then retry the job")
+        elif "error" in output.last and output.last["error"] != Stopped.code:
+            self._fail(heart, str(output.last["error"]), _public_message(output.clean(message)))
         else:
-            self._again(heart, "process_crashed", says.clean(_how_it_ended(code, child)))
+            self._requeue(heart, "process_crashed", output.clean(_exit_message(code, child)))
 
-    def _surely(self, heart: Heartbeat, write: Callable[[Session], object]) -> None:
-        """Write, and where the database is away try again, for as long as the claim holds.
+    def _write_while_held(self, heart: Heartbeat, write: Callable[[Session], object]) -> None:
+        """Call `write` in a transaction; where the database is away try again, for as long as the claim holds.
 
         Raises:
-            LeaseLost: it holds no more.
+            LeaseLost: the claim no longer holds the job.
         """
         while True:
             try:
@@ -220,36 +223,36 @@ class Runner:
                     write(session)
                 return
             except AWAY:
-                self._wait(heart)
+                self._wait_for_database(heart)
 
-    def _wait(self, heart: Heartbeat) -> None:
+    def _wait_for_database(self, heart: Heartbeat) -> None:
         log.warning("%s: waiting for the database", heart.claim.job_id)
         if heart.done.wait(CHECK) or heart.lost:
             raise LeaseLost(heart.claim)
 
     def _fail(self, heart: Heartbeat, code: str, message: str) -> None:
         error = {"code": code if code in CATALOGUE else "relay_error", "message": message}
-        self._surely(heart, lambda session: leases.finish(session, heart.claim, "failed", error=error))
+        self._write_while_held(heart, lambda session: leases.finish(session, heart.claim, "failed", error=error))
 
-    def _again(self, heart: Heartbeat, code: str, message: str) -> None:
+    def _requeue(self, heart: Heartbeat, code: str, message: str) -> None:
         error = {"code": code, "message": message}
 
         def write(session: Session) -> None:
             leases.requeue(session, leases.held(session, heart.claim), error, self.settings.max_tries)
 
-        self._surely(heart, write)
+        self._write_while_held(heart, write)
 
 
-def _public(message: str) -> str:
-    """The first sentence of a core error: what follows lists files, and a file's name may be a patient's."""
+def _public_message(message: str) -> str:
+    """Return the first line of a core error: later lines list files, and a file's name may be a patient's."""
     first, *rest = message.splitlines() or [""]
     return f"{first} (a preflight job of the data set names the files)" if rest else first
 
 
-def _how_it_ended(code: int, child: TrainingProcess) -> str:
-    last = next((line for line in reversed(child.errors) if line.strip()), "")
+def _exit_message(code: int, child: TrainingProcess) -> str:
+    last_line = next((line for line in reversed(child.errors) if line.strip()), "")
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         hint = "; the kernel does this when memory runs out" if -code == signal.SIGKILL else ""
         return f"the process was ended by {name}{hint}"
-    return f"the process left with exit code {code}" + (f": {last[:500]}" if last else "")
+    return f"the process left with exit code {code}" + (f": {last_line[:500]}" if last_line else "")

@@ -1,4 +1,4 @@
-"""The one task: a doorbell rang, look into the database."""
+"""Define the one Celery task: when the doorbell rings, look into the database for jobs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 station: WorkerLoop | None = None
-"""This pool process's; made after the fork."""
+"""The worker loop of this pool process; made after the fork."""
 
 
 def add_to(app: Celery) -> None:
-    """Register the task."""
+    """Register the task with a Celery application."""
     app.task(run, name=TASK)
 
 
 def run(job_id: str) -> None:
-    """Work until nothing waits: every job that a lost message was for gets its turn too."""
+    """Work until no job waits, so that a job whose message was lost gets its turn too."""
     assert station is not None
     log.debug("rung for %s", job_id)
     try:

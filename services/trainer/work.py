@@ -1,4 +1,4 @@
-"""What each kind of job runs, and with which files."""
+"""Prepare claimed jobs: choose the command of each kind of job, and fetch the files that it needs."""
 
 from __future__ import annotations
 
@@ -30,64 +30,67 @@ from services.site.db import Bundle, Checkpoint, Database, Dataset, Job, Run
 from services.trainer.folder import write_run_files
 
 INPUT = "input"
-"""Folder below an attempt's that holds what a job looks at: it is not the job's own."""
+"""Name of the folder, below an attempt's, of input files; they do not count as results of the job."""
 PREDICTIONS = "predictions"
-"""Folder below an attempt's that predictions go to; single masks in it are not published, their archive is."""
+"""Name of the folder, below an attempt's, of predictions; its single masks are not published, but their archive is."""
 STAGED = "masks"
-"""Their folder there."""
+"""Name of the folder of single masks below `PREDICTIONS`."""
 _ANEW = ("export", "import", "report", "export_onnx")
-"""Jobs that begin anew: what an attempt before left may be half of it."""
+"""Kinds of jobs whose attempts begin in an empty folder: the files of an earlier attempt may be incomplete."""
 KEY_VARIABLES = ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE")
 
 
 @dataclass
 class PreparedJob:
-    """A job made ready to run in `folder`."""
+    """Describes a job that is made ready to run in `folder`."""
 
     job: Job
     folder: Path
     command: list[str]
     inputs: dict[str, str] = field(default_factory=dict)
-    """Folder of a checkpoint that was put there -> its row's id: not this job's own."""
+    """Name of a folder of input files -> id of the row that they belong to; they do not count as results of the job."""
     base: Checkpoint | None = None
+    """The checkpoint that the training starts from."""
     sites: int = 0
-    """Sites that it trains: as many checkpoints it leaves."""
+    """Number of sites that the job trains, and so of the checkpoints that it must leave."""
     wanted: list[tuple[str, Path]] = field(default_factory=list)
-    """Digests of stored bytes, and where they are needed."""
+    """(digest of stored bytes, path to copy them to) of each input file."""
     keys: Path | None = None
-    """Folder of the keys that it signs with, or checks signatures with."""
+    """Folder of the keys that the job signs with, or checks signatures with; None: it needs no keys."""
     names: dict[str, str] = field(default_factory=dict)
-    """What its messages may hold, and what people read instead."""
+    """Text that the job's messages may contain -> text that people read instead."""
 
 
 CORE_VARIABLES = ("RELAY_OPS", "RELAY_PLUGINS", "RELAY_PRETRAINED")
-"""Of the core: which ops it uses, which modules a run file may name, where ImageNet weights lie."""
+"""Variables of the core that a job keeps: the ops to use, modules that a run file may name, folder of ImageNet weights."""
 
 
 def environment(devices: tuple[str, ...], keys: Path | None = None) -> dict[str, str]:
-    """Variables of a job's process: ours without the service's settings and secrets, and its devices.
+    """Return the environment of a job's process: this process's own, without the service's settings and secrets.
 
     Args:
-        devices: that it may use.
-        keys: the folder of keys, for a job that needs it; such a job is told their passphrase too.
+        devices: names of the devices that the process may use.
+        keys: the folder of keys, for a job that needs them; such a job gets their passphrase too.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_") or name in CORE_VARIABLES}
-    kept |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith("RELAY_") or name in CORE_VARIABLES
+    }
+    variables |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     if keys is not None:
-        kept |= {name: os.environ[name] for name in KEY_VARIABLES if name in os.environ}
-        kept["RELAY_KEYS"] = str(keys)
+        variables |= {name: os.environ[name] for name in KEY_VARIABLES if name in os.environ}
+        variables["RELAY_KEYS"] = str(keys)
     gpus = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda:")]
     if len(gpus) > 1:
-        visible = [name for name in kept.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        kept["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] if visible else str(i) for i in gpus)
-    return kept
+        visible = [name for name in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(visible[i] if visible else str(i) for i in gpus)
+    return variables
 
 
 def prepare(database: Database, store: ArtifactStore, settings: Settings, claim: Claim, folder: Path) -> PreparedJob:
     """Put everything that a claimed job needs into its folder.
 
     Raises:
-        Refusal: a row, a folder or stored bytes that it needs are gone.
+        Refusal: a row, a folder or stored bytes that the job needs are gone.
     """
     with database.read() as session:
         job = need(session, Job, claim.job_id)
@@ -101,12 +104,12 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
     return work
 
 
-def _core(claim: Claim, *arguments: str) -> list[str]:
-    """The core's command line, on the claimed devices."""
-    many = len(claim.devices) > 1
-    device = ("cuda" if many else claim.devices[0]) if claim.devices else None
+def _core_command(claim: Claim, *arguments: str) -> list[str]:
+    """Return the core's command line for the claimed devices; for several of them it starts a process on each."""
+    several = len(claim.devices) > 1
+    device = ("cuda" if several else claim.devices[0]) if claim.devices else None
     core = ["-m", "relay_core", *arguments, *(["--device", device] if device else []), "--json"]
-    if not many:
+    if not several:
         return [sys.executable, *core]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(claim.devices)}"]
     return [*launcher, "--no-python", sys.executable, "-m", "services.trainer.process_guard", "0", sys.executable, *core]
@@ -120,28 +123,28 @@ def _image_folders(session: Session, settings: Settings, params: Mapping[str, An
 def _train(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     job, folder = work.job, work.folder
     run = run_file(need(session, Run, str(job.run_id)))
-    file = write_run_files(folder, run, _image_folders(session, settings, job.params))
+    run_path = write_run_files(folder, run, _image_folders(session, settings, job.params))
     site = job.params["site"]
     work.sites = 1 if site is not None or run.sites()[0].facts.sequence == "at_once" else len(run.task_ids)
     if job.checkpoint_id is not None:
         work.base = need(session, Checkpoint, job.checkpoint_id)
         _place_history(session, work, work.base, {i: run.site(i).folder_name for i in run.all_ids})
-    only = ["--site", str(site)] if site is not None else []
-    work.command = _core(claim, "train", str(file), *only, "--out", str(folder), "--resume")
+    site_option = ["--site", str(site)] if site is not None else []
+    work.command = _core_command(claim, "train", str(run_path), *site_option, "--out", str(folder), "--resume")
 
 
 def _place_history(session: Session, work: PreparedJob, base: Checkpoint, folder_names: Mapping[int, str]) -> None:
-    """The checkpoint to start from where the engine looks for it, and the scores of the sites before, for the matrix."""
-    name = folder_names[base.task_id]
-    target = work.folder / name / f"step-{base.step:08d}.safetensors"
+    """Add to the needed files the checkpoint to start from and, for the score matrix, the scores of the sites before."""
+    folder_name = folder_names[base.task_id]
+    target = work.folder / folder_name / f"step-{base.step:08d}.safetensors"
     work.wanted.append((base.digest, target))
     row: Checkpoint | None = base
     while row is not None:
-        name = folder_names[row.task_id]
-        work.inputs[name] = row.id
+        folder_name = folder_names[row.task_id]
+        work.inputs[folder_name] = row.id
         scores = artifacts.attached(session, row.id).get("scores.json")
         if scores is not None:
-            work.wanted.append((scores.digest, work.folder / name / "scores.json"))
+            work.wanted.append((scores.digest, work.folder / folder_name / "scores.json"))
         row = session.get(Checkpoint, row.parent_id) if row.parent_id else None
 
 
@@ -156,23 +159,23 @@ def _input_checkpoint(session: Session, work: PreparedJob) -> Path:
 def _evaluate(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     run = run_file(need(session, Run, str(work.job.run_id)))
-    file = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
-    work.command = _core(claim, "evaluate", str(checkpoint), "--run", str(file), "--out", str(work.folder))
+    run_path = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
+    work.command = _core_command(claim, "evaluate", str(checkpoint), "--run", str(run_path), "--out", str(work.folder))
 
 
 def _samples(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     count = str(work.job.params["per_site"])
     out = str(work.folder / "samples.png")
-    work.command = _core(claim, "samples", str(checkpoint), "--per-site", count, "--out", out)
+    work.command = _core_command(claim, "samples", str(checkpoint), "--per-site", count, "--out", out)
 
 
 def _export_onnx(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     run = run_file(need(session, Run, str(work.job.run_id)))
-    file = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
-    wanted = ["--precision", work.job.params["precision"], "--out", str(work.folder / registry.FILE)]
-    work.command = _core(claim, "export-onnx", str(checkpoint), "--run", str(file), *wanted)
+    run_path = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
+    options = ["--precision", work.job.params["precision"], "--out", str(work.folder / registry.FILE)]
+    work.command = _core_command(claim, "export-onnx", str(checkpoint), "--run", str(run_path), *options)
 
 
 def _predict(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
@@ -180,28 +183,30 @@ def _predict(session: Session, settings: Settings, claim: Claim, work: PreparedJ
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
     options = ["--options", json.dumps(row.options), "--out", str(work.folder / PREDICTIONS)]
-    work.command = _core(claim, "predict-dataset", str(checkpoint), row.layout, str(path), *options)
+    work.command = _core_command(claim, "predict-dataset", str(checkpoint), row.layout, str(path), *options)
 
 
 def _preflight(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
-    work.command = _core(
+    work.command = _core_command(
         claim, "preflight", row.layout, str(path), "--options", json.dumps(row.options),
         "--previews", str(work.folder / "previews"), "--count", str(work.job.params["previews"]),
     )  # fmt: skip
 
 
 def _export(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
-    params, file = work.job.params, str(work.folder / bundle_exchange.FILE)
+    params, bundle_path = work.job.params, str(work.folder / bundle_exchange.FILE)
     checkpoint = _input_checkpoint(session, work)
-    work.command = _core(claim, "export", str(checkpoint), *_run_and_keys(session, settings, work), "--out", file)
-    _option(work, "--scores", artifacts.attached(session, work.inputs[INPUT]).get("scores.json"), "scores.json")
+    work.command = _core_command(
+        claim, "export", str(checkpoint), *_run_and_keys_options(session, settings, work), "--out", bundle_path
+    )
+    _add_input(work, "--scores", artifacts.attached(session, work.inputs[INPUT]).get("scores.json"), "scores.json")
     if params["parent"] is not None:
-        before = artifacts.attached(session, params["parent"]).get("provenance.json")
-        if before is None:
+        provenance = artifacts.attached(session, params["parent"]).get("provenance.json")
+        if provenance is None:
             raise Refusal("bundle_incomplete", f"{params['parent']} has lost its provenance.json; export that hop again")
-        _option(work, "--parent", before, "provenance.json")
+        _add_input(work, "--parent", provenance, "provenance.json")
     if params["recipient"] is not None:
         work.command += [f"--to={params['recipient']}"]  # in one word: a name may begin with a dash
     if params["half"]:
@@ -210,12 +215,12 @@ def _export(session: Session, settings: Settings, claim: Claim, work: PreparedJo
 
 def _import(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     row = need(session, Bundle, work.job.params["import"])
-    file = ArtifactStore(settings.artifact_folder).path(row.digest)
+    bundle_path = ArtifactStore(settings.artifact_folder).path(row.digest)
     try:
-        os.utime(file)  # a refused one is swept a day after it was let go: while it is verified again it stays
+        os.utime(bundle_path)  # a refused bundle is swept a day after its release: this keeps it while it is verified again
     except FileNotFoundError:
         raise Refusal("artifact_damaged", f"the file of {row.id} is no longer in the store; bring it again") from None
-    work.names |= {str(file): row.id, file.name: row.id}
+    work.names |= {str(bundle_path): row.id, bundle_path.name: row.id}
     work.inputs[INPUT], work.keys = row.id, settings.keys_folder
     (work.folder / INPUT).mkdir(exist_ok=True)
     runs = []
@@ -223,38 +228,42 @@ def _import(session: Session, settings: Settings, claim: Claim, work: PreparedJo
         path = work.folder / INPUT / f"{run.id}.yaml"
         path.write_text(run.content, encoding="utf-8")
         runs.append({"file": str(path), "site": run.site})
-    known = {"runs": runs, "imported": bundle_exchange.imported(session, str(row.purpose))}
+    site_state = {"runs": runs, "imported": bundle_exchange.imported(session, str(row.purpose))}
     path = work.folder / INPUT / "known.json"
-    path.write_text(json.dumps(known), encoding="utf-8")
-    scoring = ["--evaluate"] if row.purpose == "evaluate" else []
-    keys = ["--keys", str(settings.keys_folder)]
-    out = ["--out", str(work.folder)]
-    work.command = _core(claim, "import", str(file), "--known", str(path), *keys, *out, *scoring)
+    path.write_text(json.dumps(site_state), encoding="utf-8")
+    scoring_option = ["--evaluate"] if row.purpose == "evaluate" else []
+    keys_option = ["--keys", str(settings.keys_folder)]
+    out_option = ["--out", str(work.folder)]
+    work.command = _core_command(
+        claim, "import", str(bundle_path), "--known", str(path), *keys_option, *out_option, *scoring_option
+    )
 
 
 def _report(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
-    checkpoint, scores = _input_checkpoint(session, work), work.folder / INPUT / "scores.json"
-    found = artifacts.attached(session, work.job.params["scores"]).get("scores.json")
-    if found is None:
+    checkpoint, scores_path = _input_checkpoint(session, work), work.folder / INPUT / "scores.json"
+    scores_artifact = artifacts.attached(session, work.job.params["scores"]).get("scores.json")
+    if scores_artifact is None:
         raise Refusal("bundle_incomplete", f"{work.job.params['scores']} has lost its scores.json")
-    work.wanted.append((found.digest, scores))
-    where = ["--checkpoint", str(checkpoint), "--out", str(work.folder / "report.json")]
-    work.command = _core(claim, "report", "sign", str(scores), *_run_and_keys(session, settings, work), *where)
+    work.wanted.append((scores_artifact.digest, scores_path))
+    options = ["--checkpoint", str(checkpoint), "--out", str(work.folder / "report.json")]
+    work.command = _core_command(
+        claim, "report", "sign", str(scores_path), *_run_and_keys_options(session, settings, work), *options
+    )
 
 
-def _run_and_keys(session: Session, settings: Settings, work: PreparedJob) -> list[str]:
+def _run_and_keys_options(session: Session, settings: Settings, work: PreparedJob) -> list[str]:
     work.keys = settings.keys_folder
     path = work.folder / "relay.yaml"
     path.write_text(need(session, Run, str(work.job.run_id)).content, encoding="utf-8")
     return ["--run", str(path), "--keys", str(settings.keys_folder)]
 
 
-def _option(work: PreparedJob, option: str, artifact: artifacts.Artifact | None, name: str) -> None:
-    """A stored file as an input of the command, where there is one."""
+def _add_input(work: PreparedJob, flag: str, artifact: artifacts.Artifact | None, name: str) -> None:
+    """Add a stored file, where there is one, to the inputs and to the command."""
     if artifact is not None:
         path = work.folder / INPUT / name
         work.wanted.append((artifact.digest, path))
-        work.command += [option, str(path)]
+        work.command += [flag, str(path)]
 
 
 _MAKERS: dict[str, Callable[[Session, Settings, Claim, PreparedJob], None]] = {

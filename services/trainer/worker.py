@@ -1,8 +1,9 @@
-"""`python -m services.trainer.worker`: a Celery worker, one pool process a device, one training a device.
+"""Run a Celery worker, `python -m services.trainer.worker`, with one pool process and one training per device.
 
-The queue only rings; the database says what to do. SIGTERM (docker stop) asks the running training to write a
-checkpoint, hands its job back and leaves: Celery's warm shutdown waits for the task, and the task ends because it is
-told to. (Remapping SIGTERM to a cold shutdown would kill the training without a checkpoint, or wait for a fixed time.)
+A message of the queue is only a doorbell; the database says what to do. SIGTERM (docker stop) asks the running training to
+write a checkpoint, hands its job back and ends the worker: Celery's warm shutdown waits for the task, and the task ends
+because it is told to. (Remapping SIGTERM to a cold shutdown would kill the training without a checkpoint, or
+wait for a fixed time.)
 The Celery processes never touch CUDA: trainings are processes of their own.
 """
 
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
     from celery import Celery
 
 _LEAVING = mmap.mmap(-1, 1)
-"""Shared with the pool process, which is forked later: 1 when the worker was asked to leave."""
+"""One byte, shared with the pool processes, which are forked later: 1 when the worker was asked to leave."""
 
 
 def leaving() -> bool:
-    """Whether this worker was asked to leave."""
+    """Return whether this worker was asked to leave."""
     return _LEAVING[0] != 0
 
 
 def make_worker_app(settings: Settings) -> Celery:
-    """The Celery application with the task and what happens at start and end.
+    """Make the Celery application with its task and with handlers of its processes' start and end.
 
     Raises:
         SettingsError: no broker is set.
@@ -41,7 +42,7 @@ def make_worker_app(settings: Settings) -> Celery:
     if settings.broker is None:
         raise SettingsError("RELAY_BROKER_URL is not set; without a broker run: python -m services.trainer.poll")
     app = celery_app(settings.broker)
-    app.conf.worker_proc_alive_timeout = 60.0  # a pool process that starts again imports and asks the driver first
+    app.conf.worker_proc_alive_timeout = 60.0  # a restarted pool process first imports modules and asks the driver
     tasks.add_to(app)
 
     @worker_shutting_down.connect(weak=False)
@@ -62,14 +63,14 @@ def make_worker_app(settings: Settings) -> Celery:
 
 
 def main() -> int:
-    """Work until SIGTERM."""
+    """Work until SIGTERM; return the exit code."""
     try:
         settings = load_settings()
         app = make_worker_app(settings)
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    processes = len(workers.devices(settings.device, settings.gpus))  # asked before the fork, known after it
+    processes = len(workers.devices(settings.device, settings.gpus))  # cached before the fork, for the pool processes
     app.worker_main(
         ["worker", "--pool=prefork", f"--concurrency={processes}", f"--queues={QUEUE}", "--without-gossip",
          "--without-mingle", f"--loglevel={settings.log_level}", "--hostname=relay@%h"]

@@ -1,4 +1,4 @@
-"""A worker process: says that it is there, claims jobs, runs them. The same under Celery and without a broker."""
+"""Run a worker: it sends heartbeats, claims jobs and runs them, in the same way under Celery and without a broker."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def tidy(database: Database, work: Path) -> int:
     """Remove the folders of jobs that succeeded, are gone, or ended `KEEP_DAYS` ago; return how many."""
     removed = 0
     with database.read() as session:
-        oldest = now(session) - KEEP_DAYS * 86400
+        cutoff = now(session) - KEEP_DAYS * 86400
         for folder in work.glob("job-*"):
             job = session.get(Job, folder.name)
-            if job is None or job.state == "succeeded" or (job.state in jobs.TERMINAL and (job.finished_at or 0) < oldest):
+            if job is None or job.state == "succeeded" or (job.state in jobs.TERMINAL and (job.finished_at or 0) < cutoff):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
     return removed
 
 
 class WorkerLoop:
-    """One worker.
+    """Claims jobs and runs them one at a time, while a thread sends the worker's heartbeats.
 
     Args:
-        settings: of the site.
-        leaving: whether it was asked to leave; asked between jobs, and while one runs.
+        settings: the site's settings.
+        leaving: function that returns whether the worker was asked to leave; called between jobs, and while one runs.
 
     Raises:
-        DeviceError: RELAY_OPS insists on ops that the device has not.
+        DeviceError: RELAY_OPS demands ops that the device does not have.
     """
 
     def __init__(self, settings: Settings, leaving: Callable[[], bool]) -> None:
@@ -62,7 +62,7 @@ class WorkerLoop:
         self.ops = native.in_use(self.devices[0])
         self._closed = threading.Event()
         self._tidied = -TIDY_EVERY
-        self._thread = threading.Thread(target=self._stay_seen, name="station", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="station", daemon=True)
         self._thread.start()
 
     def work_once(self) -> bool:
@@ -83,7 +83,7 @@ class WorkerLoop:
         return True
 
     def close(self) -> None:
-        """Leave in order."""
+        """End the heartbeats, remove the worker's row and close the database."""
         self._closed.set()
         self._thread.join(5)
         try:
@@ -93,7 +93,7 @@ class WorkerLoop:
             log.warning("left without saying so: %s", error)
         self.database.close()
 
-    def _stay_seen(self) -> None:
+    def _send_heartbeats(self) -> None:
         while True:
             try:
                 facts = self._facts()
@@ -117,7 +117,7 @@ class WorkerLoop:
 
 
 def _gpu_memory() -> dict[str, int]:
-    """Bytes in use on each GPU, by its index, from the driver's tool."""
+    """Return the bytes in use on each GPU, by its index, as nvidia-smi reports them; nothing without that tool."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {}

@@ -1,8 +1,8 @@
-"""The operations that the relay's networks are made of, each one file: definition, docstring, forms.
+"""The operations that the relay's networks are made of, each in a file of its own.
 
 Each is defined by a composition of differentiable PyTorch functions, its `reference`. Where a compiled library serves
-the device, the same is one operator `relay::...` with its own first and second derivative. The loader believes a library
-only where these operations give with it what their definitions give: `selfcheck` is what it asks.
+the device, one operator `relay::...` computes the same, with its own first and second derivative. The loader uses a library
+only where the operations give with it what their definitions give; `selfcheck` compares them.
 """
 
 from relay_core.cuda import loader

@@ -1,4 +1,4 @@
-"""Bias, activation, gain and clamp in one call."""
+"""Apply bias, activation, gain and clamp in one call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECEWISE = {"linear", "relu", "lrelu"}
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation, the slope it defaults to, the gain that keeps a unit second moment after it, its derivatives.
+    """An activation with its derivatives, its default slope, and the gain that keeps a unit second moment after it.
 
     `code` is the libraries' number: 0 for the piecewise linear ones, which differ in the slope of their negative half.
     """
@@ -36,7 +36,7 @@ def _step(u: Tensor, slope: float) -> Tensor:
     return torch.where(u > 0, torch.ones_like(u), slope)
 
 
-def _bell(u: Tensor) -> Tensor:
+def _sigmoid_slope(u: Tensor) -> Tensor:
     s = torch.sigmoid(u)
     return s * (1 - s)
 
@@ -49,7 +49,10 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda x, _: torch.tanh(x), lambda u, _: 1 - u.tanh() ** 2, lambda u: -2 * u.tanh() * (1 - u.tanh() ** 2), code=1
     ),
     "sigmoid": Activation(
-        lambda x, _: torch.sigmoid(x), lambda u, _: _bell(u), lambda u: _bell(u) * (1 - 2 * u.sigmoid()), code=2
+        lambda x, _: torch.sigmoid(x),
+        lambda u, _: _sigmoid_slope(u),
+        lambda u: _sigmoid_slope(u) * (1 - 2 * u.sigmoid()),
+        code=2,
     ),
     "elu": Activation(
         lambda x, _: F.elu(x), lambda u, _: u.clamp(max=0).exp(), lambda u: u.clamp(max=0).exp() * (u <= 0), code=3
@@ -60,16 +63,16 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda u: SELU_SCALE * SELU_ALPHA * u.clamp(max=0).exp() * (u <= 0),
         code=4,
     ),
-    "softplus": Activation(lambda x, _: F.softplus(x), lambda u, _: torch.sigmoid(u), _bell, code=5),
+    "softplus": Activation(lambda x, _: F.softplus(x), lambda u, _: torch.sigmoid(u), _sigmoid_slope, code=5),
     "swish": Activation(
         lambda x, _: F.silu(x),
         lambda u, _: torch.sigmoid(u) * (1 + u * (1 - torch.sigmoid(u))),
-        lambda u: _bell(u) * (2 + u * (1 - 2 * torch.sigmoid(u))),
+        lambda u: _sigmoid_slope(u) * (2 + u * (1 - 2 * torch.sigmoid(u))),
         gain=2**0.5,
         code=6,
     ),
 }
-"""By name; `alpha` is the slope of the leaky ReLU's negative half."""
+"""The activations by name; `alpha` is the slope of the leaky ReLU's negative half."""
 
 
 def bias_act(
@@ -81,11 +84,11 @@ def bias_act(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """`clip(gain * act(x + b), -clamp, clamp)`.
+    """Compute `clip(gain * act(x + b), -clamp, clamp)`.
 
     Shape: x any; b (x.shape[dim],); the result has x's shape and dtype.
 
-    Runs as one pass of the library where there is one (`relay::bias_act`), else as torch's own operations; both are
+    It runs as one pass of the library where there is one (`relay::bias_act`), else as torch's own operations; both are
     differentiable twice.
 
     Args:
@@ -116,9 +119,9 @@ def bias_act(
 
 
 def reference(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    """The definition, in torch's own operations; `clamp` is infinity for none."""
+    """Compute `bias_act` by its definition, in torch's own operations; `clamp` is infinity for none."""
     if b is not None:
-        x = x + _along(b, x, dim)
+        x = x + _broadcast_along(b, x, dim)
     x = ACTIVATIONS[act].function(x, alpha)
     if gain != 1:
         x = x * gain
@@ -129,8 +132,11 @@ def reference_grad(
     g: Tensor, x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float, order: int,
     from_output: bool,
 ) -> Tensor:  # fmt: skip
-    """g times the derivative of `reference` of order 1 or 2 at x; `from_output`: x is the result (piecewise linear)."""
-    u = x if b is None or from_output else x + _along(b, x, dim)
+    """Multiply g by the derivative of `reference`, of order 1 or 2, at x.
+
+    With `from_output` x is the result instead of the input; this serves piecewise linear activations.
+    """
+    u = x if b is None or from_output else x + _broadcast_along(b, x, dim)
     spec = ACTIVATIONS[act]
     slope = (spec.first(u, alpha) if order == 1 else spec.second(u)) * gain
     if clamp != math.inf:
@@ -139,7 +145,8 @@ def reference_grad(
     return g * slope
 
 
-def _along(b: Tensor, x: Tensor, dim: int) -> Tensor:
+def _broadcast_along(b: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Shape a bias so that it runs along dimension `dim` of x."""
     return b.to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
 
 
@@ -147,20 +154,20 @@ def _layout(x: Tensor, dim: int) -> torch.memory_format:
     return loader.layout(x) if dim == 1 else torch.contiguous_format
 
 
-def _run(
+def _run_library(
     x: Tensor, b: Tensor | None, g: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float,
     order: int = 0, from_output: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """Let the library compute; None if there is none."""
-    found = loader.library(x.device.type, x.device.index)
-    if isinstance(found, str) or x.dtype not in loader.DTYPES:
+    """Let the library compute `bias_act` (order 0) or its derivative times g; return None where it cannot."""
+    library = loader.library(x.device.type, x.device.index)
+    if isinstance(library, str) or x.dtype not in loader.DTYPES:
         return None
     kind = _layout(x, dim)
     out = torch.empty_like(x, memory_format=kind)
     inner = 1 if kind == torch.channels_last else math.prod(x.shape[dim + 1 :])
     if x.numel():
         loader.call(
-            found, "relay_bias_act", out, x.contiguous(memory_format=kind), None if b is None else b.contiguous(),
+            library, "relay_bias_act", out, x.contiguous(memory_format=kind), None if b is None else b.contiguous(),
             None if g is None else g.contiguous(memory_format=kind), loader.DTYPES[x.dtype], x.numel(), inner, x.shape[dim],
             ACTIVATIONS[act].code, order, from_output, loader.doubles(1.0 if act == "linear" else alpha, gain, clamp),
         )  # fmt: skip
@@ -178,12 +185,12 @@ torch.library.define(
 
 
 def _forward(x: Tensor, b: Tensor | None, dim: int, *rest: Any) -> Tensor:
-    y = _run(x, b, None, dim, *rest)
+    y = _run_library(x, b, None, dim, *rest)
     return loader.fresh(reference(x, b, dim, *rest), x, _layout(x, dim)) if y is None else y
 
 
 def _gradient(g: Tensor, x: Tensor, b: Tensor | None, dim: int, *rest: Any) -> Tensor:
-    y = _run(x, b, g, dim, *rest)
+    y = _run_library(x, b, g, dim, *rest)
     return loader.fresh(reference_grad(g, x, b, dim, *rest), x, _layout(x, dim)) if y is None else y
 
 
@@ -196,7 +203,7 @@ def _fake_gradient(g: Tensor, x: Tensor, b: Tensor | None, dim: int, *rest: Any)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the result where it tells the derivative: the next layer keeps it anyway. Else what the result came from."""
+    """Save the result where it tells the derivative, as the next layer keeps it anyway; else save x and b."""
     x, b, ctx.dim, act, alpha, gain, clamp = inputs
     ctx.settings = (act, alpha, gain, clamp)
     ctx.from_output = act in PIECEWISE and alpha >= 0 and gain > 0
@@ -206,7 +213,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, b = ctx.saved_tensors
     gx = torch.ops.relay.bias_act_grad(g, x, b, ctx.dim, *ctx.settings, 1, ctx.from_output)
-    gb = _sum_but(gx, ctx.dim) if ctx.needs_input_grad[1] else None
+    gb = _sum_all_but(gx, ctx.dim) if ctx.needs_input_grad[1] else None
     return gx, gb, None, None, None, None, None
 
 
@@ -223,12 +230,12 @@ def _backward_gradient(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.order > 1:
             raise NotImplementedError("bias_act has two derivatives, not three")
         by_x = torch.ops.relay.bias_act_grad(gg * g, x, b, ctx.dim, *ctx.settings, 2, False)
-        by_b = None if b is None else _sum_but(by_x, ctx.dim)
+        by_b = None if b is None else _sum_all_but(by_x, ctx.dim)
     return by_g, by_x, by_b, *[None] * 7
 
 
-def _sum_but(x: Tensor, dim: int) -> Tensor:
-    """The sum over all dimensions but one."""
+def _sum_all_but(x: Tensor, dim: int) -> Tensor:
+    """Sum over all dimensions but `dim`."""
     others = [i for i in range(x.ndim) if i != dim]
     return x.sum(others) if others else x
 

@@ -1,4 +1,4 @@
-"""What follows a modulated convolution, in one pass: demodulation, noise, bias, leaky ReLU, gain and clamp."""
+"""Apply in one pass what follows a modulated convolution: demodulation, noise, bias, leaky ReLU, gain and clamp."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def epilogue(
     gain: float = 2**0.5,
     clamp: float | None = None,
 ) -> Tensor:
-    """`clip(gain * lrelu(y * scale + noise * strength + bias), -clamp, clamp)`.
+    """Compute `clip(gain * lrelu(y * scale + noise * strength + bias), -clamp, clamp)`.
 
-    Shape: y (N, C, H, W), scale (N, C), noise (N, 1, H, W) or (H, W), strength () or (1,), bias (C,) -> y's.
+    Shape: y (N, C, H, W), scale (N, C), noise (N, 1, H, W) or (H, W), strength () or (1,), bias (C,) -> shape of y.
 
-    Runs as one pass of the library where there is one (`relay::epilogue`), and its derivative as another that also makes
+    It runs as one pass of the library where there is one (`relay::epilogue`), and its derivative as another that also makes
     the sums for scale, strength and bias; else as torch's own operations. No gradient goes to `noise` in the first case.
 
     Args:
         y: a convolution's result.
         scale: factor of each plane (the demodulation), or None.
-        noise: the same for all channels of a sample, or None.
+        noise: noise to add, the same for all channels of a sample, or None.
         strength: factor of the noise; None is 1.
-        bias: of each channel, or None.
+        bias: bias of each channel, or None.
         alpha: slope for negative values.
         gain: factor after the activation.
         clamp: bound of the absolute value of the result, or None.
@@ -54,7 +54,7 @@ def epilogue(
 def reference(
     y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe, alpha: float, gain: float, clamp: float
 ) -> Tensor:
-    """The definition, in torch's own operations; `clamp` is infinity for none."""
+    """Compute `epilogue` by its definition, in torch's own operations; `clamp` is infinity for none."""
     y = F.leaky_relu(_linear(y, scale, noise, strength, bias), alpha)
     if gain != 1:
         y = y * gain
@@ -62,6 +62,7 @@ def reference(
 
 
 def _linear(y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe) -> Tensor:
+    """Compute the input of the leaky ReLU."""
     if scale is not None:
         y = y * scale.to(y.dtype)[:, :, None, None]
     if noise is not None:
@@ -69,8 +70,9 @@ def _linear(y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe)
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 
-def _slope(y: Tensor, others: tuple[Maybe, ...], alpha: float, gain: float, clamp: float) -> Tensor:
-    u = _linear(y, *others)
+def _slope(y: Tensor, terms: tuple[Maybe, ...], alpha: float, gain: float, clamp: float) -> Tensor:
+    """Compute the derivative of the epilogue by the input of the leaky ReLU; `terms` are scale, noise, strength and bias."""
+    u = _linear(y, *terms)
     slope = torch.where(u > 0, gain, gain * alpha)
     return slope if clamp == math.inf else slope * ((F.leaky_relu(u, alpha) * gain).abs() <= clamp)
 
@@ -78,7 +80,7 @@ def _slope(y: Tensor, others: tuple[Maybe, ...], alpha: float, gain: float, clam
 def reference_grad(
     g: Tensor, y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe, *numbers: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradient by y, and for each plane the sums that those by bias, scale and strength are made of: (3, N, C)."""
+    """Compute the gradient by y, and of each plane the sums that give those by bias, scale and strength: (3, N, C)."""
     gu = g * _slope(y, (scale, noise, strength, bias), *numbers)
     kind = loader.compute_dtype(y)
     by_noise = torch.zeros_like(gu) if noise is None else gu * noise
@@ -89,7 +91,7 @@ def reference_grad(
 def reference_grad_grad(
     v: Tensor, w: Tensor, g: Tensor, y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe, *numbers: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of <v, gy> + <w, sums> by g, y and scale."""
+    """Compute the gradients of <v, gy> + <w, sums> by g, y and scale; gy and sums are the results of `reference_grad`."""
     m = _slope(y, (scale, noise, strength, bias), *numbers)
     by_bias, by_scale, by_strength = w.to(y.dtype)[..., None, None].unbind()
     along = v if scale is None else v * scale.to(y.dtype)[:, :, None, None]
@@ -98,35 +100,36 @@ def reference_grad_grad(
 
 
 def _call(name: str, outs: tuple[Tensor, ...], tensors: tuple[Maybe, ...], y: Tensor, noise: Maybe, *numbers: float) -> None:
-    """`tensors`: what the C function takes behind its results, scale, noise, strength and bias last."""
-    found = loader.library(y.device.type, y.device.index)
-    assert not isinstance(found, str)
+    """Call a function of the library; after its results it takes `tensors`, scale, noise, strength and bias last."""
+    library = loader.library(y.device.type, y.device.index)
+    assert not isinstance(library, str)
     n, c, height, width = y.shape
     pixels, kind = height * width, loader.layout(y)
     stride = pixels if noise is not None and noise.numel() == n * pixels and noise.ndim == 4 else 0
     if y.numel():
         loader.call(
-            found, name, *outs, *(t if t is None else _dense(t, kind) for t in tensors), loader.DTYPES[y.dtype],
+            library, name, *outs, *(t if t is None else _dense(t, kind) for t in tensors), loader.DTYPES[y.dtype],
             kind == torch.channels_last, n * c, c, pixels, stride, loader.doubles(*numbers),
         )  # fmt: skip
 
 
 def _dense(t: Tensor, kind: torch.memory_format) -> Tensor:
-    """Images in the memory format of y, all else contiguous (one channel of noise is both)."""
+    """Lay out images in the memory format `kind`, all else contiguously (one channel of noise is both)."""
     return t.contiguous(memory_format=kind) if t.ndim == 4 and t.shape[1] > 1 else t.contiguous()
 
 
-def _served(y: Tensor) -> bool:
+def _has_library(y: Tensor) -> bool:
     return y.dtype in loader.DTYPES and not isinstance(loader.library(y.device.type, y.device.index), str)
 
 
-def _parts(y: Tensor) -> int:
-    found = loader.library(y.device.type, y.device.index)
-    assert not isinstance(found, str)
-    return int(found.relay_epilogue_parts(y.shape[2] * y.shape[3], loader.layout(y) == torch.channels_last))
+def _count_parts(y: Tensor) -> int:
+    """Return the number of parts that the library computes the sums of a plane in."""
+    library = loader.library(y.device.type, y.device.index)
+    assert not isinstance(library, str)
+    return int(library.relay_epilogue_parts(y.shape[2] * y.shape[3], loader.layout(y) == torch.channels_last))
 
 
-def _like(y: Tensor) -> Tensor:
+def _empty_like(y: Tensor) -> Tensor:
     return torch.empty_like(y, memory_format=loader.layout(y))
 
 
@@ -139,47 +142,47 @@ torch.library.define(
 
 
 def _forward(y: Tensor, scale: Maybe, noise: Maybe, strength: Maybe, bias: Maybe, *numbers: float) -> Tensor:
-    if not _served(y):
+    if not _has_library(y):
         return loader.fresh(reference(y, scale, noise, strength, bias, *numbers), y, loader.layout(y))
-    out = _like(y)
+    out = _empty_like(y)
     _call("relay_epilogue", (out,), (y, scale, noise, strength, bias), y, noise, *numbers)
     return out
 
 
 def _gradient(g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    if not _served(y):
+    if not _has_library(y):
         gy, sums = reference_grad(g, y, *rest)
         return loader.fresh(gy, g, loader.layout(y)), sums
-    others, numbers = rest[:4], rest[4:]
-    gy, parts = _like(y), _parts(y)
+    terms, numbers = rest[:4], rest[4:]
+    gy, parts = _empty_like(y), _count_parts(y)
     sums = torch.empty(parts, 3, *y.shape[:2], dtype=loader.compute_dtype(y), device=y.device)
-    _call("relay_epilogue_grad", (gy, sums), (g, y, *others), y, others[1], *numbers)
+    _call("relay_epilogue_grad", (gy, sums), (g, y, *terms), y, terms[1], *numbers)
     return gy, (sums[0] if parts == 1 else sums.sum(0))
 
 
-def _second(v: Tensor, w: Tensor, g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if not _served(y):
+def _second_gradient(v: Tensor, w: Tensor, g: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if not _has_library(y):
         by_g, by_y, by_scale = reference_grad_grad(v, w, g, y, *rest)
         kind = loader.layout(y)
         return by_g.contiguous(memory_format=kind), by_y.contiguous(memory_format=kind), by_scale
-    others, numbers = rest[:4], rest[4:]
-    parts = _parts(y)
+    terms, numbers = rest[:4], rest[4:]
+    parts = _count_parts(y)
     by_scale = torch.empty(parts, *y.shape[:2], dtype=loader.compute_dtype(y), device=y.device)
-    by_g, by_y = _like(y), _like(y)
-    _call("relay_epilogue_grad_grad", (by_g, by_y, by_scale), (v, w, g, y, *others), y, others[1], *numbers)
+    by_g, by_y = _empty_like(y), _empty_like(y)
+    _call("relay_epilogue_grad_grad", (by_g, by_y, by_scale), (v, w, g, y, *terms), y, terms[1], *numbers)
     return by_g, by_y, (by_scale[0] if parts == 1 else by_scale.sum(0))
 
 
 def _fake(y: Tensor, *_: Any) -> Tensor:
-    return _like(y)
+    return _empty_like(y)
 
 
 def _fake_gradient(g: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _like(y), y.new_empty(3, *y.shape[:2], dtype=loader.compute_dtype(y))
+    return _empty_like(y), y.new_empty(3, *y.shape[:2], dtype=loader.compute_dtype(y))
 
 
 def _fake_second(v: Tensor, w: Tensor, g: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(y), _like(y), y.new_empty(*y.shape[:2], dtype=loader.compute_dtype(y))
+    return _empty_like(y), _empty_like(y), y.new_empty(*y.shape[:2], dtype=loader.compute_dtype(y))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -203,7 +206,7 @@ def _setup_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward_gradient(ctx: Any, v: Tensor, w: Tensor) -> tuple[Maybe, ...]:
-    """The slope is constant where there is one, so nothing comes to strength, bias and noise."""
+    """Return gradients by g, y and scale; the slope is piecewise constant, so strength, bias and noise get none."""
     by_g, by_y, by_scale = torch.ops.relay.epilogue_grad_grad(v, w, *ctx.saved_tensors, *ctx.numbers)
     return by_g, by_y, None if ctx.saved_tensors[2] is None else by_scale, *[None] * 6
 
@@ -218,7 +221,7 @@ def _backward_second(ctx: Any, *_: Tensor) -> tuple[Maybe, ...]:
 
 torch.library.impl("relay::epilogue", ("cpu", "cuda"), _forward)
 torch.library.impl("relay::epilogue_grad", ("cpu", "cuda"), _gradient)
-torch.library.impl("relay::epilogue_grad_grad", ("cpu", "cuda"), _second)
+torch.library.impl("relay::epilogue_grad_grad", ("cpu", "cuda"), _second_gradient)
 torch.library.register_fake("relay::epilogue", _fake)
 torch.library.register_fake("relay::epilogue_grad", _fake_gradient)
 torch.library.register_fake("relay::epilogue_grad_grad", _fake_second)

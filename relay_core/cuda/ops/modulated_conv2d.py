@@ -1,4 +1,4 @@
-"""Convolution with resampling, and the modulated convolution of StyleGAN2 (Karras 2020, arXiv 1912.04958, section 2)."""
+"""Convolve with resampling, and with modulated weights like StyleGAN2 (Karras 2020, arXiv 1912.04958, section 2)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def conv2d_resample(
         f: low-pass filter of the resampling (see `setup_filter`), or None.
         up: integer factor of enlargement before the convolution.
         down: integer factor of reduction after it.
-        padding: at the up-sampled resolution: one number, (x, y), or (left, right, top, bottom).
-        groups: of the convolution.
+        padding: padding at the up-sampled resolution: one number, (x, y), or (left, right, top, bottom).
+        groups: number of groups of the convolution.
         flip_weight: correlate as neural networks do; False is the true convolution.
     """
     side = w.shape[-1]
@@ -62,6 +62,7 @@ def conv2d_resample(
 def _conv2d(
     x: Tensor, w: Tensor, pads: tuple[int, int, int, int], *, stride: int = 1, groups: int, flip_weight: bool
 ) -> Tensor:
+    """Convolve with any padding; negative numbers crop."""
     x0, x1, y0, y1 = pads
     if not flip_weight and w.shape[-1] > 1:
         w = w.flip([2, 3])
@@ -80,7 +81,7 @@ def _up_conv2d(
     groups: int,
     flip_weight: bool,
 ) -> Tensor:
-    """A transposed convolution of stride `up`, then the low-pass filter: no zero is ever multiplied."""
+    """Apply a transposed convolution of stride `up`, then the low-pass filter: no zero is ever multiplied."""
     out_channels, in_per_group, side, _ = w.shape
     w = w.reshape(groups, out_channels // groups, in_per_group, side, side).transpose(1, 2)
     w = w.reshape(groups * in_per_group, out_channels // groups, side, side)
@@ -116,15 +117,15 @@ def modulated_conv2d(
         x: images.
         weight: shared weights, float32 master copy or x's dtype.
         styles: factor on each input channel of each sample.
-        noise: added to the result, or None.
+        noise: noise to add to the result, or None.
         up: factor of enlargement.
         down: factor of reduction.
-        padding: at the up-sampled resolution.
+        padding: padding at the up-sampled resolution.
         resample_filter: low-pass filter of the resampling.
         demodulate: divide by the L2 norm of the modulated weights of each output channel (eps 1e-8).
         flip_weight: correlate; False is the true convolution.
-        fused: one grouped convolution with a weight a sample; otherwise scale the activations before and after one
-            shared convolution. Both give the same values up to rounding; None takes the faster one (`prefers_fused`).
+        fused: run one grouped convolution with the weights of each sample; False scales the activations before and after
+            one shared convolution. Both give the same values up to rounding; None takes the faster one (`prefers_fused`).
     """
     settings = (up, down, padding, resample_filter, demodulate, flip_weight, fused)
     y, factors = _modulated(x, weight, styles, *settings)
@@ -147,7 +148,7 @@ def styled_conv2d(
     clamp: float | None = None,
     fused: bool | None = None,
 ) -> Tensor:
-    """A demodulated `modulated_conv2d`, then noise, bias, leaky ReLU 0.2, gain sqrt 2 and clamp as one `epilogue`.
+    """Apply a demodulated `modulated_conv2d`, then noise, bias, leaky ReLU 0.2, gain sqrt 2 and clamp as one `epilogue`.
 
     Shape: as `modulated_conv2d`; bias (C_out,), noise (N, 1, H', W') or (H', W'), noise_strength ().
     """
@@ -156,10 +157,11 @@ def styled_conv2d(
 
 
 def prefers_fused(x: Tensor, weight: Tensor) -> bool:
-    """Whether the grouped convolution is the faster form.
+    """Whether the grouped convolution is taken for the faster form.
 
     On a CPU it never is: the shared one took 0.68 to 0.95 of its time for 1 and 4 samples of 64 and 128 channels. On a GPU,
-    where neither has been timed, one sample takes the grouped form: one group, and less to scale than the image.
+    where neither has been timed, a single sample takes the grouped form: it is one group then, and there is less to scale
+    than the image.
     """
     return x.is_cuda and x.shape[0] == 1 and weight.numel() < x.numel()
 
@@ -168,10 +170,10 @@ def _modulated(
     x: Tensor, weight: Tensor, styles: Tensor, up: int, down: int, padding: Factor, resample_filter: Tensor | None,
     demodulate: bool, flip_weight: bool, fused: bool | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The convolution, and the factors (N, C_out) that its planes still need, if any."""
+    """Return the convolution, and the factors (N, C_out) that its planes still have to be multiplied with, or None."""
     n = x.shape[0]
     out_channels, in_channels, kh, kw = weight.shape
-    if x.dtype == torch.float16 and demodulate:  # demodulation cancels the scales; without them half precision overflows
+    if x.dtype == torch.float16 and demodulate:  # without these scales half precision overflows; demodulation cancels them
         scale = 1 / ((in_channels * kh * kw) ** 0.5 * weight.norm(float("inf"), dim=[1, 2, 3], keepdim=True))
         weight = weight * scale
         styles = styles / styles.norm(float("inf"), dim=1, keepdim=True)

@@ -17,7 +17,7 @@ Factor = int | Sequence[int]
 def setup_filter(
     taps: Sequence[float] | Sequence[Sequence[float]], normalize: bool = True, gain: float = 1.0, flip: bool = False
 ) -> Tensor:
-    """A filter for `upfirdn2d`, float32: 1-D taps of 8 and more stay separable, shorter ones become their outer product.
+    """Make a filter for `upfirdn2d`, float32: 8 taps and more stay separable, shorter ones become their outer product.
 
     Args:
         taps: 1-D or 2-D coefficients.
@@ -35,15 +35,16 @@ def setup_filter(
     return f * gain ** (f.ndim / 2)
 
 
-def _pair(value: Factor, what: str) -> tuple[int, int]:
+def _pair(value: Factor, name: str) -> tuple[int, int]:
+    """Return a factor as (x, y); raise ValueError, which calls it `name`, where it is below one."""
     x, y = (value, value) if isinstance(value, int) else value
     if x < 1 or y < 1:
-        raise ValueError(f"{what} must be at least 1, not {value}")
+        raise ValueError(f"{name} must be at least 1, not {value}")
     return int(x), int(y)
 
 
 def expand_padding(padding: Factor) -> tuple[int, int, int, int]:
-    """`p`, `(px, py)` or `(px0, px1, py0, py1)` as the last form; negative numbers crop."""
+    """Convert a padding `p`, `(px, py)` or `(px0, px1, py0, py1)` to the last form; negative numbers crop."""
     values = [padding] * 4 if isinstance(padding, int) else list(padding)
     if len(values) == 2:
         values = [values[0], values[0], values[1], values[1]]
@@ -67,17 +68,17 @@ def upfirdn2d(
     Args:
         x: images.
         f: 2-D filter, 1-D filter (applied along both axes), or None for none.
-        up: integer factor, or (x, y).
-        down: integer factor, or (x, y).
-        padding: of the up-sampled image: one number, (x, y), or (left, right, top, bottom); negative numbers crop.
+        up: integer factor of enlargement, or (x, y).
+        down: integer factor of reduction, or (x, y).
+        padding: padding of the up-sampled image: one number, (x, y), or (left, right, top, bottom); negative numbers crop.
         flip_filter: correlate; the default is the true convolution.
         gain: factor on the result.
 
-    Runs as one pass of the library where there is one (`relay::upfirdn2d`, differentiable by x as often as wanted), else
+    It runs as one pass of the library where there is one (`relay::upfirdn2d`, differentiable by x as often as wanted), else
     as torch's own convolutions.
 
     Raises:
-        ValueError: a factor below one, or a filter that is larger than the padded image.
+        ValueError: a factor is below one, or the filter is larger than the padded image.
     """
     factors, shrink, pads = _pair(up, "up"), _pair(down, "down"), expand_padding(padding)
     if f is None:
@@ -93,7 +94,7 @@ def upfirdn2d(
 def reference(
     x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int], flip_filter: bool, gain: float
 ) -> Tensor:
-    """The definition, in torch's own operations; factors are (x, y), padding (left, right, top, bottom)."""
+    """Compute `upfirdn2d` by its definition in torch's operations; factors: (x, y), padding: (left, right, top, bottom)."""
     (ux, uy), (dx, dy), (x0, x1, y0, y1) = up, down, padding
     f = f.to(device=x.device, dtype=x.dtype)
     if not flip_filter:
@@ -133,12 +134,12 @@ def _filter_axes(
 
 
 def _best_in_torch(x: Tensor, up: Sequence[int]) -> bool:
-    """On a CPU torch is as fast for channels-last images, and faster for rows too short for the host's loops (measured)."""
+    """Whether torch's own operations do as well or better (measured): on a CPU, for channels-last images and short rows."""
     return x.device.type == "cpu" and (loader.layout(x) == torch.channels_last or (x.shape[3] < 32 and max(up) == 1))
 
 
 def _out_size(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
-    """Width and height of the result."""
+    """Return width and height of the result; raise ValueError where the filter does not fit into the padded image."""
     taps, (x0, x1, y0, y1) = _taps(f), padding
     width = (x.shape[3] * up[0] + x0 + x1 - taps[0]) // down[0] + 1
     height = (x.shape[2] * up[1] + y0 + y1 - taps[1]) // down[1] + 1
@@ -156,8 +157,8 @@ torch.library.define(
 def _forward(
     x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], pads: Sequence[int], flip: bool, gain: float
 ) -> Tensor:
-    found, kind = loader.library(x.device.type, x.device.index), loader.layout(x)
-    if isinstance(found, str) or x.dtype not in loader.DTYPES or (x.is_cpu and kind == torch.channels_last):
+    library, kind = loader.library(x.device.type, x.device.index), loader.layout(x)
+    if isinstance(library, str) or x.dtype not in loader.DTYPES or (x.is_cpu and kind == torch.channels_last):
         return loader.fresh(reference(x, f, up, down, pads, flip, gain), x, kind)
     width, height = _out_size(x, f, up, down, pads)
     x = x.contiguous(memory_format=kind)
@@ -166,7 +167,7 @@ def _forward(
         taps, separable = _taps(f), f.ndim == 1
         sizes = (*x.shape, height, width, *up, *down, pads[0], pads[2], taps[1], taps[0], separable, flip)
         loader.call(
-            found, "relay_upfirdn2d", y, x, f.contiguous(), loader.DTYPES[x.dtype],
+            library, "relay_upfirdn2d", y, x, f.contiguous(), loader.DTYPES[x.dtype],
             loader.longs((*sizes, *x.stride(), *y.stride())), gain,
         )  # fmt: skip
     return y
@@ -186,7 +187,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """The same operation with up and down swapped and the filter turned around."""
+    """Return the gradient by x: the same operation with up and down swapped, and the filter turned around."""
     (f,) = ctx.saved_tensors
     width, height, out_width, out_height = ctx.size
     taps, (ux, uy), (dx, dy), (x0, _, y0, _) = _taps(f), ctx.up, ctx.down, ctx.pads
@@ -224,5 +225,5 @@ def downsample2d(x: Tensor, f: Tensor, down: Factor = 2, flip_filter: bool = Fal
 
 
 def _taps(f: Tensor) -> tuple[int, int]:
-    """Width and height of a filter; a separable one has its length twice."""
+    """Return width and height of a filter; both are the length of a separable (1-D) one."""
     return f.shape[-1], f.shape[0]

@@ -1,4 +1,4 @@
-"""The networks that are used in the clinic: image in, class logits out."""
+"""Solvers, the networks that are used in the clinic: an image goes in, class logits come out."""
 
 from relay_core.models.solvers.classifier import Classifier
 from relay_core.models.solvers.resnet import ResNetEncoder

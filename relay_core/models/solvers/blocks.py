@@ -1,4 +1,4 @@
-"""Normalisation and activation by name, and the double convolution of a U-Net."""
+"""Make normalisations and activations by name, and the double convolution of a U-Net."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "group": lambda channels: nn.GroupNorm(min(8, channels), channels),
-    "layer": lambda channels: nn.GroupNorm(1, channels),  # over all maps and pixels of a sample
+    "layer": lambda channels: nn.GroupNorm(1, channels),  # normalises over all maps and pixels of a sample
     "none": lambda _: nn.Identity(),
 }
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -22,10 +22,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_norm(name: str, channels: int) -> nn.Module:
-    """The normalisation `name` over `channels` feature maps.
+    """Make the normalisation `name` over `channels` feature maps.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: the name is unknown.
     """
     if name not in NORMS:
         raise ValueError(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
@@ -33,10 +33,10 @@ def make_norm(name: str, channels: int) -> nn.Module:
 
 
 def make_activation(name: str) -> nn.Module:
-    """The activation `name`.
+    """Make the activation `name`.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: the name is unknown.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
@@ -44,7 +44,7 @@ def make_activation(name: str) -> nn.Module:
 
 
 class DoubleConv(nn.Module):
-    """Twice 3x3 convolution, norm, activation. Shape: (N, in, H, W) -> (N, out, H, W)."""
+    """Apply 3x3 convolution, norm and activation twice. Shape: (N, in, H, W) -> (N, out, H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str, activation: str) -> None:
         super().__init__()
@@ -55,6 +55,6 @@ class DoubleConv(nn.Module):
         self.act = make_activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Both convolutions."""
+        """Apply both convolutions."""
         x = self.act(self.norm1(self.conv1(x)))
         return self.act(self.norm2(self.conv2(x)))

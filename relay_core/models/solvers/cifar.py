@@ -11,7 +11,7 @@ from relay_core.models.solvers.classifier import Classifier
 
 
 class PlainBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut without parameters: subsampled, new maps are zero (the paper's option A).
+    """Apply two 3x3 convolutions, and a shortcut without parameters: it is subsampled, new maps are zero (paper's option A).
 
     Shape: (N, in, H, W) -> (N, width, H/stride, W/stride).
     """
@@ -26,7 +26,7 @@ class PlainBlock(nn.Module):
         self.stride, self.more = stride, width - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residual step."""
+        """Apply the convolutions, and add the shortcut."""
         y = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
         if self.stride > 1 or self.more:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], [0, 0, 0, 0, self.more // 2, self.more - self.more // 2])
@@ -34,13 +34,16 @@ class PlainBlock(nn.Module):
 
 
 class CifarEncoder(nn.Module):
-    """Features of the three stages, at strides 1, 2 and 4. Shape: (N, in_channels, H, W) -> three tensors.
+    """Compute the features of the three stages, at strides 1, 2 and 4. Shape: (N, in_channels, H, W) -> three tensors.
 
     Args:
-        in_channels: of the image.
-        depth: layers, 6n + 2.
+        in_channels: number of channels of the image.
+        depth: number of layers, 6n + 2.
         norm: a name of `blocks.NORMS`.
         activation: a name of `blocks.ACTIVATIONS`.
+
+    Raises:
+        ValueError: the depth is not 6n + 2, or a name is unknown.
     """
 
     def __init__(self, in_channels: int, depth: int, norm: str = "batch", activation: str = "relu") -> None:
@@ -64,7 +67,7 @@ class CifarEncoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The three features, finest first."""
+        """Return the three features, finest first."""
         x = self.act(self.bn1(self.conv1(x)))
         features = []
         for stage in self.stages:
@@ -74,7 +77,7 @@ class CifarEncoder(nn.Module):
 
 
 def build(name: str, settings: CifarResNetKwargs, task: Task, side: int) -> Classifier:
-    """The network called `resnet<depth>`."""
+    """Build the network called `resnet<depth>`."""
     depth = int(name.removeprefix("resnet"))
     encoder = CifarEncoder(settings.in_channels, depth, settings.norm, settings.activation)
     return Classifier(encoder, settings.num_classes)

@@ -1,4 +1,4 @@
-"""An encoder with a linear layer: one class for the whole image."""
+"""Classify whole images with an encoder and a linear layer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Class logits of an image. Shape: (N, in_channels, H, W) -> (N, num_classes).
+    """Compute class logits of an image. Shape: (N, in_channels, H, W) -> (N, num_classes).
 
     Args:
         encoder: gives the features of an image at several strides, the deepest last; `channels` says how many maps each has.
-        num_classes: of the logits.
+        num_classes: number of classes.
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int) -> None:
@@ -20,10 +20,10 @@ class Classifier(nn.Module):
         self.head = nn.Linear(channels[-1], num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """The deepest features, averaged over pixels: (N, C, H, W) -> (N, D)."""
+        """Return the deepest features, averaged over pixels: (N, C, H, W) -> (N, D)."""
         deepest: Tensor = self.encoder(x)[-1]
         return deepest.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the class logits (N, num_classes)."""
         return self.head(self.features(x))

@@ -12,12 +12,12 @@ HIDDEN = 1000
 
 
 class OwmNet(nn.Module):
-    """Class logits of an image. Shape: (N, in_channels, side, side) -> (N, num_classes).
+    """Compute class logits of an image. Shape: (N, in_channels, side, side) -> (N, num_classes).
 
     Args:
-        in_channels: of the image.
-        num_classes: of the logits.
-        side: of the image in pixels, 8 or more.
+        in_channels: number of channels of the image.
+        num_classes: number of classes.
+        side: side of the image in pixels, 8 or more.
         activation: a name of `blocks.ACTIVATIONS`.
         dropout: share of the values dropped after each convolution.
     """
@@ -38,14 +38,14 @@ class OwmNet(nn.Module):
         self.act = make_activation(activation)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer decides by: (N, 1000)."""
+        """Return the features that the last layer classifies: (N, 1000)."""
         return self.act(self.fc2(self.act(self.fc1(self.convolutions(x).flatten(1)))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the class logits (N, num_classes)."""
         return self.head(self.features(x))
 
 
 def build(name: str, settings: OwmNetKwargs, task: Task, side: int) -> OwmNet:
-    """The network, for images of `side` pixels."""
+    """Build the network for images of `side` x `side` pixels."""
     return OwmNet(settings.in_channels, settings.num_classes, side, settings.activation, settings.dropout)

@@ -14,11 +14,11 @@ from relay_core.models.solvers.blocks import make_activation, make_norm
 from relay_core.models.solvers.classifier import Classifier
 
 PRETRAINED = "RELAY_PRETRAINED"
-"""Environment variable: folder of ImageNet weights, `<encoder>.safetensors`."""
+"""Environment variable that names the folder of ImageNet weights, `<encoder>.safetensors`."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut. Shape: (N, in, H, W) -> (N, width, H/stride, W/stride)."""
+    """Apply two 3x3 convolutions, with a shortcut around. Shape: (N, in, H, W) -> (N, width, H/stride, W/stride)."""
 
     expansion = 1
 
@@ -34,13 +34,13 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residual step."""
+        """Apply the convolutions, and add the shortcut."""
         y = self.act(self.bn1(self.conv1(x)))
         return self.act(self.bn2(self.conv2(y)) + (x if self.downsample is None else self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut. Shape: (N, in, H, W) -> (N, 4 width, H/stride, W/stride).
+    """Apply 1x1, 3x3, 1x1 convolutions, with a shortcut around. Shape: (N, in, H, W) -> (N, 4 width, H/stride, W/stride).
 
     The 3x3 convolution has `groups` groups (ResNeXt, arXiv 1611.05431) of width * base / 64 maps (wide, arXiv 1605.07146).
     """
@@ -62,13 +62,14 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, 4 * width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residual step."""
+        """Apply the convolutions, and add the shortcut."""
         y = self.act(self.bn1(self.conv1(x)))
         y = self.act(self.bn2(self.conv2(y)))
         return self.act(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> nn.Sequential | None:
+    """Make the shortcut's convolution where size or channels change; None where the input itself is the shortcut."""
     if stride == 1 and in_channels == out_channels:
         return None
     conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
@@ -77,7 +78,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> nn
 
 @dataclass(frozen=True)
 class Plan:
-    """What a ResNet is made of."""
+    """The make-up of a ResNet: its block, the number of blocks in each stage, and groups and base width of a block."""
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
@@ -96,16 +97,16 @@ PLANS = {
     "wide_resnet50_2": Plan(Bottleneck, (3, 4, 6, 3), base=128),
     "wide_resnet101_2": Plan(Bottleneck, (3, 4, 23, 3), base=128),
 }
-"""By the names that torchvision has for them."""
+"""The ResNets by their names in torchvision."""
 
 
 class ResNetEncoder(nn.Module):
-    """Features of a ResNet at strides 2 (stem), 4 (max-pool), 8, 16, 32 (stages 2 to 4).
+    """Compute the features of a ResNet at strides 2 (stem), 4 (max-pool), 8, 16, 32 (stages 2 to 4).
 
     Shape: (N, in_channels, H, W) -> five tensors; `channels` says how many maps each has.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: the name, the norm or the activation is unknown.
     """
 
     def __init__(self, name: str, in_channels: int, norm: str = "batch", activation: str = "relu") -> None:
@@ -132,7 +133,7 @@ class ResNetEncoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The five features, finest first."""
+        """Return the five features, finest first."""
         stem = self.act(self.bn1(self.conv1(x)))
         pooled = self.pool(stem)
         stage2 = self.layer2(self.layer1(pooled))
@@ -140,10 +141,10 @@ class ResNetEncoder(nn.Module):
         return [stem, pooled, stage2, stage3, self.layer4(stage3)]
 
     def start_from(self, settings: PretrainedKwargs) -> None:
-        """Load ImageNet weights where the settings ask for them: see `pretrain` and `pretrain_file`.
+        """Load ImageNet weights where the settings ask for them: see their `pretrain` and `pretrain_file`.
 
         Raises:
-            CheckpointError: there is no file, or it does not fit.
+            CheckpointError: no file is named, or its weights cannot be read or do not fit.
         """
         if not settings.pretrain:
             return
@@ -168,10 +169,10 @@ class ResNetEncoder(nn.Module):
             state = {k: v for k, v in load_file(path).items() if not k.startswith("fc.")}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: pretrained weights cannot be read: {error}") from error
-        first = state.get("conv1.weight")
-        wanted = self.conv1.weight.shape
-        if first is not None and first.shape[1] != wanted[1]:  # colour weights on grey input: their sum sees the same
-            state["conv1.weight"] = first.sum(1, keepdim=True).expand(wanted) / wanted[1]
+        stem = state.get("conv1.weight")
+        stem_shape = self.conv1.weight.shape
+        if stem is not None and stem.shape[1] != stem_shape[1]:  # colour weights for grey input: their sum responds alike
+            state["conv1.weight"] = stem.sum(1, keepdim=True).expand(stem_shape) / stem_shape[1]
         try:
             self.load_state_dict(state)
         except RuntimeError as error:
@@ -179,7 +180,7 @@ class ResNetEncoder(nn.Module):
 
 
 def build(name: str, settings: ResNetKwargs, task: Task, side: int) -> Classifier:
-    """A ResNet that classifies. Raises CheckpointError where its ImageNet weights cannot be read."""
+    """Build a ResNet that classifies. Raises CheckpointError where its ImageNet weights cannot be read."""
     encoder = ResNetEncoder(name, settings.in_channels, settings.norm, settings.activation)
     encoder.start_from(settings)
     return Classifier(encoder, settings.num_classes)

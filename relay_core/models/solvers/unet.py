@@ -13,7 +13,7 @@ from relay_core.models.solvers.resnet import ResNetEncoder
 
 
 class PlainEncoder(nn.Module):
-    """Five double convolutions of `base` times 1, 2, 4, 8, 16 maps, max-pooled in between: strides 1, 2, 4, 8, 16."""
+    """Apply five double convolutions of `base` times 1, 2, 4, 8, 16 maps, max-pooled in between: strides 1, 2, 4, 8, 16."""
 
     def __init__(self, in_channels: int, base: int, norm: str, activation: str) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class PlainEncoder(nn.Module):
         self.levels = nn.ModuleList(DoubleConv(a, b, norm, activation) for a, b in pairs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The five features, finest first."""
+        """Return the five features, finest first."""
         features: list[Tensor] = []
         for level in self.levels:
             x = level(F.max_pool2d(x, 2) if features else x)
@@ -33,7 +33,7 @@ class PlainEncoder(nn.Module):
 class Up(nn.Module):
     """Double the size, join the skip connection, convolve twice.
 
-    Shape: x (N, in, H, W), skip (N, skip, 2H, 2W) -> (N, out, 2H, 2W); an odd skip is met by padding.
+    Shape: x (N, in, H, W), skip (N, skip, 2H, 2W) -> (N, out, 2H, 2W); x is padded where the skip has an odd size.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Up(nn.Module):
         self.conv = DoubleConv(in_channels + skip_channels, out_channels, norm, activation)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """One step up."""
+        """Return x at twice the size, joined with the skip connection."""
         x = self.up(x)
         dy, dx = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
         if dy or dx:
@@ -57,13 +57,13 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """Class logits for every pixel.
+    """Compute class logits for every pixel.
 
     Shape: (N, in_channels, H, W) -> (N, num_classes, H, W).
 
     Args:
-        in_channels: of the image.
-        num_classes: background included.
+        in_channels: number of channels of the image.
+        num_classes: number of classes, the background included.
         backbone: "plain", or a name of `resnet.PLANS`.
         bilinear: interpolate on the way up; False learns transposed convolutions.
         norm: a name of `blocks.NORMS`.
@@ -71,7 +71,7 @@ class UNet(nn.Module):
         base_channels: feature maps of the plain encoder's first level.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the backbone, norm or activation is unknown.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[-1], num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return the class logits (N, num_classes, H, W)."""
         features = self.encoder(x)
         if len(features) == len(self.ups):
             features = [x, *features]
@@ -112,15 +112,15 @@ class UNet(nn.Module):
         return self.head(y)
 
     def features(self, x: Tensor) -> Tensor:
-        """The deepest features, averaged over pixels: (N, C, H, W) -> (N, D)."""
+        """Return the deepest features, averaged over pixels: (N, C, H, W) -> (N, D)."""
         return self.encoder(x)[-1].mean(dim=(2, 3))
 
 
 def build(name: str, settings: UNetKwargs, task: Task, side: int) -> UNet | Classifier:
-    """A U-Net; for classification its encoder with a linear layer.
+    """Build a U-Net; for classification, its encoder with a linear layer.
 
     Raises:
-        CheckpointError: its ImageNet weights cannot be read.
+        CheckpointError: the encoder's ImageNet weights cannot be read.
     """
     s = settings
     network = UNet(

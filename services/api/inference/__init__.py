@@ -1,4 +1,4 @@
-"""Models in memory, and the wire format in which programs call them."""
+"""Keep models in memory, and read and write the wire format in which programs call them."""
 
 from typing import TYPE_CHECKING
 

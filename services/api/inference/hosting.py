@@ -1,4 +1,4 @@
-"""Models in memory: loaded when they are wanted, let go when memory runs short; and room for images on their way."""
+"""Keep models in memory, loaded when they are called and dropped when memory runs short; limit the images in memory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from services.api.inference.batching import Hosted, Meters, Statistics
 from services.site import ArtifactStore, Refusal, Settings
 
 OVERHEAD = 32 << 20
-"""Bytes that a session needs besides twice its file (an estimate)."""
+"""The estimated bytes of memory that a session needs besides twice the size of its file."""
 log = logging.getLogger(__name__)
 
 
 class Host:
-    """The models that this process serves.
+    """Holds the models that this process serves.
 
     Args:
-        settings: of the site.
-        store: where their files lie.
-        registry: of Prometheus.
+        settings: the site's settings.
+        store: the store that holds the models' files.
+        registry: the Prometheus registry of this process.
     """
 
     def __init__(self, settings: Settings, store: ArtifactStore, registry: CollectorRegistry) -> None:
@@ -39,16 +39,16 @@ class Host:
 
     @contextmanager
     def borrow(self, name: str, version: int, digest: str) -> Iterator[Hosted]:
-        """A version of a model, in memory as long as the block lasts; the first call loads and warms it up.
+        """Give a version of a model, in memory as long as the block lasts; the first call loads it and warms it up.
 
         Args:
-            name: of the model.
-            version: of it.
-            digest: of its file, which is verified.
+            name: the model's name.
+            version: the number of its version.
+            digest: the SHA-256 of its file, which is verified.
 
         Raises:
-            Refusal: `model_unavailable`, `artifact_damaged`.
-            ExportError: its file is none that this version exported.
+            Refusal: `model_unavailable` where it cannot run here; `artifact_damaged` where its file is.
+            ExportError: its file is no model that this version of relay exported.
         """
         hosted = self._borrow((name, version), digest)
         try:
@@ -56,69 +56,69 @@ class Host:
         finally:
             with self._lock:
                 hosted.users -= 1
-                last = hosted.users == 0 and self._hosted.get((name, version)) is not hosted
-            if last:
+                last_user_left = hosted.users == 0 and self._hosted.get((name, version)) is not hosted
+            if last_user_left:
                 hosted.close()
 
     def _borrow(self, key: tuple[str, int], digest: str) -> Hosted:
-        if (found := self._look(key)) is not None:
-            return found
+        if (in_memory := self._look_up(key)) is not None:
+            return in_memory
         with self._lock:
             loading = self._loading.setdefault(key, threading.Lock())
-        with loading:  # of many first callers one loads
-            if (found := self._look(key)) is not None:
-                return found
+        with loading:  # only one of several first callers loads the model
+            if (in_memory := self._look_up(key)) is not None:
+                return in_memory
             hosted = self._load(key, digest)
             with self._lock:
                 hosted.users += 1
                 self._hosted[key] = hosted
-                gone = self._make_room(key)
+                dropped = self._make_room(key)
                 self._meters.loaded.set(len(self._hosted))
-        for other in gone:
-            other.close()
+        for idle in dropped:
+            idle.close()
         return hosted
 
     def statistics(self, name: str, version: int) -> Statistics:
-        """Of a version, also of one that is not in memory now."""
+        """Return the statistics of a version, also of one that is not in memory now."""
         with self._lock:
             return self._statistics.setdefault((name, version), Statistics())
 
     @property
     def loaded(self) -> list[Hosted]:
-        """What is in memory."""
+        """Return the models that are in memory."""
         with self._lock:
             return list(self._hosted.values())
 
     def drop(self, name: str, version: int) -> None:
-        """Let a version go; who uses it now is still answered."""
+        """Drop a version from memory; requests that use it now are still answered."""
         with self._lock:
-            found = self._hosted.pop((name, version), None)
+            hosted = self._hosted.pop((name, version), None)
             self._meters.loaded.set(len(self._hosted))
-        if found is not None and not found.users:
-            found.close()
+        if hosted is not None and not hosted.users:
+            hosted.close()
 
     def close(self) -> None:
-        """Let all go."""
+        """Drop all models from memory."""
         for hosted in self.loaded:
             self.drop(hosted.name, hosted.version)
 
-    def _look(self, key: tuple[str, int]) -> Hosted | None:
+    def _look_up(self, key: tuple[str, int]) -> Hosted | None:
         with self._lock:
-            found = self._hosted.get(key)
-            if found is not None:
+            hosted = self._hosted.get(key)
+            if hosted is not None:
                 self._hosted.move_to_end(key)
-                found.users += 1
-            return found
+                hosted.users += 1
+            return hosted
 
     def _load(self, key: tuple[str, int], digest: str) -> Hosted:
-        session_type = runtime().Session
+        session_type = runtime().OnnxModel
         content = b"".join(self._store.read(digest))
         try:
             session = session_type(content, self._settings.serve_device, self._settings.serve_threads)
             seconds = session.warm_up()
         except RelayError:
             raise
-        except Exception as error:  # ONNX Runtime's own
+        except Exception as error:  # ONNX Runtime's own errors
             log.error("model %s %d: cannot be run: %s", *key, type(error).__name__)
             raise Refusal("model_unavailable", "the model could not be started on this machine") from None
         log.info("model %s %d: loaded on %s, first call %.0f ms", *key, session.provider, seconds * 1000)
@@ -127,21 +127,21 @@ class Host:
         return Hosted(*key, session, self._settings, self._meters, self.statistics(*key))
 
     def _make_room(self, keep: tuple[str, int]) -> list[Hosted]:
-        """Let go of those that were not used for longest, while all together are over the budget; return the idle ones."""
-        budget, gone = self._settings.serve_memory_mib << 20, []
+        """Drop the models longest unused while together they exceed the memory budget; return dropped ones without users."""
+        budget, dropped = self._settings.serve_memory_mib << 20, []
         while len(self._hosted) > 1 and sum(map(_cost, self._hosted.values())) > budget:
             oldest = next(key for key in self._hosted if key != keep)
-            gone.append(self._hosted.pop(oldest))
+            dropped.append(self._hosted.pop(oldest))
             log.info("model %s %d: let go, to make room", *oldest)
-        return [hosted for hosted in gone if not hosted.users]
+        return [hosted for hosted in dropped if not hosted.users]
 
 
 class Intake:
-    """Bytes of images that are here at once, from their arrival to their answer.
+    """Limits the bytes of images in memory at once, from a request's arrival to its answer.
 
     Args:
-        limit: bytes.
-        most: bytes of one request whose length is not told.
+        limit: the most bytes of all requests together; a request that comes alone is always taken.
+        most: the bytes that are counted for a request whose length is not declared, and the most for any.
     """
 
     def __init__(self, limit: int, most: int) -> None:
@@ -149,7 +149,7 @@ class Intake:
 
     @contextmanager
     def take(self, request: Request) -> Iterator[None]:
-        """Room for a request's body. Raises Refusal `busy`."""
+        """Reserve room for a request's body as long as the block lasts. Raises Refusal `busy` where there is none."""
         declared = request.headers.get("content-length", "")
         size = (
             min(int(declared), self._most)
@@ -172,7 +172,7 @@ def _cost(hosted: Hosted) -> int:
 
 
 def runtime() -> Any:
-    """The module that runs models. Raises Refusal `model_unavailable` where ONNX Runtime is not installed."""
+    """Return the module that runs models. Raises Refusal `model_unavailable` where ONNX Runtime is not installed."""
     try:
         from relay_core.inference import onnx_model
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, over HTTP: tensors as JSON numbers or as bytes behind the JSON.
+"""Read and write the Open Inference Protocol, version 2, over HTTP: tensors are JSON numbers, or bytes behind the JSON.
 
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol, binary tensor data extension included.
 """
@@ -21,41 +21,49 @@ from relay_core.inference import OUTPUTS, shapes
 from services.site import Refusal
 
 LENGTH = "Inference-Header-Content-Length"
+"""The header that says how many bytes the JSON part of a body has."""
 TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 OUTPUT_TYPES = {
     "logits": "FP32", "probabilities": "FP32", "confidence": "FP32", "mask": "UINT8", "class": "UINT8", "looks": "FP32",
 }  # fmt: skip
-"""Of all models; which a model has, is in `relay_core.inference.outputs`."""
+"""The datatype of every output that models can have; `relay_core.inference.outputs` says which model has which."""
 MAX_SIDE = 1 << 14
-"""Pixels of a side: resizing takes memory by it."""
+"""The most pixels along a side of an image; the memory for resizing grows with it."""
 MAX_JSON = 1 << 24
-"""Bytes of a request's JSON part: as numbers in memory it takes many times that."""
+"""The most bytes of a request's JSON part; its numbers take many times as much memory."""
 MAX_OUTPUT = 1 << 28
-"""Bytes of an answer."""
+"""The most bytes of an answer."""
 _RANGE = 1e-3
-"""By which values may leave 0..1."""
+"""By how much an image's values may leave the range 0 to 1."""
 
 
 def invalid(message: str) -> Refusal:
-    """What a request that cannot be carried out is answered with."""
+    """Return the refusal of a request that cannot be carried out: `inference_invalid`."""
     return Refusal("inference_invalid", message)
 
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """A request."""
+    """Holds an inference request that was read and checked."""
 
     id: str | None
     images: npt.NDArray[np.float32]
+    """Holds the images as (N, C, H, W), values 0 to 1."""
     outputs: dict[str, bool]
-    """Name -> whether as bytes."""
+    """Maps the name of each output that is asked for to whether it is sent as bytes instead of JSON."""
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """A body without its Content-Encoding.
+    """Return a body without its Content-Encoding.
+
+    Args:
+        body: the body as it came.
+        encoding: its Content-Encoding: gzip, deflate, identity, or empty.
+        limit: the most bytes that it may have decompressed.
 
     Raises:
-        Refusal: `unsupported_media_type`, `bad_request`, `too_large`.
+        Refusal: `unsupported_media_type` for another encoding; `bad_request` for a body that is not in this encoding;
+            `too_large`.
     """
     if encoding in ("", "identity"):
         return body
@@ -74,7 +82,10 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
 
 
 def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
-    """An answer in the encoding that is asked for by name alone; a client that lists several gets it plain, and sooner."""
+    """Return an answer and its Content-Encoding; None: it is plain.
+
+    It is compressed only for a client that accepts gzip, or deflate, alone; one that lists several gets it plain, sooner.
+    """
     match accepted.strip().lower():
         case "gzip":
             return gzip.compress(body, 1), "gzip"
@@ -84,21 +95,21 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
 
 
 def parse(body: bytes, length: str | None, task: Task, channels: int, classes: int, most_pixels: int) -> InferenceRequest:
-    """Read a request.
+    """Read an inference request and check it.
 
     Args:
-        body: decompressed.
+        body: the request's body, decompressed.
         length: the header `Inference-Header-Content-Length`: bytes of the JSON part; None: all of it is JSON.
-        task: what the model was trained for.
-        channels: of its input.
-        classes: of its output.
-        most_pixels: N x H x W that are worked on.
+        task: the task that the model was trained for.
+        channels: the number of channels of the model's input.
+        classes: the number of classes of the model's outputs.
+        most_pixels: the most pixels, N x H x W, that one request may have.
 
     Raises:
         Refusal: `inference_invalid`, naming the key; `too_large` for more JSON, or a larger answer, than is worked on.
     """
-    told = length is None or (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= len(body))
-    if not told:
+    length_ok = length is None or (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= len(body))
+    if not length_ok:
         raise invalid(f"{LENGTH}: not a number of bytes that the body has")
     split = len(body) if length is None else int(length)
     if split > MAX_JSON:
@@ -116,9 +127,9 @@ def parse(body: bytes, length: str | None, task: Task, channels: int, classes: i
     request_id = head.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise invalid("id: a string")
-    outputs, given = _outputs(head, OUTPUTS[task]), shapes(task, channels, classes)
-    size = sum(_bytes(name, given[name], images.shape) * (1 if binary else 8) for name, binary in outputs.items())
-    if size > MAX_OUTPUT:
+    outputs, output_shapes = _outputs(head, OUTPUTS[task]), shapes(task, channels, classes)
+    total = sum(_bytes(name, output_shapes[name], images.shape) * (1 if binary else 8) for name, binary in outputs.items())
+    if total > MAX_OUTPUT:
         raise Refusal(
             "too_large", f"the answer would have more than {MAX_OUTPUT} bytes; ask for fewer outputs, or for bytes"
         )
@@ -126,7 +137,13 @@ def parse(body: bytes, length: str | None, task: Task, channels: int, classes: i
 
 
 def _bytes(name: str, shape: Sequence[int], images: Sequence[int]) -> int:
-    """Of an output for images (N, C, H, W)."""
+    """Return the bytes that an output has.
+
+    Args:
+        name: the output's name.
+        shape: the output's shape; -1 stands in turn for N, H and W of the images.
+        images: the images' shape (N, C, H, W).
+    """
     free = iter((images[0], *images[2:]))
     return TYPES[OUTPUT_TYPES[name]].itemsize * math.prod(next(free) if n < 0 else n for n in shape)
 
@@ -165,7 +182,7 @@ def _image(tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: in
 
 
 def _from_json(data: Any, count: int) -> npt.NDArray[np.float32]:
-    """Numbers of a flat or nested list."""
+    """Return the `count` numbers of a flat or nested list as a flat array. Raises Refusal `inference_invalid`."""
     try:
         values = np.asarray(data, dtype=np.float64).ravel() if isinstance(data, list) else None
     except (ValueError, TypeError, OverflowError, RecursionError):
@@ -177,22 +194,22 @@ def _from_json(data: Any, count: int) -> npt.NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _outputs(head: Mapping[str, Any], known: Sequence[str]) -> dict[str, bool]:
+def _outputs(head: Mapping[str, Any], available: Sequence[str]) -> dict[str, bool]:
     binary = _flag(head.get("parameters"), "binary_data_output", False)
     wanted = head.get("outputs")
     if wanted is None or wanted == []:
-        return dict.fromkeys(known, binary)
+        return dict.fromkeys(available, binary)
     if not isinstance(wanted, list) or not all(isinstance(entry, dict) for entry in wanted):
         raise invalid("outputs: a list of objects, each with the name of an output")
-    found = {}
+    outputs = {}
     for entry in wanted:
         name, parameters = entry.get("name"), entry.get("parameters")
-        if not isinstance(name, str) or name not in known:
-            raise invalid(f"outputs: there is no output {str(name)[:50]!r}; the model's are {', '.join(known)}")
+        if not isinstance(name, str) or name not in available:
+            raise invalid(f"outputs: there is no output {str(name)[:50]!r}; the model's are {', '.join(available)}")
         if isinstance(parameters, dict) and parameters.get("classification"):
             raise invalid("outputs: classification is not offered; take probabilities")
-        found[name] = _flag(parameters, "binary_data", binary)
-    return found
+        outputs[name] = _flag(parameters, "binary_data", binary)
+    return outputs
 
 
 def _flag(parameters: Any, name: str, default: bool) -> bool:
@@ -205,7 +222,7 @@ def _flag(parameters: Any, name: str, default: bool) -> bool:
 def answer(
     name: str, version: int, asked: InferenceRequest, results: Mapping[str, npt.NDArray[Any]]
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part where bytes follow it.
+    """Return the answer's body, and how many bytes its JSON part has; None: no tensor follows as bytes.
 
     Raises:
         Refusal: `model_unavailable` for outputs that are not finite and asked for as JSON, which has no such numbers.
@@ -232,12 +249,12 @@ def answer(
 
 
 def metadata(name: str, versions: Sequence[int], task: Task, channels: int, classes: int) -> dict[str, Any]:
-    """A model's metadata."""
-    given = shapes(task, channels, classes)
+    """Return a model's metadata as the protocol has it: its versions, inputs and outputs."""
+    output_shapes = shapes(task, channels, classes)
     return {
         "name": name,
         "versions": [str(number) for number in versions],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, channels, -1, -1]}],
-        "outputs": [{"name": key, "datatype": OUTPUT_TYPES[key], "shape": shape} for key, shape in given.items()],
+        "outputs": [{"name": key, "datatype": OUTPUT_TYPES[key], "shape": shape} for key, shape in output_shapes.items()],
     }

@@ -1,4 +1,4 @@
-"""The addresses, one module a noun."""
+"""List the routers of all addresses, one module for each kind of thing that they serve."""
 
 from services.api.routes import (
     audit,

@@ -1,4 +1,4 @@
-"""The audit log."""
+"""Serve the audit log."""
 
 from __future__ import annotations
 

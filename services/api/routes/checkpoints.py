@@ -1,4 +1,4 @@
-"""Checkpoints: what trainings left, for the relay to go on from."""
+"""Serve checkpoints, which trainings leave for the relay to go on from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def list_checkpoints(
     filters = {"run_id": run_id, "job_id": job_id}
     with site.database.read() as session:
         rows, cursor = pages.read(session, site.settings.key, Checkpoint, paging, filters, [Checkpoint.id])
-        return schemas.Page(items=_shown(session, rows), next_cursor=cursor)
+        return schemas.Page(items=_response_bodies(session, rows), next_cursor=cursor)
 
 
 @router.get("/{checkpoint_id}", responses={**success(200, "The checkpoint.", headers=ETAG), **refusals("not_found")})
@@ -43,9 +43,9 @@ def get_checkpoint(
 ) -> schemas.Checkpoint:
     """One checkpoint."""
     with site.database.read() as session:
-        found = _shown(session, [need(session, Checkpoint, checkpoint_id)])[0]
-    response.headers["ETag"] = etag(found)
-    return found
+        checkpoint = _response_bodies(session, [need(session, Checkpoint, checkpoint_id)])[0]
+    response.headers["ETag"] = etag(checkpoint)
+    return checkpoint
 
 
 _DOWNLOAD: Any = {
@@ -59,7 +59,7 @@ _DOWNLOAD: Any = {
 
 @router.get("/{checkpoint_id}/download", **_DOWNLOAD)
 def download_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Viewer, part: PartQuery) -> Response:
-    """Its file; the bytes are verified while they are sent, and the last come only if all were right.
+    """Download a checkpoint's file; the bytes are verified while they are sent, and the last come only if all were right.
 
     With `Range`, the whole file is verified before the first byte is sent.
     """
@@ -68,7 +68,7 @@ def download_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller:
 
 @router.head("/{checkpoint_id}/download", **_DOWNLOAD)
 def head_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Viewer) -> Response:
-    """Size and digest of its file."""
+    """Size and digest of a checkpoint's file."""
     return _file(site, checkpoint_id, body=False, part=Part())
 
 
@@ -95,9 +95,9 @@ def change_checkpoint(
     caller: Operator,
     response: Response,
 ) -> schemas.Checkpoint:
-    """Pin it, so that nobody deletes it, or change its note."""
+    """Pin a checkpoint, so that nobody deletes it, or change its note."""
     with site.database.write() as session:
-        row = _locked(session, checkpoint_id)
+        row = _locked_row(session, checkpoint_id)
         check_version(row, if_match)
         before = row.pinned, row.note
         if body.pinned is not None and body.pinned != row.pinned:
@@ -108,40 +108,40 @@ def change_checkpoint(
             audit.record(session, caller.actor, "checkpoint.note", row.id, note=body.note)
         if (row.pinned, row.note) != before:
             row.version += 1
-        found = _shown(session, [row])[0]
-    response.headers["ETag"] = etag(found)
-    return found
+        checkpoint = _response_bodies(session, [row])[0]
+    response.headers["ETag"] = etag(checkpoint)
+    return checkpoint
 
 
 @router.delete("/{checkpoint_id}", status_code=204, responses=refusals("forbidden", "not_found", "in_use"))
 def delete_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Operator) -> None:
-    """Delete it. Refused while it is pinned, another checkpoint grew out of it, or a job that waits or runs needs it.
+    """Delete a checkpoint. Refused while it is pinned, or another checkpoint grew out of it, or an unfinished job needs it.
 
     An evaluation is no reason to refuse: its figures stay, they only lose the link (the evaluation's job still names
     the checkpoint, the audit log its digest). The bytes go with the next sweep.
     """
     with site.database.write() as session:
-        row = _locked(session, checkpoint_id)
+        row = _locked_row(session, checkpoint_id)
         if row.pinned:
             raise Refusal("in_use", f"{row.id} is pinned; unpin it first")
         child = session.scalars(select(Checkpoint.id).where(Checkpoint.parent_id == row.id).limit(1)).first()
         if child is not None:
             raise Refusal("in_use", f"{child} grew out of {row.id}; delete that one first")
-        waits = Job.checkpoint_id == row.id, Job.state.in_(ACTIVE)
-        user = session.scalars(select(Job.id).where(*waits).limit(1)).first()
-        if user is not None:
-            raise Refusal("in_use", f"{user} needs {row.id}; cancel it or wait for its end")
+        conditions = Job.checkpoint_id == row.id, Job.state.in_(ACTIVE)
+        needing_job = session.scalars(select(Job.id).where(*conditions).limit(1)).first()
+        if needing_job is not None:
+            raise Refusal("in_use", f"{needing_job} needs {row.id}; cancel it or wait for its end")
         session.execute(update(Evaluation).where(Evaluation.checkpoint_id == row.id).values(checkpoint_id=None))
         artifacts.detach(session, row.id)
         session.delete(row)
         audit.record(session, caller.actor, "checkpoint.delete", row.id, run=row.run_id, digest=row.digest)
 
 
-def _shown(session: Session, rows: Sequence[Checkpoint]) -> list[schemas.Checkpoint]:
-    """The rows with the sizes of their files."""
+def _response_bodies(session: Session, rows: Sequence[Checkpoint]) -> list[schemas.Checkpoint]:
+    """Return the response bodies of the rows, with the sizes of their files."""
     digests = {row.digest for row in rows}
-    found = session.execute(select(Artifact.digest, Artifact.size).where(Artifact.digest.in_(digests)))
-    sizes = dict(found.tuples().all())
+    size_rows = session.execute(select(Artifact.digest, Artifact.size).where(Artifact.digest.in_(digests)))
+    sizes = dict(size_rows.tuples().all())
     fields = [name for name in schemas.Checkpoint.model_fields if name != "size"]
     return [
         schemas.Checkpoint.model_validate({**{name: getattr(row, name) for name in fields}, "size": sizes[row.digest]})
@@ -149,7 +149,7 @@ def _shown(session: Session, rows: Sequence[Checkpoint]) -> list[schemas.Checkpo
     ]
 
 
-def _locked(session: Session, checkpoint_id: str) -> Checkpoint:
+def _locked_row(session: Session, checkpoint_id: str) -> Checkpoint:
     row = session.get(Checkpoint, checkpoint_id, with_for_update=True)
     if row is None:
         raise Refusal("not_found", f"there is no checkpoint {checkpoint_id}")

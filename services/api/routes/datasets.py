@@ -1,4 +1,4 @@
-"""Data sets: folders below the site's data root."""
+"""Serve data sets, which are folders below the site's data root."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ router = APIRouter(prefix="/api/v1/datasets", tags=["data sets"])
 )
 def register_dataset(body: schemas.DatasetRequest, site: Site, caller: Operator, response: Response) -> schemas.Dataset:
     """Register a folder; a preflight job looks into its files."""
-    given = options.check(body.layout, body.options)
+    checked = options.check(body.layout, body.options)
     folder = folders.inside(site.settings.data_folder, body.path)
     path = folder.relative_to(site.settings.data_folder).as_posix()
-    row = Dataset(name=body.name, path=path, layout=body.layout, options=given, note=body.note)
+    row = Dataset(name=body.name, path=path, layout=body.layout, options=checked, note=body.note)
     try:
         with site.database.write() as session:
             session.add(row)
             session.flush()
             audit.record(session, caller.actor, "dataset.register", row.id, name=row.name, path=path)
-            made = schemas.Dataset.model_validate(row)
+            dataset = schemas.Dataset.model_validate(row)
     except IntegrityError:
         raise Refusal("name_taken", f"there is a data set {body.name!r} already; choose another name") from None
-    response.headers.update({"Location": f"{router.prefix}/{made.id}", "ETag": etag(made)})
-    return made
+    response.headers.update({"Location": f"{router.prefix}/{dataset.id}", "ETag": etag(dataset)})
+    return dataset
 
 
 @router.get("", responses=refusals("cursor_invalid"))
@@ -60,9 +60,9 @@ def list_datasets(
 def get_dataset(dataset_id: schemas.DatasetId, site: Site, caller: Viewer, response: Response) -> schemas.Dataset:
     """One data set, with the report of its last preflight."""
     with site.database.read() as session:
-        found = schemas.Dataset.model_validate(need(session, Dataset, dataset_id))
-    response.headers["ETag"] = etag(found)
-    return found
+        dataset = schemas.Dataset.model_validate(need(session, Dataset, dataset_id))
+    response.headers["ETag"] = etag(dataset)
+    return dataset
 
 
 @router.patch(
@@ -80,9 +80,9 @@ def change_dataset(
     caller: Operator,
     response: Response,
 ) -> schemas.Dataset:
-    """Change its note or its options."""
+    """Change a data set's note or its options."""
     with site.database.write() as session:
-        row = _locked(session, dataset_id)
+        row = _locked_row(session, dataset_id)
         check_version(row, if_match)
         changed: dict[str, Any] = {}
         if body.options is not None:
@@ -95,22 +95,22 @@ def change_dataset(
             row.version += 1
             session.flush()
             audit.record(session, caller.actor, "dataset.update", row.id, **changed)
-        found = schemas.Dataset.model_validate(row)
-    response.headers["ETag"] = etag(found)
-    return found
+        dataset = schemas.Dataset.model_validate(row)
+    response.headers["ETag"] = etag(dataset)
+    return dataset
 
 
 @router.delete(
     "/{dataset_id}", status_code=204, responses=refusals("forbidden", "not_found", "in_use"),
 )  # fmt: skip
 def delete_dataset(dataset_id: schemas.DatasetId, site: Site, caller: Operator) -> None:
-    """Forget it; its images stay where they are. Refused while a job that waits or runs names it."""
+    """Forget a data set; its images stay where they are. Refused while a job that waits or runs names it."""
     with site.database.write() as session:
-        row = _locked(session, dataset_id)
-        named = cast(Job.params, Text).contains(row.id, autoescape=True)
-        user = session.scalars(select(Job.id).where(Job.state.in_(ACTIVE), named).limit(1)).first()
-        if user is not None:
-            raise Refusal("in_use", f"{user} uses {row.name!r}; cancel it or wait for its end")
+        row = _locked_row(session, dataset_id)
+        names_dataset = cast(Job.params, Text).contains(row.id, autoescape=True)
+        using_job = session.scalars(select(Job.id).where(Job.state.in_(ACTIVE), names_dataset).limit(1)).first()
+        if using_job is not None:
+            raise Refusal("in_use", f"{using_job} uses {row.name!r}; cancel it or wait for its end")
         artifacts.detach(session, row.id)
         session.delete(row)
         audit.record(session, caller.actor, "dataset.delete", row.id, name=row.name, path=row.path)
@@ -137,16 +137,16 @@ def preview_dataset(
 def _preview(site: ServiceParts, dataset_id: str, index: int) -> artifacts.Artifact:
     with site.database.read() as session:
         row = need(session, Dataset, dataset_id)
-        found = artifacts.attached(session, row.id)
-    if not found:
+        pictures = artifacts.attached(session, row.id)
+    if not pictures:
         raise Refusal("preview_missing", f"submit a job of kind preflight with dataset_id {dataset_id}, with previews")
     name = f"preview-{index:03d}.png"
-    if name not in found:
-        raise Refusal("not_found", f"index: the last preflight of {row.name!r} drew {len(found)} pictures")
-    return found[name]
+    if name not in pictures:
+        raise Refusal("not_found", f"index: the last preflight of {row.name!r} drew {len(pictures)} pictures")
+    return pictures[name]
 
 
-def _locked(session: Session, dataset_id: str) -> Dataset:
+def _locked_row(session: Session, dataset_id: str) -> Dataset:
     row = session.get(Dataset, dataset_id, with_for_update=True)
     if row is None:
         raise Refusal("not_found", f"there is no dataset {dataset_id}")

@@ -1,4 +1,4 @@
-"""Evaluations: the site x test-set matrices."""
+"""Serve evaluations with their site x test-set matrices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def list_evaluations(
     filters = {"run_id": run_id, "checkpoint_id": checkpoint_id}
     with site.database.read() as session:
         rows, cursor = pages.read(session, site.settings.key, Evaluation, paging, filters, [Evaluation.id])
-    return schemas.Page(items=[schemas.EvaluationSummary(**_fields(row)) for row in rows], next_cursor=cursor)
+    return schemas.Page(items=[schemas.EvaluationSummary(**_summary_fields(row)) for row in rows], next_cursor=cursor)
 
 
 @router.get("/{evaluation_id}", responses=refusals("not_found"))
@@ -46,7 +46,7 @@ def get_evaluation(evaluation_id: schemas.EvaluationId, site: Site, caller: View
     """One evaluation with its matrices."""
     with site.database.read() as session:
         row = need(session, Evaluation, evaluation_id)
-    return schemas.Evaluation(**_fields(row), matrices=row.matrices)
+    return schemas.Evaluation(**_summary_fields(row), matrices=row.matrices)
 
 
 @router.get("/{evaluation_id}/matrix.json", responses=refusals("not_found"))
@@ -101,30 +101,30 @@ def matrix_png(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, 
     },
 )
 def get_report(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer) -> Response:
-    """Its signed report, metrics only, for the coordinator of the relay; POST /api/v1/exports makes it."""
+    """An evaluation's signed report, metrics only, for the coordinator of the relay; POST /api/v1/exports makes it."""
     with site.database.read() as session:
-        found = artifacts.attached(session, need(session, Evaluation, evaluation_id).id).get("report.json")
-    if found is None:
+        report = artifacts.attached(session, need(session, Evaluation, evaluation_id).id).get("report.json")
+    if report is None:
         raise Refusal("not_found", f"{evaluation_id} was not signed yet: POST it to /api/v1/exports")
-    return stored(site, found, "application/json", f"{evaluation_id}.json")
+    return stored(site, report, "application/json", f"{evaluation_id}.json")
 
 
 def _attachment(site: ServiceParts, evaluation_id: str, metric: str | None, kind: str) -> artifacts.Artifact:
     with site.database.read() as session:
         row = need(session, Evaluation, evaluation_id)
-        found = artifacts.attached(session, row.id)
+        attachments = artifacts.attached(session, row.id)
     if metric is None:
-        main = metrics_of(task_of(row.matrices))[0].name
-        metric = main if main in row.matrices else min(row.matrices, default="none")
-    if f"{metric}.{kind}" not in found:
-        raise _no_matrix(evaluation_id, [name.removesuffix(f".{kind}") for name in found if name.endswith(f".{kind}")])
-    return found[f"{metric}.{kind}"]
+        main_metric = metrics_of(task_of(row.matrices))[0].name
+        metric = main_metric if main_metric in row.matrices else min(row.matrices, default="none")
+    if f"{metric}.{kind}" not in attachments:
+        raise _no_matrix(evaluation_id, [name.removesuffix(f".{kind}") for name in attachments if name.endswith(f".{kind}")])
+    return attachments[f"{metric}.{kind}"]
 
 
-def _no_matrix(evaluation_id: str, known: list[str]) -> Refusal:
-    return Refusal("not_found", f"metric: {evaluation_id} has {', '.join(known) or 'no such matrix'}")
+def _no_matrix(evaluation_id: str, metrics: list[str]) -> Refusal:
+    return Refusal("not_found", f"metric: {evaluation_id} has {', '.join(metrics) or 'no such matrix'}")
 
 
-def _fields(row: Evaluation) -> dict[str, Any]:
+def _summary_fields(row: Evaluation) -> dict[str, Any]:
     names = ("id", "job_id", "run_id", "checkpoint_id", "created_at")
     return {**{name: getattr(row, name) for name in names}, "metrics": sorted(row.matrices)}

@@ -1,4 +1,4 @@
-"""Exports: what is built here to be carried away."""
+"""Serve exports: signed bundles and reports that are built here for other sites."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def submit_export(
     body: Annotated[schemas.HandOffRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
 ) -> schemas.Job:
     """Build the signed bundle of a checkpoint, or sign the scores of an evaluation. The job's result names what it made."""
-    asked = body.model_dump(mode="json")
+    request_body = body.model_dump(mode="json")
     with site.database.write() as session:
-        job = jobs.replayed(session, caller.actor, key, asked)
-        new = job is None
+        job = jobs.replayed(session, caller.actor, key, request_body)
+        is_new = job is None
         if job is None:
             need_room(site)
             kind: jobs.Kind = "export" if isinstance(body, schemas.ExportRequest) else "report"
-            made: JobPlan = (
+            plan: JobPlan = (
                 job_plans.export(session, body.checkpoint_id, recipient=body.recipient, half=body.half)
                 if isinstance(body, schemas.ExportRequest)
                 else job_plans.report(session, body.evaluation_id)
             )
-            job, new = jobs.submit(
-                session, kind=kind, params=made.params, actor=caller.actor, key=key, body=asked, gpus=made.gpus,
-                run_id=made.run_id, checkpoint_id=made.checkpoint_id, queue_limit=site.settings.queue_limit,
+            job, is_new = jobs.submit(
+                session, kind=kind, params=plan.params, actor=caller.actor, key=key, body=request_body, gpus=plan.gpus,
+                run_id=plan.run_id, checkpoint_id=plan.checkpoint_id, queue_limit=site.settings.queue_limit,
             )  # fmt: skip
-        found = schemas.Job.model_validate(job)
-    if new:
-        site.doorbell.ring(found.id)
+        submitted = schemas.Job.model_validate(job)
+    if is_new:
+        site.doorbell.ring(submitted.id)
     else:
         response.headers["Idempotency-Replayed"] = "true"
-    response.headers["Location"] = f"/api/v1/jobs/{found.id}"
-    return found
+    response.headers["Location"] = f"/api/v1/jobs/{submitted.id}"
+    return submitted
 
 
 @router.get("", responses=refusals("cursor_invalid"))
@@ -73,9 +73,9 @@ def list_exports(
 
 @router.get("/{bundle_id}", responses=refusals("not_found"))
 def get_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schemas.Export:
-    """One of them, with what its manifest says."""
+    """One exported bundle, with what its manifest says."""
     with site.database.read() as session:
-        return schemas.Export.model_validate(_export(need(session, Bundle, bundle_id)))
+        return schemas.Export.model_validate(_require_export(need(session, Bundle, bundle_id)))
 
 
 _DOWNLOAD: Any = {
@@ -89,13 +89,13 @@ _DOWNLOAD: Any = {
 
 @router.get("/{bundle_id}/download", **_DOWNLOAD)
 def download_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer, part: PartQuery) -> Response:
-    """Its file, to be carried away; the audit log says who fetched it.
+    """Download a bundle's file, to be carried away; the audit log says who fetched it.
 
     The bytes are verified while they are sent, and the last come only if all were right; with `Range`, the whole file is
     verified before the first byte is sent.
     """
     with site.database.write() as session:
-        row = _export(need(session, Bundle, bundle_id))
+        row = _require_export(need(session, Bundle, bundle_id))
         artifact = artifacts.attached(session, row.id)[bundle_exchange.FILE]
         audit.record(session, caller.actor, "export.download", row.id, digest=row.digest, range=part.range)
     return stored(site, artifact, bundle_exchange.MEDIA_TYPE, filename=f"{row.id}.relay", part=part)
@@ -103,14 +103,14 @@ def download_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer, par
 
 @router.head("/{bundle_id}/download", **_DOWNLOAD)
 def head_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Response:
-    """Size and digest of its file."""
+    """Size and digest of a bundle's file."""
     with site.database.read() as session:
-        row = _export(need(session, Bundle, bundle_id))
+        row = _require_export(need(session, Bundle, bundle_id))
         artifact = artifacts.attached(session, row.id)[bundle_exchange.FILE]
     return stored(site, artifact, bundle_exchange.MEDIA_TYPE, filename=f"{row.id}.relay", body=False, part=Part())
 
 
-def _export(row: Bundle) -> Bundle:
+def _require_export(row: Bundle) -> Bundle:
     if row.direction != "export":
         raise Refusal("not_found", f"{row.id} was imported, see /api/v1/imports/{row.id}")
     return row

@@ -1,4 +1,4 @@
-"""Imports: what was brought here, and whether it may be used."""
+"""Serve imports: bundles that were brought here, and whether they may be used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ router = APIRouter(prefix=PATH, tags=["hand-off"])
 
 @dataclass(frozen=True)
 class _Upload:
-    """A file that lies in the store and has no row yet."""
+    """Describes an uploaded file that is in the store and has no row in the database yet."""
 
     digest: str
     size: int
@@ -38,7 +38,7 @@ class _Upload:
     key: str
 
 
-async def _upload(
+async def _receive_upload(
     request: Request,
     caller: Operator,
     site: Site,
@@ -47,13 +47,13 @@ async def _upload(
         bundle_exchange.Purpose, Query(description="evaluate: only to score it, whoever's turn it is.")
     ] = "train",
 ) -> _Upload:
-    """Take the body straight to the artifact volume, chunk by chunk; nothing stays of one that is refused."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """Write the request's body to the artifact volume, chunk by chunk; nothing stays of a body that is refused."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     declared = request.headers.get("content-length", "0")
     size = int(declared) if declared.isdigit() else 0
     limit, more = site.settings.max_bundle_mib << 20, True
     try:
-        if given not in TYPES:
+        if content_type not in TYPES:
             raise Refusal("unsupported_media_type", f"send the file itself as {' or '.join(TYPES)}")
         if size > limit:
             raise Refusal("too_large", f"a bundle may have {limit} bytes here (RELAY_MAX_BUNDLE_MIB)")
@@ -88,21 +88,21 @@ _BODY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
     openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(TYPES, _BODY)}},
 )
 def submit_import(
-    caller: Operator, upload: Annotated[_Upload, Depends(_upload)], site: Site, response: Response
+    caller: Operator, upload: Annotated[_Upload, Depends(_receive_upload)], site: Site, response: Response
 ) -> schemas.Import:
     """Bring a bundle, given as the body itself. A job verifies it; then it waits in quarantine for an operator."""
     with site.database.write() as session:
-        row, new = bundle_exchange.receive(
+        row, is_new = bundle_exchange.receive(
             session, upload.digest, upload.size, purpose=upload.purpose, actor=caller.actor, key=upload.key,
             queue_limit=site.settings.queue_limit,
         )  # fmt: skip
-        (found,) = _shown(session, [row])
-    if new:
-        site.doorbell.ring(found.job_id)
+        (imported,) = _response_bodies(session, [row])
+    if is_new:
+        site.doorbell.ring(imported.job_id)
     else:
         response.headers["Idempotency-Replayed"] = "true"
-    response.headers["Location"] = f"{PATH}/{found.id}"
-    return found
+    response.headers["Location"] = f"{PATH}/{imported.id}"
+    return imported
 
 
 @router.get("", responses=refusals("cursor_invalid"))
@@ -117,14 +117,14 @@ def list_imports(
     filters = {"direction": "import", "shown": state, "run_id": run_id}
     with site.database.read() as session:
         rows, cursor = pages.read(session, site.settings.key, Bundle, paging, filters, [Bundle.id])
-        return schemas.Page(items=_shown(session, rows), next_cursor=cursor)
+        return schemas.Page(items=_response_bodies(session, rows), next_cursor=cursor)
 
 
 @router.get("/{bundle_id}", responses=refusals("not_found"))
 def get_import(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schemas.Import:
-    """One of them: who signed it, what it was trained on before, how it scored; or why it was refused."""
+    """One import: who signed it, what it was trained on before, how it scored; or why it was refused."""
     with site.database.read() as session:
-        return _shown(session, [_import(session, bundle_id)])[0]
+        return _response_bodies(session, [_import_row(session, bundle_id)])[0]
 
 
 @router.get(
@@ -136,9 +136,9 @@ def get_import(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schem
     },
 )
 def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Response:
-    """Its model card, for people."""
+    """An import's model card, for people."""
     with site.database.read() as session:
-        row = _import(session, bundle_id)
+        row = _import_row(session, bundle_id)
         card = artifacts.attached(session, row.id).get(CARD)
     if card is None:
         raise Refusal("conflict", f"{row.id} is {row.shown}: it has no model card here")
@@ -149,32 +149,32 @@ def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Respons
     "/{bundle_id}/accept", responses=refusals("forbidden", "not_found", "conflict", "bundle_stale", "checkpoint_invalid")
 )
 def accept_import(bundle_id: schemas.BundleId, site: Site, caller: Operator) -> schemas.Import:
-    """Make it a checkpoint of this site, which the next training starts from; look at signer, history and metrics first."""
+    """Make an import the checkpoint that the next training here starts from; look at signer, history and metrics first."""
     with site.database.write() as session:
-        return _shown(session, [bundle_exchange.accept(session, site.store, bundle_id, caller.actor)])[0]
+        return _response_bodies(session, [bundle_exchange.accept(session, site.store, bundle_id, caller.actor)])[0]
 
 
 @router.post("/{bundle_id}/reject", responses=changes("not_found", "conflict"))
 def reject_import(
     bundle_id: schemas.BundleId, body: Annotated[schemas.Rejection, Body()], site: Site, caller: Operator
 ) -> schemas.Import:
-    """Let it go: its bytes are swept away, the row with what it said stays."""
+    """Reject an import: its bytes are swept away, the row with what its manifest said stays."""
     with site.database.write() as session:
-        return _shown(session, [bundle_exchange.reject(session, bundle_id, caller.actor, body.reason)])[0]
+        return _response_bodies(session, [bundle_exchange.reject(session, bundle_id, caller.actor, body.reason)])[0]
 
 
-def _import(session: Session, bundle_id: str) -> Bundle:
+def _import_row(session: Session, bundle_id: str) -> Bundle:
     row = need(session, Bundle, bundle_id)
     if row.direction != "import":
         raise Refusal("not_found", f"{row.id} was built here, see /api/v1/exports/{row.id}")
     return row
 
 
-def _shown(session: Session, rows: Sequence[Bundle]) -> list[schemas.Import]:
-    """The rows, those that were refused with the error of their job."""
+def _response_bodies(session: Session, rows: Sequence[Bundle]) -> list[schemas.Import]:
+    """Return the response bodies of the rows; refused imports get the error of their job."""
     refused = [row.job_id for row in rows if row.shown == "refused"]
-    found = session.execute(select(Job.id, Job.error).where(Job.id.in_(refused))).tuples()
-    errors: dict[str, dict[str, Any] | None] = dict(found.all())
+    error_rows = session.execute(select(Job.id, Job.error).where(Job.id.in_(refused))).tuples()
+    errors: dict[str, dict[str, Any] | None] = dict(error_rows.all())
     fields = [name for name in schemas.Import.model_fields if name not in ("state", "error")]
     return [
         schemas.Import.model_validate(

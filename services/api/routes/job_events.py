@@ -1,4 +1,4 @@
-"""What a job says and leaves: events, log, metrics, files."""
+"""Serve what a job writes and leaves: events, process output, metrics and files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from services.site import TERMINAL, Refusal, artifacts, need
 from services.site.db import Job, JobEvent, Metric
 
 POLL = 0.5
-"""Seconds between two looks for new events."""
+"""The seconds between two queries for new events."""
 BATCH = 500
+"""The most events of one query for a stream."""
 _LAST = 2**31 - 1
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,13 @@ After = Annotated[int, Query(ge=0, le=_LAST, description="Only events with a lar
 
 @dataclass(frozen=True)
 class _Start:
-    """A job's story from an event on."""
+    """Says which job's events to stream, and after which seq."""
 
     job_id: str
     after: int
 
 
-def _start(
+def _stream_start(
     caller: Viewer,
     site: Site,
     job_id: schemas.JobId,
@@ -70,7 +71,7 @@ def _start(
         **refusals("bad_request", "not_found"),
     },
 )
-async def stream_events(site: Site, start: Annotated[_Start, Depends(_start)]) -> AsyncIterable[ServerSentEvent]:
+async def stream_events(site: Site, start: Annotated[_Start, Depends(_stream_start)]) -> AsyncIterable[ServerSentEvent]:
     """Server-sent events: id is the seq, data the event as JSON. Ends when the job has ended and all is sent."""
     seq, ended = start.after, False
     while not ended:
@@ -87,12 +88,12 @@ async def stream_events(site: Site, start: Annotated[_Start, Depends(_start)]) -
 
 
 def _next_events(site: ServiceParts, job_id: str, after: int) -> tuple[list[schemas.Event], bool]:
-    """Events after one, and whether these are the last that will come."""
+    """Return the events after the seq `after`, and whether they are the last that will come."""
     with site.database.read() as session:
         job = session.execute(select(Job.state, Job.events).where(Job.id == job_id)).one()
         events = _events(session, job_id, after, BATCH)
-    seen = events[-1].seq if events else after
-    return events, job.state in TERMINAL and seen >= job.events
+    last_seq = events[-1].seq if events else after
+    return events, job.state in TERMINAL and last_seq >= job.events
 
 
 def _events(session: Session, job_id: str, after: int, limit: int) -> list[schemas.Event]:
@@ -111,7 +112,7 @@ def list_events(
     after: After = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> schemas.EventPage:
-    """Events that are there, in order."""
+    """The events that a job has so far, in order."""
     with site.database.read() as session:
         total = need(session, Job, job_id).events
         events = _events(session, job_id, after, limit)
@@ -154,26 +155,26 @@ def get_metrics(
     """Losses, scores and speed over the steps, thinned evenly; the newest point is always there."""
     with site.database.read() as session:
         need(session, Job, job_id)
-        rows = session.execute(_thinned(job_id, {"name": name, "site": site_name}, every)).all()
+        rows = session.execute(_thinned_query(job_id, {"name": name, "site": site_name}, every)).all()
     series: dict[tuple[str, str], schemas.Series] = {}
     for row in rows:
-        fresh = schemas.Series(site=row.site, name=row.name, steps=[], values=[])
-        found = series.setdefault((row.site, row.name), fresh)
-        found.steps.append(row.step)
-        found.values.append(row.value)
+        empty = schemas.Series(site=row.site, name=row.name, steps=[], values=[])
+        metric_series = series.setdefault((row.site, row.name), empty)
+        metric_series.steps.append(row.step)
+        metric_series.values.append(row.value)
     return list(series.values())
 
 
-def _thinned(job_id: str, filters: dict[str, Any], every: int) -> Any:
-    """The points of each series, counted from its end, of which every so many-th stays."""
-    given = [getattr(Metric, key) == value for key, value in filters.items() if value is not None]
-    one = (Metric.site, Metric.name)
-    back = func.row_number().over(partition_by=one, order_by=Metric.step.desc()) - 1
-    count = func.count().over(partition_by=one)
-    points = select(*one, Metric.step, Metric.value, back.label("back"), count.label("count"))
-    p = points.where(Metric.job_id == job_id, *given).subquery()
-    stride = (p.c.count + every - 1) // every
-    return select(p).where(p.c.back % stride == 0).order_by(p.c.site, p.c.name, p.c.step)
+def _thinned_query(job_id: str, filters: dict[str, Any], every: int) -> Any:
+    """Build the query for at most `every` evenly spaced points of each series, counted from its end: the newest stays."""
+    conditions = [getattr(Metric, key) == value for key, value in filters.items() if value is not None]
+    series_key = (Metric.site, Metric.name)
+    from_end = func.row_number().over(partition_by=series_key, order_by=Metric.step.desc()) - 1
+    count = func.count().over(partition_by=series_key)
+    points = select(*series_key, Metric.step, Metric.value, from_end.label("back"), count.label("count"))
+    numbered = points.where(Metric.job_id == job_id, *conditions).subquery()
+    stride = (numbered.c.count + every - 1) // every
+    return select(numbered).where(numbered.c.back % stride == 0).order_by(numbered.c.site, numbered.c.name, numbered.c.step)
 
 
 @router.get("/{job_id}/files", responses=refusals("not_found"))
@@ -194,11 +195,11 @@ def list_files(job_id: schemas.JobId, site: Site, caller: Viewer) -> list[schema
     },
 )
 def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer) -> Response:
-    """One of them; its bytes are verified while they are sent."""
-    found = _files(site, job_id).get(name)
-    if found is None:
+    """One file that the job left; its bytes are verified while they are sent."""
+    file = _files(site, job_id).get(name)
+    if file is None:
         raise Refusal("not_found", f"{job_id} left no such file; see {router.prefix}/{job_id}/files")
-    return stored(site, found, found.media_type, filename=name)
+    return stored(site, file, file.media_type, filename=name)
 
 
 def _files(site: ServiceParts, job_id: str) -> dict[str, artifacts.Artifact]:

@@ -1,4 +1,4 @@
-"""Jobs: submitted once, listed, cancelled, retried."""
+"""Serve jobs, which are submitted once, listed, cancelled and retried."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ def submit_job(
     body: Annotated[schemas.JobRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
 ) -> schemas.Job:
     """Queue a job: train, evaluate, samples, preflight, export_onnx, predict. Other kinds come from exports and imports."""
-    asked = body.model_dump(mode="json")
+    request_body = body.model_dump(mode="json")
     with site.database.write() as session:
-        job = jobs.replayed(session, caller.actor, key, asked)
-        new = job is None
+        job = jobs.replayed(session, caller.actor, key, request_body)
+        is_new = job is None
         if job is None:
             need_room(site)
-            made = _plan(session, body)
-            job_plans.check_gpus(session, made.gpus, site.settings.lately)
-            job, new = jobs.submit(
-                session, kind=body.kind, params=made.params, actor=caller.actor, key=key, body=asked, gpus=made.gpus,
-                run_id=made.run_id, checkpoint_id=made.checkpoint_id, queue_limit=site.settings.queue_limit,
+            plan = _plan(session, body)
+            job_plans.check_gpus(session, plan.gpus, site.settings.lately)
+            job, is_new = jobs.submit(
+                session, kind=body.kind, params=plan.params, actor=caller.actor, key=key, body=request_body, gpus=plan.gpus,
+                run_id=plan.run_id, checkpoint_id=plan.checkpoint_id, queue_limit=site.settings.queue_limit,
             )  # fmt: skip
-        found = schemas.Job.model_validate(job)
-    if new:
-        site.doorbell.ring(found.id)
+        submitted = schemas.Job.model_validate(job)
+    if is_new:
+        site.doorbell.ring(submitted.id)
     else:
         response.headers["Idempotency-Replayed"] = "true"
-    response.headers["Location"] = f"{router.prefix}/{found.id}"
-    return found
+    response.headers["Location"] = f"{router.prefix}/{submitted.id}"
+    return submitted
 
 
 def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:
     match body:
         case schemas.TrainRequest():
             return job_plans.train(
-                session, body.run_id, site=body.site, datasets=_by_site(body.datasets),
+                session, body.run_id, site=body.site, datasets=_by_task_id(body.datasets),
                 checkpoint_id=body.checkpoint_id, gpus=body.gpus,
             )  # fmt: skip
         case schemas.EvaluateRequest():
-            return job_plans.evaluate(session, body.checkpoint_id, datasets=_by_site(body.datasets))
+            return job_plans.evaluate(session, body.checkpoint_id, datasets=_by_task_id(body.datasets))
         case schemas.SamplesRequest():
             return job_plans.samples(session, body.checkpoint_id, per_site=body.per_site)
         case schemas.PreflightRequest():
             return job_plans.preflight(session, body.dataset_id, previews=body.previews)
         case schemas.ExportOnnxRequest():
             return job_plans.export_onnx(
-                session, body.checkpoint_id, name=body.name, precision=body.precision, datasets=_by_site(body.datasets)
+                session, body.checkpoint_id, name=body.name, precision=body.precision, datasets=_by_task_id(body.datasets)
             )
         case schemas.PredictRequest():
             return job_plans.predict(session, body.checkpoint_id, body.dataset_id)
@@ -76,7 +76,7 @@ def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:
             assert_never(body)
 
 
-def _by_site(datasets: dict[str, str]) -> dict[int, str]:
+def _by_task_id(datasets: dict[str, str]) -> dict[int, str]:
     return {int(task_id): dataset_id for task_id, dataset_id in datasets.items()}
 
 

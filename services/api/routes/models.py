@@ -1,4 +1,4 @@
-"""Served models: their versions, which of them is in production, and people's way to call them."""
+"""Serve models: their versions, which of them is in production, and predictions of images that people upload."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def list_models(
     filters = {"name": name, "run_id": run_id}
     with site.database.read() as session:
         rows, cursor = pages.read(session, site.settings.key, Model, paging, filters, [Model.id])
-        return schemas.Page(items=_shown(session, rows), next_cursor=cursor)
+        return schemas.Page(items=_response_bodies(session, rows), next_cursor=cursor)
 
 
 @router.get("/{name}", responses={**success(200, "Its production.", headers=ETAG), **refusals("not_found")})
@@ -63,19 +63,19 @@ def get_production(name: schemas.ModelName, site: Site, caller: Viewer, response
         last = registry.production(session, name)
         if last is None and session.scalars(select(Model.id).where(Model.name == name).limit(1)).first() is None:
             raise Refusal("not_found", f"model {name} is not known here")
-        return _production(name, last, response)
+        return _production_body(name, last, response)
 
 
 @router.get("/{name}/versions/{version}", responses=refusals("not_found"))
 def get_model(name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer) -> schemas.ModelVersion:
     """One version: what it was made of, and how it was proved."""
     with site.database.read() as session:
-        return _shown(session, [registry.version(session, name, version)])[0]
+        return _response_bodies(session, [registry.version(session, name, version)])[0]
 
 
 @router.get("/{name}/versions/{version}/comparison", responses=refusals("not_found"))
 def compare_model(name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer) -> schemas.Comparison:
-    """Its Dice, or accuracy, on each test set next to that of the version in production: look before you promote."""
+    """A version's Dice, or accuracy, on each test set next to that of the one in production: look before you promote."""
     with site.database.read() as session:
         row, last = registry.version(session, name, version), registry.production(session, name)
         current = registry.version(session, name, last.version) if last else None
@@ -93,7 +93,7 @@ def compare_model(name: schemas.ModelName, version: schemas.Version, site: Site,
 def download_model(
     name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer, part: PartQuery
 ) -> Response:
-    """Its ONNX file, with its facts in the metadata."""
+    """Download a version's ONNX file, with its facts in the metadata."""
     with site.database.read() as session:
         row = registry.version(session, name, version)
         artifact = session.get_one(Artifact, row.digest)
@@ -124,9 +124,9 @@ def promote_model(
     One that is worse than the present one on any test set needs a reason; the refusal shows the comparison.
     """
     with site.database.write() as session:
-        _check_number(session, name, if_match)
-        made = registry.promote(session, name, body.version, caller.actor, body.reason)
-        return _production(name, made, response)
+        _check_etag(session, name, if_match)
+        promotion = registry.promote(session, name, body.version, caller.actor, body.reason)
+        return _production_body(name, promotion, response)
 
 
 @router.post("/{name}/rollback", responses=_CHANGED)
@@ -134,11 +134,11 @@ def roll_back_model(
     name: schemas.ModelName, body: Annotated[schemas.RollbackRequest, Body()], if_match: IfMatch, site: Site,
     caller: Operator, response: Response,
 ) -> schemas.Production:  # fmt: skip
-    """Back to the version that was in production before the last change."""
+    """Go back to the version that was in production before the last change."""
     with site.database.write() as session:
-        _check_number(session, name, if_match)
-        made = registry.roll_back(session, name, caller.actor, body.reason)
-        return _production(name, made, response)
+        _check_etag(session, name, if_match)
+        promotion = registry.roll_back(session, name, caller.actor, body.reason)
+        return _production_body(name, promotion, response)
 
 
 @router.post(
@@ -179,35 +179,35 @@ def _predict(site: ServiceParts, name: str, version: int | None, content: bytes,
     if not content:
         raise Refusal("bad_request", "the body is empty: send the image itself")
     with borrowed(site, name, version) as hosted:
-        body, media_type, warnings = _seen(hosted, content, output)
+        body, media_type, warnings = _predicted_output(hosted, content, output)
     headers = {"X-Relay-Model": f"{hosted.name}/{hosted.version}", "X-Relay-Provider": hosted.session.provider}
     if warnings:
         headers["X-Relay-Warning"] = "; ".join(warnings).encode("ascii", "replace").decode()
     return Response(body, media_type=media_type, headers=headers)
 
 
-def _seen(hosted: Hosted, content: bytes, output: schemas.Output | None) -> tuple[bytes, str, list[str]]:
-    """The answer, its media type, and what to warn of."""
+def _predicted_output(hosted: Hosted, content: bytes, output: schemas.Output | None) -> tuple[bytes, str, list[str]]:
+    """Return the answer's body, its media type, and the warnings."""
     from relay_core.imaging import read_study
     from relay_core.inference import classify, predict
 
-    facts, whole = hosted.session.facts, hosted.session.facts.task == "classification"
-    if whole and output is not None:
+    facts, classifies = hosted.session.facts, hosted.session.facts.task == "classification"
+    if classifies and output is not None:
         message = (
             f"output: {hosted.name} is a classifier, which says one class of an image and has no {output}: leave it out"
         )
         raise Refusal("invalid_request", message)
-    told: dict[str, Any] = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider}
+    answer: dict[str, Any] = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider}
     study = read_study(content, facts.channels, facts.window)
-    if whole:
-        told |= classify(study, hosted.run, facts.classes, facts.looks)
-        return json.dumps(told).encode(), "application/json", told["warnings"]
-    made = predict(study, hosted.run, facts.classes, facts.looks)
-    told |= made.found
-    return *_as_output(study, made.ids, told, hosted, output or "measurements"), told["warnings"]
+    if classifies:
+        answer |= classify(study, hosted.run, facts.classes, facts.looks)
+        return json.dumps(answer).encode(), "application/json", answer["warnings"]
+    prediction = predict(study, hosted.run, facts.classes, facts.looks)
+    answer |= prediction.found
+    return *_as_output(study, prediction.ids, answer, hosted, output or "measurements"), answer["warnings"]
 
 
-def _as_output(study: Any, ids: Any, told: dict[str, Any], hosted: Hosted, output: schemas.Output) -> tuple[bytes, str]:
+def _as_output(study: Any, ids: Any, answer: dict[str, Any], hosted: Hosted, output: schemas.Output) -> tuple[bytes, str]:
     from relay_core.imaging import masks
 
     classes = hosted.session.facts.classes
@@ -215,7 +215,7 @@ def _as_output(study: Any, ids: Any, told: dict[str, Any], hosted: Hosted, outpu
         raise Refusal("image_invalid", f"a volume of {len(ids)} slices is no single PNG; ask for nifti, seg or all")
     match output:
         case "measurements":
-            return json.dumps(told).encode(), "application/json"
+            return json.dumps(answer).encode(), "application/json"
         case "mask":
             return masks.to_png(ids[0], len(classes)), "image/png"
         case "overlay":
@@ -234,22 +234,22 @@ def _as_output(study: Any, ids: Any, told: dict[str, Any], hosted: Hosted, outpu
     if study.sources:
         try:
             files["mask.dcm"] = masks.to_seg(study, ids, classes, hosted.name, str(hosted.version))
-        except ImageError as error:  # a photograph without a frame of reference: the rest is still of use
-            told = {**told, "left_out": {"mask.dcm": str(error)}}
-    files["measurements.json"] = json.dumps(told, indent=1).encode()
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        except ImageError as error:  # such as a photograph without a frame of reference: the others are of use
+            answer = {**answer, "left_out": {"mask.dcm": str(error)}}
+    files["measurements.json"] = json.dumps(answer, indent=1).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, content in files.items():
             archive.writestr(file, content)
-    return packed.getvalue(), "application/zip"
+    return buffer.getvalue(), "application/zip"
 
 
 @contextmanager
 def borrowed(site: ServiceParts, name: str, version: int | None) -> Iterator[Hosted]:
-    """A version of a model, in memory as long as the block lasts; without a number the one in production.
+    """Give a version of a model, in memory as long as the block lasts; None: the version in production.
 
     Raises:
-        Refusal: `not_found`, `model_unavailable`, `artifact_damaged`.
+        Refusal: `not_found`; `model_unavailable` where it cannot run here; `artifact_damaged` where its file is.
     """
     with site.database.read() as session:
         row = registry.version(session, name, version)
@@ -258,28 +258,32 @@ def borrowed(site: ServiceParts, name: str, version: int | None) -> Iterator[Hos
         yield hosted
 
 
-def _check_number(session: Session, name: str, if_match: str) -> None:
-    last = registry.production(session, name)
-    now = f'"{last.number if last else 0}"'
-    if if_match != now:
-        raise Refusal("precondition_failed", f"what is in production of {name} was changed; read it again", {"ETag": now})
+def _check_etag(session: Session, name: str, if_match: str) -> None:
+    promotion = registry.production(session, name)
+    current_etag = f'"{promotion.number if promotion else 0}"'
+    if if_match != current_etag:
+        raise Refusal(
+            "precondition_failed", f"what is in production of {name} was changed; read it again", {"ETag": current_etag}
+        )
 
 
-def _production(name: str, last: Promotion | None, response: Response) -> schemas.Production:
-    response.headers["ETag"] = f'"{last.number if last else 0}"'
-    if last is None:
+def _production_body(name: str, promotion: Promotion | None, response: Response) -> schemas.Production:
+    response.headers["ETag"] = f'"{promotion.number if promotion else 0}"'
+    if promotion is None:
         return schemas.Production(name=name, number=0, version=None, actor=None, reason=None, comparison=None, at=None)
-    return schemas.Production.model_validate(last)
+    return schemas.Production.model_validate(promotion)
 
 
-def _shown(session: Session, rows: Sequence[Model]) -> list[schemas.ModelVersion]:
-    found = session.execute(select(Artifact.digest, Artifact.size).where(Artifact.digest.in_({row.digest for row in rows})))
-    sizes = dict(found.tuples().all())
+def _response_bodies(session: Session, rows: Sequence[Model]) -> list[schemas.ModelVersion]:
+    size_rows = session.execute(
+        select(Artifact.digest, Artifact.size).where(Artifact.digest.in_({row.digest for row in rows}))
+    )
+    sizes = dict(size_rows.tuples().all())
     current = registry.in_production(session)
-    plain = ("name", "version", "precision", "run_id", "checkpoint_id", "job_id", "digest", "created_by", "created_at")
+    copied = ("name", "version", "precision", "run_id", "checkpoint_id", "job_id", "digest", "created_by", "created_at")
     return [
         schemas.ModelVersion(
-            **{field: getattr(row, field) for field in plain}, production=current.get(row.name) == row.version,
+            **{field: getattr(row, field) for field in copied}, production=current.get(row.name) == row.version,
             size=sizes[row.digest], facts=row.facts["facts"], proof=row.facts["proof"],
         )
         for row in rows

@@ -1,4 +1,4 @@
-"""Runs: the run file that the sites of a relay share."""
+"""Serve runs, whose run file the sites of a relay share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from services.site import Refusal, audit, need, runs
 from services.site.db import Run
 
 MAX_FILE = 1 << 20
+"""The most bytes of a run file."""
 TYPES = ("application/yaml", "text/yaml", "application/x-yaml", "text/plain")
 _MAPPING = {"schema": {"type": "object"}, "example": {"extends": "fundus-cpu"}}
 _TEXT = {"schema": {"type": "string"}, "example": "extends: fundus-cpu\n"}
@@ -23,9 +24,9 @@ router = APIRouter(prefix="/api/v1/runs", tags=["runs"])
 
 
 async def _run_file(request: Request) -> str:
-    """The body as text."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given not in TYPES:
+    """Return the request's body, a run file, as text."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in TYPES:
         raise Refusal("unsupported_media_type", f"send the run file itself as {', '.join(TYPES)}")
     body = await request.body()
     if len(body) > MAX_FILE:
@@ -54,13 +55,13 @@ def register_run(
     name: Annotated[schemas.Name, Query(description="What people call it.")] = "run",
 ) -> schemas.Run:
     """Register a run file, given as the body itself. Its id is the same at every site of the relay."""
-    read = runs.read(text, name)
+    parsed = runs.read(text, name)
     with site.database.write() as session:
-        row, new = runs.keep(session, read, caller.actor)
-        kept = schemas.Run.model_validate(row)
-    response.status_code = 201 if new else 200
-    response.headers.update({"Location": f"{router.prefix}/{kept.id}", "ETag": etag(kept)})
-    return kept
+        row, is_new = runs.keep(session, parsed, caller.actor)
+        run = schemas.Run.model_validate(row)
+    response.status_code = 201 if is_new else 200
+    response.headers.update({"Location": f"{router.prefix}/{run.id}", "ETag": etag(run)})
+    return run
 
 
 @router.get("", responses=refusals("cursor_invalid"))
@@ -75,9 +76,9 @@ def list_runs(site: Site, caller: Viewer, paging: PageQuery) -> schemas.Page[sch
 def get_run(run_id: schemas.RunId, site: Site, caller: Viewer, response: Response) -> schemas.Run:
     """One run."""
     with site.database.read() as session:
-        found = schemas.Run.model_validate(need(session, Run, run_id))
-    response.headers["ETag"] = etag(found)
-    return found
+        run = schemas.Run.model_validate(need(session, Run, run_id))
+    response.headers["ETag"] = etag(run)
+    return run
 
 
 @router.get(
@@ -89,7 +90,7 @@ def get_run(run_id: schemas.RunId, site: Site, caller: Viewer, response: Respons
     },
 )
 def get_run_file(run_id: schemas.RunId, site: Site, caller: Viewer) -> Response:
-    """Its run file in canonical form: it extends nothing and gives the same id at any site."""
+    """A run's file in canonical form: it extends nothing and gives the same id at any site."""
     with site.database.read() as session:
         text = need(session, Run, run_id).content
     return Response(text, media_type="application/yaml")
@@ -119,6 +120,6 @@ def change_run(
             row.version += 1
             session.flush()
             audit.record(session, caller.actor, "run.site", row.id, site=body.site)
-        found = schemas.Run.model_validate(row)
-    response.headers["ETag"] = etag(found)
-    return found
+        run = schemas.Run.model_validate(row)
+    response.headers["ETag"] = etag(run)
+    return run

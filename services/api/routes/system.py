@@ -1,4 +1,4 @@
-"""The service itself: is it alive, is it ready, what does it count, what runs."""
+"""Serve what the service says of itself: whether it is alive and ready, its metrics, its version and its workers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ async def health(site: Site) -> schemas.Health:
 )
 def ready(site: Site, response: Response) -> schemas.Readiness:
     """Whether the site can take jobs and carry them out: database, storage, migrations, workers, device."""
-    found = site.probe.look()
-    response.status_code = 503 if found.status == "not_ready" else 200
-    return found
+    readiness = site.probe.look()
+    response.status_code = 503 if readiness.status == "not_ready" else 200
+    return readiness
 
 
 @router.get(
@@ -40,7 +40,7 @@ def ready(site: Site, response: Response) -> schemas.Readiness:
     responses=success(200, "Prometheus' text format.", media_type="text/plain", schema={"type": "string"}),
 )
 def metrics(site: Site) -> Response:
-    """What Prometheus reads."""
+    """The metrics that Prometheus reads."""
     return Response(generate_latest(site.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -60,7 +60,7 @@ def describe_system(site: Site, caller: Viewer) -> schemas.System:
     """Version, storage, and the workers with their devices."""
     settings = site.settings
     with site.database.read() as session:
-        seen = workers.lately(session, workers.FORGET)
+        rows = workers.lately(session, workers.FORGET)
     return schemas.System(
         version=relay_core.__version__,
         site_name=settings.site_name,
@@ -68,5 +68,5 @@ def describe_system(site: Site, caller: Viewer) -> schemas.System:
         database=site.database.url.get_backend_name(),
         storage_free_mib=site.store.free_mib(),
         storage_min_free_mib=settings.min_free_mib,
-        workers=[schemas.Worker.model_validate(row) for row in seen],
+        workers=[schemas.Worker.model_validate(row) for row in rows],
     )

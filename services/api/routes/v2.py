@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: how programs call models. See `inference.oip`."""
+"""Serve the Open Inference Protocol, by which programs call models; `inference.oip` reads and writes its bodies."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from services.site.db import Model
 
 router = APIRouter(prefix="/v2", tags=["inference"])
 INLINE = 1 << 18
-"""Bytes of a request that are read without a thread of its own."""
+"""The most bytes of a request that is read without a thread of its own."""
 MOST_PIXELS = 1 << 25
-"""Of all images of one request."""
+"""The most pixels of all images of one request together."""
 VersionPath = Annotated[
     str,
     Path(pattern=r"^([1-9][0-9]{0,8}|production)$", description="A number, or production.", examples=["production"]),
@@ -70,7 +70,7 @@ def _refusals(*codes: str) -> Any:
 
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
-    """What this server is."""
+    """Name, version and extensions of this server."""
     extensions = ["binary_tensor_data", "model_repository", "statistics"]
     return {"name": "relay", "version": relay_core.__version__, "extensions": extensions}
 
@@ -92,7 +92,7 @@ def server_ready(site: Site) -> dict[str, bool]:
 
 @router.get("/models/stats", responses=refusals())
 def all_statistics(site: Site, caller: ModelCaller) -> dict[str, Any]:
-    """Of every version of every model since this process began."""
+    """Statistics of every version of every model since this process began."""
     return _statistics(site, None, None)
 
 
@@ -140,13 +140,13 @@ def version_ready(name: schemas.ModelName, version: VersionPath, site: Site, cal
 
 @router.get("/models/{name}/stats", responses=_refusals())
 def model_statistics(name: schemas.ModelName, site: Site, caller: ModelCaller) -> dict[str, Any]:
-    """Of every version of a model."""
+    """Statistics of every version of a model."""
     return _statistics(site, name, None)
 
 
 @router.get("/models/{name}/versions/{version}/stats", responses=_refusals())
 def version_statistics(name: schemas.ModelName, version: VersionPath, site: Site, caller: ModelCaller) -> dict[str, Any]:
-    """Of a version."""
+    """Statistics of a version."""
     return _statistics(site, name, version)
 
 
@@ -189,15 +189,15 @@ async def infer_version(
 async def _infer(request: Request, site: ServiceParts, name: str, version: int | None) -> Response:
     with site.intake.take(request):
         raw = await request.body()
-        loan = borrowed(site, name, version)
-        hosted = await to_thread.run_sync(loan.__enter__)
+        borrowing = borrowed(site, name, version)
+        hosted = await to_thread.run_sync(borrowing.__enter__)
         try:
-            return await _answered(request, site, hosted, raw)
+            return await _run_inference(request, site, hosted, raw)
         finally:
-            loan.__exit__(None, None, None)
+            borrowing.__exit__(None, None, None)
 
 
-async def _answered(request: Request, site: ServiceParts, hosted: Hosted, raw: bytes) -> Response:
+async def _run_inference(request: Request, site: ServiceParts, hosted: Hosted, raw: bytes) -> Response:
     encoding, length = request.headers.get("content-encoding", "").lower(), request.headers.get(oip.LENGTH)
     limit, facts = site.settings.serve_max_mib << 20, hosted.session.facts
 
@@ -205,23 +205,25 @@ async def _answered(request: Request, site: ServiceParts, hosted: Hosted, raw: b
         body = oip.decompress(raw, encoding, limit)
         return oip.parse(body, length, facts.task, facts.channels, len(facts.classes), MOST_PIXELS)
 
-    asked = read() if len(raw) <= INLINE and not encoding else await to_thread.run_sync(read)
-    results = await asyncio.wrap_future(hosted.submit(asked.images, list(asked.outputs)))
+    inference_request = read() if len(raw) <= INLINE and not encoding else await to_thread.run_sync(read)
+    results = await asyncio.wrap_future(hosted.submit(inference_request.images, list(inference_request.outputs)))
     accepted = request.headers.get("accept-encoding", "")
 
     def write() -> tuple[bytes, int | None, str | None]:
-        body, head = oip.answer(hosted.name, hosted.version, asked, results)
-        body, packed = oip.compress(body, accepted)
-        return body, head, packed
+        body, json_length = oip.answer(hosted.name, hosted.version, inference_request, results)
+        body, answer_encoding = oip.compress(body, accepted)
+        return body, json_length, answer_encoding
 
     small = sum(values.nbytes for values in results.values()) <= INLINE >> 4
-    body, head, packed = write() if small else await to_thread.run_sync(write)
+    body, json_length, answer_encoding = write() if small else await to_thread.run_sync(write)
     headers = {"X-Relay-Provider": hosted.session.provider}
-    if head is not None:
-        headers[oip.LENGTH] = str(head)
-    if packed is not None:
-        headers["Content-Encoding"] = packed
-    return Response(body, headers=headers, media_type="application/json" if head is None else "application/octet-stream")
+    if json_length is not None:
+        headers[oip.LENGTH] = str(json_length)
+    if answer_encoding is not None:
+        headers["Content-Encoding"] = answer_encoding
+    return Response(
+        body, headers=headers, media_type="application/json" if json_length is None else "application/octet-stream"
+    )
 
 
 def _number(version: str) -> int | None:
@@ -232,29 +234,29 @@ def _metadata(site: ServiceParts, name: str, version: str | None) -> dict[str, A
     with site.database.read() as session:
         row = registry.version(session, name, None if version is None else _number(version))
         versions = session.scalars(select(Model.version).where(Model.name == name).order_by(Model.version)).all()
-    facts, shown = row.facts["facts"], versions if version is None else [row.version]
-    return oip.metadata(name, shown, registry.task_of(row), facts["channels"], len(facts["classes"]))
+    facts, listed = row.facts["facts"], versions if version is None else [row.version]
+    return oip.metadata(name, listed, registry.task_of(row), facts["channels"], len(facts["classes"]))
 
 
 def _statistics(site: ServiceParts, name: str | None, version: str | None) -> dict[str, Any]:
-    chosen = select(Model.name, Model.version).order_by(Model.name, Model.version)
+    statement = select(Model.name, Model.version).order_by(Model.name, Model.version)
     with site.database.read() as session:
         if version is not None and name is not None:
             rows = [(name, registry.version(session, name, _number(version)).version)]
         else:
-            rows = list(session.execute(chosen.where(Model.name == name) if name else chosen).tuples())
+            rows = list(session.execute(statement.where(Model.name == name) if name else statement).tuples())
     if name is not None and not rows:
         raise Refusal("not_found", f"model {name} is not known here")
-    return {"model_stats": [_one(site, *row) for row in rows]}
+    return {"model_stats": [_version_statistics(site, *row) for row in rows]}
 
 
-def _one(site: ServiceParts, name: str, version: int) -> dict[str, Any]:
-    found = site.host.statistics(name, version)
-    times = {key: vars(getattr(found, key)) for key in ("success", "fail", "queue")}
+def _version_statistics(site: ServiceParts, name: str, version: int) -> dict[str, Any]:
+    statistics = site.host.statistics(name, version)
+    times = {key: vars(getattr(statistics, key)) for key in ("success", "fail", "queue")}
     return {
-        "name": name, "version": str(version), "last_inference": found.last_ms, "inference_count": found.images,
-        "execution_count": found.batches,
-        "inference_stats": {**times, "compute_infer": vars(found.compute), "compute_input": {"count": 0, "ns": 0},
+        "name": name, "version": str(version), "last_inference": statistics.last_ms, "inference_count": statistics.images,
+        "execution_count": statistics.batches,
+        "inference_stats": {**times, "compute_infer": vars(statistics.compute), "compute_input": {"count": 0, "ns": 0},
                             "compute_output": {"count": 0, "ns": 0}},
         "batch_stats": [],
     }  # fmt: skip

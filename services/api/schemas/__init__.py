@@ -1,4 +1,4 @@
-"""What goes over the wire: request and response bodies, and the values of parameters."""
+"""Define what goes over the wire: request and response bodies, and the values of parameters."""
 
 from services.api.schemas.common import Absent, CheckpointId, DatasetId, EvaluationId, JobId, Page, Problem, RunId, Words
 from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest, Name

@@ -1,4 +1,4 @@
-"""Data sets on the wire."""
+"""Define the request and response bodies of data sets."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from services.api.schemas.common import EXAMPLE_DATASET, EXAMPLE_TIME, DatasetId
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")]
 
 
-def _is_known(layout: str) -> str:
+def _check_layout(layout: str) -> str:
     if layout not in DATASETS:
         raise ValueError(DATASETS.unknown(layout))
     return layout
 
 
-Layout = Annotated[str, AfterValidator(_is_known), WithJsonSchema({"type": "string", "enum": list(DATASETS)})]
-"""A data set's name in a run file: built in, or of an installed package."""
+Layout = Annotated[str, AfterValidator(_check_layout), WithJsonSchema({"type": "string", "enum": list(DATASETS)})]
+"""Names how a data set's files lie, as a run file does; it is built in, or comes with an installed package."""
 Options = Annotated[
     dict[str, Any],
     Field(examples=[{"num_classes": 3}]),
 ]
-"""As under dataset.kwargs of a run file, without the keys that name the site and its folder."""
+"""The settings of a layout, as under dataset.kwargs of a run file without the keys that name the site and its folder."""
 
 _EXAMPLE: dict[str, JsonValue] = {
     "name": "Domain1",
@@ -37,34 +37,34 @@ _EXAMPLE: dict[str, JsonValue] = {
 
 
 class DatasetRequest(RequestBody):
-    """A folder below the site's data root, to be registered."""
+    """Names a folder below the site's data root that is to be registered as a data set."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     name: Name
-    """Unique; a run's site with this task_name finds its images here by itself."""
+    """Must be unique; a run's site whose task_name is this name finds its images here by itself."""
     path: Annotated[str, StringConstraints(min_length=1, max_length=500)]
-    """Relative to the data root, with / between folders; no `..`, no symbolic link on the way or inside."""
+    """Leads to the folder from the data root, with / between folders; no `..`, no symbolic link on the way or inside."""
     layout: Layout
-    """How its files lie, by the data set's name in a run file: see docs/catalogue.md."""
+    """Says how its files lie, by the data set's name in a run file: see docs/catalogue.md."""
     options: Options = Field(default_factory=dict)
-    """Settings of the layout, as a run file has them under dataset.kwargs."""
+    """Holds the settings of the layout, as a run file has them under dataset.kwargs."""
     note: Note = ""
-    """For people."""
+    """Is a free text for people."""
 
 
 class DatasetChange(RequestBody):
-    """What to change; a key that is left out, or null, stays as it is."""
+    """Says what to change of a data set; a key that is left out, or null, stays as it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "masks were drawn again in May"}]})
 
     options: Options | None = None
-    """All of them: they replace the ones before."""
+    """Holds all options: they replace the present ones."""
     note: Note | None = None
 
 
 class Dataset(ResponseBody):
-    """A registered data set."""
+    """Describes a registered data set."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -77,12 +77,12 @@ class Dataset(ResponseBody):
     id: DatasetId
     name: str
     path: str
-    """Relative to the data root."""
+    """Leads to the folder from the data root."""
     layout: str
     options: dict[str, Any]
     note: str
     report: dict[str, Any] | None
-    """What the last preflight job said: counts, unreadable files, class shares, sizes, duplicates."""
+    """Holds what the last preflight job found; null before it: counts, unreadable files, class shares, sizes, duplicates."""
     version: int
-    """Also the ETag."""
+    """Goes up with every change; it is also the ETag."""
     created_at: datetime

@@ -1,4 +1,4 @@
-"""Exports and imports on the wire."""
+"""Define the request and response bodies of the hand-off: exports and imports of bundles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ExportRequest(RequestBody):
     recipient: Recipient | None = None
     """Name or fingerprint of a trusted key that the file is encrypted for; null: whoever has the file can read it."""
     half: bool = False
-    """Carry the weights in half precision: a file of half the size."""
+    """Says whether the weights are carried in half precision, in a file of half the size."""
 
 
 class ReportRequest(RequestBody):
@@ -64,12 +64,12 @@ class ReportRequest(RequestBody):
     evaluation_id: EvaluationId
 
 
-def _what(body: Any) -> str:
+def _request_tag(body: Any) -> str:
     return "report" if isinstance(body, dict) and "evaluation_id" in body else "model"
 
 
 HandOffRequest = Annotated[
-    Annotated[ExportRequest, Tag("model")] | Annotated[ReportRequest, Tag("report")], Discriminator(_what)
+    Annotated[ExportRequest, Tag("model")] | Annotated[ReportRequest, Tag("report")], Discriminator(_request_tag)
 ]
 
 
@@ -79,19 +79,19 @@ class _Bundle(ResponseBody):
     checkpoint_id: str | None
     job_id: JobId
     digest: str
-    """SHA-256 of the file."""
+    """Is the SHA-256 of the file."""
     size: int
-    """Bytes of the file."""
+    """Is the size of the file in bytes."""
     content_digest: str | None
-    """What the bundle is known by, encrypted or not."""
+    """Identifies the bundle's content, whether the file is encrypted or not."""
     facts: dict[str, Any] | None
-    """What its signed manifest says: signer, hop, metrics, history."""
+    """Holds what the bundle's signed manifest says: signer, hop, metrics, history."""
     created_by: str
     created_at: datetime
 
 
 class Export(_Bundle):
-    """A signed bundle that lies ready to be fetched."""
+    """Describes a signed bundle that is ready to be downloaded."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -107,7 +107,7 @@ class Export(_Bundle):
 
 
 class Import(_Bundle):
-    """A bundle that was brought here; nothing uses it before an operator accepted it."""
+    """Describes a bundle that was brought here; nothing uses it before an operator has accepted it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -123,20 +123,20 @@ class Import(_Bundle):
     )  # fmt: skip
 
     state: Shown
-    """verifying -> quarantined or refused; quarantined -> accepted or rejected."""
+    """Goes from verifying to quarantined or refused, and from quarantined to accepted or rejected."""
     purpose: Purpose
-    """train: to go on from it here; evaluate: only to score it."""
+    """Says what the bundle is for; train: to go on from it here, evaluate: only to score it."""
     error: JobError | None
-    """Of a refused one: why; null: its verification was cancelled."""
+    """Says why a bundle was refused; null: it was not, or its verification was cancelled."""
     decided_by: str | None
-    """Who accepted or rejected it."""
+    """Names who accepted or rejected it."""
     decided_at: datetime | None
     reason: str | None
-    """Why it was rejected."""
+    """Says why it was rejected."""
 
 
 class Rejection(RequestBody):
-    """Why an import is not wanted."""
+    """Says why an import is rejected."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "Dice fell on Domain1"}]})
 

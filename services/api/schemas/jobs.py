@@ -1,4 +1,4 @@
-"""Jobs on the wire."""
+"""Define the request and response bodies of jobs and of their events, metrics and files."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class TrainRequest(RequestBody):
     kind: Literal["train"]
     run_id: RunId
     site: TaskNumber | None = None
-    """task_id; null: the one that the run says this site is."""
+    """Is the task_id of the site to train; null: the site that this hospital is in the run."""
     datasets: DatasetsBySite = Field(default_factory=dict)
-    """task_id -> data set; a site that is not in it takes the data set of its own name."""
+    """Maps a site's task_id to its data set; a site that is not in it takes the data set of its own name."""
     checkpoint_id: CheckpointId | None = None
-    """What a later site starts from; null: the newest one that the site before left here."""
+    """Is the checkpoint that a later site starts from; null: the newest one that the site before left here."""
     gpus: Annotated[int, Field(ge=1, le=16)] = 1
-    """Devices to train on together."""
+    """Is the number of devices that train together."""
 
 
 class EvaluateRequest(RequestBody):
@@ -55,7 +55,7 @@ class EvaluateRequest(RequestBody):
     kind: Literal["evaluate"]
     checkpoint_id: CheckpointId
     datasets: DatasetsBySite = Field(default_factory=dict)
-    """task_id -> data set; a site that is not in it takes the data set of its own name."""
+    """Maps a site's task_id to its data set; a site that is not in it takes the data set of its own name."""
 
 
 class SamplesRequest(RequestBody):
@@ -85,7 +85,8 @@ class PreflightRequest(RequestBody):
 class ExportOnnxRequest(RequestBody):
     """Make a checkpoint's solver a model that can be served: the next version of its name.
 
-    It is proved on every test set of the run that is registered here; one that does not give what the solver gives fails.
+    The model is tested on every test set of the run that is registered here; the job fails where it does not give what the
+    solver gives.
     """
 
     model_config = ConfigDict(
@@ -95,15 +96,15 @@ class ExportOnnxRequest(RequestBody):
     kind: Literal["export_onnx"]
     checkpoint_id: CheckpointId
     name: ModelName | None = None
-    """null: from the run's name."""
+    """Names the model; null: its name is made from the run's name."""
     precision: Precision = "fp32"
-    """fp16 and int8 are smaller; they must keep the Dice, or the accuracy, on each test set to 0.01."""
+    """Sets the precision: fp16 and int8 are smaller; they must keep Dice, or accuracy, on each test set to within 0.01."""
     datasets: DatasetsBySite = Field(default_factory=dict)
-    """task_id -> data set; a site that is not in it takes the data set of its own name."""
+    """Maps a site's task_id to its data set; a site that is not in it takes the data set of its own name."""
 
 
 class PredictRequest(RequestBody):
-    """Predict every image of a data set: masks, and a table of measurements; of a classifier a table of classes."""
+    """Predict every image of a data set: masks and a table of measurements, or with a classifier a table of classes."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -123,7 +124,7 @@ JobRequest = Annotated[
 
 
 class JobError(ResponseBody):
-    """Why a job failed."""
+    """Says why a job failed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -132,7 +133,7 @@ class JobError(ResponseBody):
 
 
 class Job(ResponseBody):
-    """A piece of work."""
+    """Describes a job: what it is to do, how far it is, and its result."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -153,19 +154,19 @@ class Job(ResponseBody):
     id: JobId
     kind: Kind
     state: State
-    """queued -> running -> succeeded, failed or (through cancelling) cancelled; retry leads back to queued."""
+    """Goes queued, running, then succeeded, failed or (through cancelling) cancelled; retry leads back to queued."""
     params: dict[str, Any]
     run_id: str | None
     checkpoint_id: str | None
-    """What it starts from, or looks at."""
+    """Names the checkpoint that the job starts from, or works on."""
     gpus: int
     attempt: int
     """Goes up whenever a worker takes the job."""
     tries: int
-    """Attempts since it was submitted or retried by a person."""
+    """Counts the attempts since a person submitted or retried the job."""
     worker: str | None
     events: int
-    """Number of its events so far."""
+    """Counts the events of the job so far."""
     progress: dict[str, Any] | None
     result: dict[str, Any] | None
     error: JobError | None
@@ -177,7 +178,7 @@ class Job(ResponseBody):
 
 
 class Event(ResponseBody):
-    """One line of a job's story; its other keys depend on `event`."""
+    """Describes one event of a job; its other keys depend on `event`."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -190,23 +191,23 @@ class Event(ResponseBody):
     )  # fmt: skip
 
     seq: int
-    """1, 2, 3, ... within the job."""
+    """Numbers the events of a job 1, 2, 3, ..."""
     at: datetime
     attempt: int
     event: str
-    """queued, claimed, started, step, scores, checkpoint, samples, log, finished, succeeded, failed, ..."""
+    """Is its kind: queued, claimed, started, step, scores, checkpoint, samples, log, finished, succeeded, failed, ..."""
 
 
 class EventPage(ResponseBody):
-    """Events in order."""
+    """Holds some of a job's events, in order."""
 
     items: list[Event]
     next_after: int | None
-    """Give it back as `after`; null: these are all for now."""
+    """Give it back as `after` for the next page; null: there are no more events for now."""
 
 
 class Series(ResponseBody):
-    """One metric of one site over the steps."""
+    """Holds one metric of one site over the training steps."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"site": "Domain1", "name": "solver", "steps": [20, 40], "values": [0.61, 0.48]}]}
@@ -216,11 +217,11 @@ class Series(ResponseBody):
     name: str
     steps: list[int]
     values: list[float | None]
-    """As many as steps."""
+    """Holds one value for each of `steps`."""
 
 
 class StoredFile(ResponseBody):
-    """A file that a job left."""
+    """Describes a file that a job left."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -230,7 +231,7 @@ class StoredFile(ResponseBody):
 
     name: str
     size: int
-    """Bytes."""
+    """Is the size in bytes."""
     media_type: str
     digest: str
-    """SHA-256."""
+    """Is the SHA-256 of the file."""

@@ -1,4 +1,4 @@
-"""Served models on the wire."""
+"""Define the request and response bodies of served models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _COMPARED: dict[str, JsonValue] = {
 
 
 class ModelVersion(ResponseBody):
-    """A model that was exported and proved here."""
+    """Describes one version of a model that was exported and tested here."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -57,48 +57,48 @@ class ModelVersion(ResponseBody):
     version: int
     precision: Precision
     production: bool
-    """Whether it answers where no version is named."""
+    """Says whether this version answers where no version is named."""
     run_id: RunId
     checkpoint_id: CheckpointId
-    """What it was made of; it may be deleted by now."""
+    """Names the checkpoint that the model was made of; it may be deleted by now."""
     job_id: JobId
     digest: str
-    """SHA-256 of the file."""
+    """Is the SHA-256 of the file."""
     size: int
-    """Bytes of the file."""
+    """Is the size of the file in bytes."""
     facts: dict[str, Any]
-    """What it says of itself: task, classes, channels, resolution, sites, checkpoint, what the training images looked
-    like."""
+    """Holds what the file says of the model: task, classes, channels, resolution, sites, checkpoint, and the feature
+    statistics of the training images (`looks`)."""
     proof: dict[str, Any]
-    """Largest difference of its logits to torch's by shape; Dice, or accuracy, on each test set next to torch's."""
+    """Holds the tests: largest difference to torch's logits by shape, and Dice or accuracy next to torch's by test set."""
     created_by: str
     created_at: datetime
 
 
 class SiteComparison(ResponseBody):
-    """The metric on one test set."""
+    """Compares the metric of two versions on one test set."""
 
     site: str
     current: float | None
-    """Of the version in production."""
+    """Is the metric of the version in production."""
     new: float | None
     difference: float | None
 
 
 class Comparison(ResponseBody):
-    """A version against the one in production."""
+    """Compares a version with the one in production."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_COMPARED]})
 
     metric: Literal["dice", "accuracy"] = "dice"
-    """Dice per sample; accuracy of classifiers."""
+    """Names the metric: Dice per sample, or the accuracy of classifiers."""
     sites: list[SiteComparison]
     worse: list[str]
-    """Test sets on which it is worse, or was not tested, or not for the same: a promotion needs a reason then."""
+    """Lists test sets where it is worse, was not tested, or is for another task; a promotion then needs a reason."""
 
 
 class Production(ResponseBody):
-    """Which version of a model answers, and why."""
+    """Says which version of a model is in production, and why."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -111,27 +111,27 @@ class Production(ResponseBody):
 
     name: ModelName
     number: int
-    """How often it was changed; also the ETag. 0: nothing is in production yet."""
+    """Counts the changes of what is in production; it is also the ETag. 0: nothing is in production yet."""
     version: int | None
     actor: str | None
     reason: str | None
     comparison: Comparison | None
-    """What was shown to who decided."""
+    """Holds the comparison that was shown to whoever decided."""
     at: datetime | None
 
 
 class PromoteRequest(RequestBody):
-    """Which version is to answer from now on."""
+    """Says which version is to be in production."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "first model of this site"}]})
 
     version: Version
     reason: Reason | None = None
-    """Needed where it is worse than the present one on any test set."""
+    """Says why; this is needed where the version is worse than the present one on any test set."""
 
 
 class RollbackRequest(RequestBody):
-    """Why the version before is to answer again."""
+    """Says why the version before is to be in production again."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "cups too large on the new camera"}]})
 
@@ -139,22 +139,22 @@ class RollbackRequest(RequestBody):
 
 
 class ClassFound(ResponseBody):
-    """How much of a class is in an image."""
+    """Says how much of a class is in an image."""
 
     id: int
     name: str
     pixels: int
-    """Voxels of a volume."""
+    """Counts the pixels of the class; of a volume, its voxels."""
     area_mm2: float | None = None
-    """Of a picture; null where the spacing is not known."""
+    """Is the area of the class in a single image; null where the spacing is not known."""
     volume_mm3: float | None = None
-    """Of a volume; null where the spacing is not known."""
+    """Is the volume of the class in a stack of slices; null where the spacing is not known."""
     confidence: float | None
-    """Mean probability of the class where it is; null where it is nowhere."""
+    """Is the mean probability of the class over its pixels; null where it has none."""
 
 
 class CupToDisc(ResponseBody):
-    """Cup over disc; null where there is no disc."""
+    """Holds the ratios of the optic cup to the optic disc; null where there is no disc."""
 
     vertical: float | None
     horizontal: float | None
@@ -162,34 +162,34 @@ class CupToDisc(ResponseBody):
 
 
 class Unlike(ResponseBody):
-    """How unlike the training images an image is."""
+    """Holds the out-of-distribution score of an image."""
 
     score: float
-    """Up to 1: like most of them."""
+    """Is the out-of-distribution score; up to 1, the image is like most training images."""
     most_like: str
-    """The training site that it is most like."""
+    """Names the training site whose images it is most like."""
     warn_above: float
 
 
 class Seen(ResponseBody):
-    """What every model says of an image."""
+    """Holds what models of every kind say of an image."""
 
     model: str
     version: int
     provider: str
-    """What ran it."""
+    """Names what ran the model: a provider of ONNX Runtime."""
     width: int
     height: int
     slices: int
-    """1, or those of a volume; a classifier takes them for one case, and the mean of their probabilities counts."""
+    """Counts the slices of a volume, else 1; a classifier takes them for one case and averages their probabilities."""
     unlike: Unlike | None
-    """null: the model does not say what its training images looked like."""
+    """Holds the out-of-distribution score; null: the model has no feature statistics of its training images."""
     warnings: list[str]
-    """For whoever reads the answer; also the header X-Relay-Warning."""
+    """Lists what whoever reads the answer should know; it is also in the header X-Relay-Warning."""
 
 
 class Measurements(Seen):
-    """What a model sees in an image."""
+    """Holds what a segmentation model finds in an image."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -206,16 +206,16 @@ class Measurements(Seen):
     )  # fmt: skip
 
     spacing_mm: list[float | None] | None
-    """Slice to slice, row to row, column to column; null where the file does not tell."""
+    """Holds the distances between slices, rows and columns; null where the file does not tell."""
     classes: list[ClassFound]
-    """All but the background."""
+    """Holds all classes but the background."""
     mean_confidence: float
     cup_to_disc: CupToDisc | None = None
-    """Of a 2-D image, where the classes are disc and cup."""
+    """Holds the ratios of a 2-D image, where the classes are disc and cup."""
 
 
 class ClassProbability(ResponseBody):
-    """How probable a class is."""
+    """Says how probable a class is."""
 
     id: int
     name: str
@@ -223,7 +223,7 @@ class ClassProbability(ResponseBody):
 
 
 class Classified(Seen):
-    """What a classifier says of an image."""
+    """Holds what a classifier says of an image."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -240,9 +240,9 @@ class Classified(Seen):
     )  # fmt: skip
 
     class_: int = Field(alias="class")
-    """The most probable class."""
+    """Is the id of the most probable class."""
     class_name: str
     confidence: float
-    """Its probability."""
+    """Is the probability of that class."""
     probabilities: list[ClassProbability]
-    """Of every class."""
+    """Holds the probability of every class."""

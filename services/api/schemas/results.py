@@ -1,4 +1,4 @@
-"""Checkpoints and evaluations on the wire."""
+"""Define the request and response bodies of checkpoints and evaluations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MATRIX: dict[str, JsonValue] = {"rows": ["Domain1"], "columns": ["Domain1", "Do
 
 
 class Checkpoint(ResponseBody):
-    """What a training left at a site: the relay goes on from it."""
+    """Describes a checkpoint, which a training left at a site for the relay to go on from."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -44,26 +44,26 @@ class Checkpoint(ResponseBody):
     run_id: RunId
     job_id: JobId
     parent_id: str | None
-    """The checkpoint of the site before that its training started from."""
+    """Names the checkpoint, of the site before, that its training started from."""
     task_id: int
     site: str
     step: int
     digest: str
-    """SHA-256 of the file."""
+    """Is the SHA-256 of the file."""
     content_digest: str
-    """The digest inside the file, over tensors and settings."""
+    """Is the digest that stands in the file, over tensors and settings."""
     size: int
-    """Bytes of the file."""
+    """Is the size of the file in bytes."""
     pinned: bool
-    """A pinned checkpoint cannot be deleted."""
+    """Says whether it is pinned: a pinned checkpoint cannot be deleted."""
     note: str
     version: int
-    """Also the ETag."""
+    """Goes up with every change; it is also the ETag."""
     created_at: datetime
 
 
 class CheckpointChange(RequestBody):
-    """What to change; a key that is left out, or null, stays as it is."""
+    """Says what to change of a checkpoint; a key that is left out, or null, stays as it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True, "note": "the one of the paper"}]})
 
@@ -72,20 +72,20 @@ class CheckpointChange(RequestBody):
 
 
 class EvaluationSummary(ResponseBody):
-    """Scores on test sets, without the scores."""
+    """Describes an evaluation on test sets, without its scores."""
 
     id: EvaluationId
     job_id: JobId
     run_id: RunId
     checkpoint_id: str | None
-    """The newest checkpoint that was scored; null once it was deleted."""
+    """Names the newest checkpoint that was scored; null once it was deleted."""
     metrics: list[str]
-    """Names of the matrices."""
+    """Lists the metrics, each of which has a matrix."""
     created_at: datetime
 
 
 class Evaluation(EvaluationSummary):
-    """Scores on test sets: the site x test-set matrix of each metric."""
+    """Holds an evaluation's scores on test sets: the site x test-set matrix of each metric."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -100,4 +100,4 @@ class Evaluation(EvaluationSummary):
     )  # fmt: skip
 
     matrices: dict[str, Any]
-    """Metric -> rows (after which site), columns (test sites), values, and the figures of transfer."""
+    """Maps a metric to its rows (after which site), columns (test sites), values, and figures of transfer."""

@@ -1,4 +1,4 @@
-"""Runs on the wire."""
+"""Define the request and response bodies of runs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import ConfigDict, Field
 from services.api.schemas.common import EXAMPLE_RUN, EXAMPLE_TIME, RequestBody, ResponseBody, RunId
 
 TaskNumber = Annotated[int, Field(ge=1, le=1_000_000)]
-"""Number of a site in its run."""
+"""Is the number of a site in its run, the task_id."""
 
 
 class RunSite(ResponseBody):
-    """One site of a run."""
+    """Describes one site of a run."""
 
     task_id: int
     name: str
     trained: bool
-    """Whether it takes its turn in the relay; otherwise only its test set counts."""
+    """Says whether it takes its turn in the relay; otherwise only its test set counts."""
 
 
 class Run(ResponseBody):
-    """A relay's shared run file."""
+    """Describes a run, whose run file the sites of a relay share."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -45,23 +45,23 @@ class Run(ResponseBody):
     )
 
     id: RunId
-    """SHA-256 of what the sites share: the same at every site of the relay."""
+    """Is the SHA-256 of what the sites share, and so the same at every site of the relay."""
     name: str
     strategy: str
-    """relay, sequential, local or joint."""
+    """Names the strategy, such as relay, sequential, local or joint."""
     sites: list[RunSite]
-    """In the order of the file."""
+    """Lists the sites in the order of the run file."""
     site: int | None
-    """Which of them this hospital is (its task_id)."""
+    """Is the task_id of the site that this hospital is; null: all of them are on this machine."""
     version: int
-    """Also the ETag."""
+    """Goes up with every change; it is also the ETag."""
     created_at: datetime
 
 
 class RunChange(RequestBody):
-    """Which hop of the relay this site is."""
+    """Says which hop of the relay this site is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"site": 2}]})
 
     site: TaskNumber | None
-    """task_id of one of the run's trained sites; null: all of them are on this machine."""
+    """Is the task_id of one of the run's trained sites; null: all of them are on this machine."""

@@ -1,4 +1,4 @@
-"""The service itself on the wire."""
+"""Define the response bodies about the service itself."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from services.site import Role
 
 
 class Health(ResponseBody):
-    """The process answers."""
+    """Says that the process answers."""
 
     status: Literal["ok"] = "ok"
     instance: str | None
-    """What its starter named it, where it did."""
+    """Names this process, where whoever started it gave it a name."""
 
 
 class Check(ResponseBody):
-    """One condition of readiness."""
+    """Says whether one condition of readiness holds."""
 
     ok: bool
     detail: str = Field(examples=["free 91234 MiB, needed 512 MiB"])
 
 
 class Readiness(ResponseBody):
-    """Whether the site can take and carry out jobs."""
+    """Says whether the site can take jobs and carry them out."""
 
     status: Literal["ready", "degraded", "not_ready"]
-    """degraded: it works, but not as the settings ask for."""
+    """Sums up the checks; degraded: the site works, but not as the settings ask for."""
     checks: dict[str, Check] = Field(examples=[{"database": {"ok": True, "detail": "took a write"}}])
 
 
 class Worker(ResponseBody):
-    """A worker process that was seen lately."""
+    """Describes a worker process whose heartbeat came lately."""
 
     id: str = Field(examples=["gpu-1:412:1795449900"])
     host: str
@@ -45,21 +45,21 @@ class Worker(ResponseBody):
 
 
 class System(ResponseBody):
-    """What runs here."""
+    """Describes the service: its version, database, storage and workers."""
 
     version: str
     site_name: str
     role: Role
-    """Of the token that asks."""
+    """Is the role of the token that asks."""
     database: str = Field(examples=["sqlite"])
     storage_free_mib: int
     storage_min_free_mib: int
-    """Below it no job is taken."""
+    """Is the free space below which no job is taken."""
     workers: list[Worker]
 
 
 class AuditRecord(ResponseBody):
-    """Who did what; each row holds the hash of the one before."""
+    """Says who did what; each record holds the hash of the one before."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -81,7 +81,7 @@ class AuditRecord(ResponseBody):
 
 
 class CatalogueEntry(ResponseBody):
-    """What a problem's type means."""
+    """Says what a problem's type means."""
 
     type: str = Field(examples=["/problems/not_found"])
     title: str = Field(examples=["There is no such thing"])

@@ -1,4 +1,4 @@
-"""The site's database: models, sessions, migrations."""
+"""Provide the site's database: tables, sessions and migrations."""
 
 from typing import TYPE_CHECKING
 

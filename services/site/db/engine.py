@@ -1,7 +1,7 @@
-"""Connections and transactions, on SQLite and PostgreSQL alike.
+"""Open connections and transactions, on SQLite and PostgreSQL alike.
 
-SQLite: a transaction that reads and then writes fails at once with "database is locked" when another one wrote in
-between, whatever the timeout. So writers begin with BEGIN IMMEDIATE, and within a process they stand in a line.
+On SQLite a transaction that reads and then writes fails at once with "database is locked" when another one wrote in
+between, whatever the timeout. So writers begin with BEGIN IMMEDIATE, and the writers of one process take turns.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sqlalchemy.orm import Session
 from relay_core.errors import RelayError
 
 BUSY_SECONDS = 15
-"""How long SQLite waits for another process's transaction; it is asked again for up to `PATIENCE`."""
+"""Seconds that SQLite waits for another process's transaction; a writer asks again for up to `PATIENCE` seconds."""
 PATIENCE = 60.0
 
 
 class DatabaseError(RelayError):
-    """The database cannot be reached, or refuses its settings."""
+    """Raised where the database cannot be reached, or refuses its settings."""
 
     code = "database_unavailable"
 
 
 class Database:
-    """A pool of connections.
+    """Keeps a pool of connections to the site's database.
 
     `read()` and `write()` give a session in a transaction; `write()` commits at the end of its block, and rolls back
     where the block raises.
@@ -51,16 +51,16 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that only reads."""
+        """Give a session that only reads."""
         with Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that writes; everything in the block happens, or nothing.
+        """Give a session that writes; everything in the block is committed, or nothing.
 
         Raises:
-            DatabaseError: the database stayed locked or away.
+            DatabaseError: the database stayed locked for `PATIENCE` seconds, or cannot be reached.
         """
         with self._line, Session(self.engine, expire_on_commit=False) as session:
             self._begin(session)
@@ -69,7 +69,7 @@ class Database:
             session.commit()
 
     def _begin(self, session: Session) -> None:
-        """Take the write lock. Nothing has been done yet, so asking again is safe."""
+        """Take the write lock. Nothing has been written yet, so trying again is safe."""
         give_up = time.monotonic() + PATIENCE
         while True:
             try:
@@ -81,12 +81,12 @@ class Database:
                     raise DatabaseError("the database is not available") from error
 
     def close(self) -> None:
-        """Close the pool."""
+        """Close the pool of connections."""
         self.engine.dispose()
 
 
 def _limits(url: URL) -> dict[str, Any]:
-    """PostgreSQL: nobody who froze or was cut off holds locks for long, and nobody waits for him for ever."""
+    """Return PostgreSQL's options, by which a frozen or cut-off client holds no lock for long and nobody waits for ever."""
     limits = "-c idle_in_transaction_session_timeout=15s -c lock_timeout=15s -c statement_timeout=60s"
     return {
         "client_encoding": "utf8",

@@ -17,7 +17,7 @@ _LOCK = 0x6D696772  # "migr": PostgreSQL's advisory lock, so that two processes 
 
 
 def config() -> Config:
-    """Alembic's configuration, in code: there is no alembic.ini to lose."""
+    """Make Alembic's configuration in code, so that no alembic.ini is needed."""
     result = Config()
     result.set_main_option("script_location", str(Path(str(resources.files("services.site.db") / "migrations"))))
     return result
@@ -48,11 +48,11 @@ def _run(database: Database, step: object) -> None:
 
 
 def head() -> str:
-    """This version's revision."""
+    """Return the revision of the tables that this version of the software needs."""
     return str(ScriptDirectory.from_config(config()).get_current_head())
 
 
 def current(database: Database) -> str | None:
-    """The database's revision."""
+    """Return the revision of the database's tables; None before the first migration."""
     with database.engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()

@@ -1,4 +1,7 @@
-"""Tables. All times are seconds since 1970 by the database's own clock, so that machines need not agree on theirs."""
+"""Define the tables of a site's database.
+
+All times are seconds since 1970 by the database's own clock, so that machines need not agree on theirs.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ _newest, _counting = 0, threading.Lock()
 
 
 def new_id(prefix: str) -> str:
-    """`job-018f...`: 12 hex digits of milliseconds, then 16 random ones; a process's later ids sort later."""
+    """Return an id such as `job-018f...`: 12 hex digits of milliseconds, then 16 random ones; later ids sort later."""
     global _newest  # noqa: PLW0603
     with _counting:
         _newest = max(int(time.time() * 1000) << 64 | secrets.randbits(64), _newest + 1 + secrets.randbits(32))
@@ -39,7 +42,7 @@ def new_id(prefix: str) -> str:
 
 
 class clock(FunctionElement[float]):
-    """The database's time, in seconds since 1970."""
+    """Stands in SQL for the database's time, in seconds since 1970."""
 
     type = Float()
     inherit_cache = True
@@ -56,12 +59,12 @@ def _postgresql_clock(element: clock, compiler: Any, **kwargs: Any) -> str:
 
 
 def now(session: Session) -> float:
-    """The database's time at this moment, in seconds since 1970."""
+    """Return the database's time at this moment, in seconds since 1970."""
     return float(session.scalar(select(clock())) or 0.0)
 
 
 class Base(DeclarativeBase):
-    """All tables; constraints have names, so that a migration can change them."""
+    """Serves as the base class of all tables; it gives constraints names, so that a migration can change them."""
 
     metadata = MetaData(
         naming_convention={
@@ -76,65 +79,70 @@ class Base(DeclarativeBase):
 
 
 class Artifact(Base):
-    """Bytes in the content-addressed store."""
+    """Records that bytes are in the content-addressed store."""
 
     __tablename__ = "artifacts"
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """SHA-256."""
+    """SHA-256 of the bytes, in hex."""
     size: Mapped[int] = mapped_column(BigInteger)
+    """Number of bytes."""
     media_type: Mapped[str] = mapped_column(String(100))
     created_at: Mapped[float] = mapped_column(default=clock())
 
 
 class Attachment(Base):
-    """Who needs which bytes, under which name: `job-.../samples.png`. What no attachment names is garbage."""
+    """Records that a row needs stored bytes under a name: `job-.../samples.png`.
+
+    Bytes that no attachment, checkpoint or model names are garbage.
+    """
 
     __tablename__ = "attachments"
     owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Id of the row that needs the bytes, in whatever table."""
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"), index=True)
 
 
 class Dataset(Base):
-    """One site's folder of labelled images, below the site's data root."""
+    """Registers a folder of labelled images below the site's data root."""
 
     __tablename__ = "datasets"
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("dataset"))
     name: Mapped[str] = mapped_column(String(100), unique=True)
-    """A run's site with this task_name finds its images here by itself."""
+    """Name of the data set; it is the default data set of every run's site whose task_name is the same."""
     path: Mapped[str] = mapped_column(String(500))
-    """Relative to the data root."""
+    """Path of the folder, relative to the data root."""
     layout: Mapped[str] = mapped_column(String(50))
-    """The data set's name in a run file: fundus, folder."""
+    """Kind of the data set, as a run file calls it: fundus, folder."""
     options: Mapped[dict[str, Any]]
-    """Its kwargs in a run file."""
+    """Options of this kind of data set: its kwargs in a run file."""
     note: Mapped[str] = mapped_column(Text, default="")
     report: Mapped[dict[str, Any] | None]
-    """What the last preflight said."""
+    """Result of the last preflight job; None before the first."""
     version: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[float] = mapped_column(default=clock())
 
 
 class Run(Base):
-    """A relay's shared run file."""
+    """Keeps the run file that all sites of a relay share."""
 
     __tablename__ = "runs"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """SHA-256 of what the sites share: the same at every site of the relay."""
+    """SHA-256 of what the sites share, and so the same at every site of the relay."""
     name: Mapped[str] = mapped_column(String(100))
     content: Mapped[str] = mapped_column(Text)
-    """Canonical YAML, needing no other file."""
+    """Canonical YAML of the run file, which needs no other file."""
     strategy: Mapped[str] = mapped_column(String(50))
     sites: Mapped[list[Any]]
-    """In order: {task_id, name}."""
+    """{task_id, name, trained} of each site, in the order of the relay; `trained`: whether it trains or only tests."""
     site: Mapped[int | None]
-    """Which of them this site is (task_id)."""
+    """task_id of this site among them; None: not set."""
     version: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[float] = mapped_column(default=clock())
 
 
 class Job(Base):
-    """A piece of work. This row is the truth; a queue message only says that there is one."""
+    """Records a job and its state. This row is the truth; a message in the queue only says that there is a job."""
 
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("job"))
@@ -143,31 +151,31 @@ class Job(Base):
     params: Mapped[dict[str, Any]]
     run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True)
     checkpoint_id: Mapped[str | None] = mapped_column(String(64), index=True)
-    """The checkpoint that it starts from, or looks at (no foreign key: checkpoints name their jobs)."""
+    """Id of the checkpoint that the job starts from or reads (no foreign key: checkpoints name their jobs)."""
     gpus: Mapped[int] = mapped_column(default=0)
-    """Devices that it takes: 0 none, 1 or more."""
+    """Number of devices that the job takes: 0 or more."""
     created_by: Mapped[str] = mapped_column(String(200))
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
     body_digest: Mapped[str | None] = mapped_column(String(64))
 
     attempt: Mapped[int] = mapped_column(default=0)
-    """Fencing token: goes up with every claim; a write with an older one changes nothing."""
+    """Fencing token: it rises with every claim, and a write with an older one changes nothing."""
     tries: Mapped[int] = mapped_column(default=0)
-    """Attempts since it was submitted or retried by a person."""
+    """Number of attempts since a person submitted or retried the job."""
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[float | None]
     not_before: Mapped[float | None]
-    """After a crash it rests until then."""
+    """Time before which no worker may claim the job, after a crash; None: it may be claimed at once."""
     rung_at: Mapped[float | None]
-    """When the doorbell last rang for it."""
+    """Time when the doorbell last rang for the job."""
     events: Mapped[int] = mapped_column(default=0)
-    """Number of its events."""
+    """Number of the job's events."""
 
     progress: Mapped[dict[str, Any] | None]
-    """{site, step, steps, images_per_second, eta_seconds} of the last step."""
+    """{site, step, steps, images_per_second, eta_seconds} of a training's last step; other jobs: {step, steps}."""
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
-    """{code, message} of a failed one."""
+    """{code, message} of the error of a failed job."""
     created_at: Mapped[float] = mapped_column(default=clock())
     queued_at: Mapped[float] = mapped_column(default=clock())
     started_at: Mapped[float | None]
@@ -181,7 +189,7 @@ class Job(Base):
 
 
 class JobEvent(Base):
-    """One line of a job's story."""
+    """Records one event of a job, numbered by `seq` from 1."""
 
     __tablename__ = "job_events"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
@@ -192,7 +200,7 @@ class JobEvent(Base):
 
 
 class Metric(Base):
-    """One value of a series. A step that a resumed attempt did again replaces the earlier value."""
+    """Holds one value of a series of a training. A step that a resumed attempt repeats replaces the earlier value."""
 
     __tablename__ = "metrics"
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
@@ -204,20 +212,20 @@ class Metric(Base):
 
 
 class Checkpoint(Base):
-    """What a training left at a site: the relay goes on from it."""
+    """Records a checkpoint, made by a training here or imported, which the relay goes on from."""
 
     __tablename__ = "checkpoints"
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("checkpoint"))
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
-    """The one of the site before that the training started from."""
+    """Id of the checkpoint of the site before that the training started from; None: it started from nothing."""
     task_id: Mapped[int]
     site: Mapped[str] = mapped_column(String(100))
     step: Mapped[int]
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
     content_digest: Mapped[str] = mapped_column(String(64))
-    """The digest inside the file, over tensors and settings."""
+    """Digest that the file itself holds, over its tensors and settings."""
     pinned: Mapped[bool] = mapped_column(default=False)
     note: Mapped[str] = mapped_column(Text, default="")
     version: Mapped[int] = mapped_column(default=1)
@@ -225,7 +233,7 @@ class Checkpoint(Base):
 
 
 class Evaluation(Base):
-    """Scores on test sets: the site x test-set matrix of a training, or one row for one checkpoint."""
+    """Holds scores on test sets: the site x test-set matrix of a training, or one row of it for one checkpoint."""
 
     __tablename__ = "evaluations"
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("evaluation"))
@@ -233,7 +241,7 @@ class Evaluation(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
     matrices: Mapped[dict[str, Any]]
-    """Metric -> rows, columns, values and transfer figures."""
+    """Name of a metric -> rows, columns, values and transfer figures of its matrix."""
     created_at: Mapped[float] = mapped_column(default=clock())
 
 
@@ -241,34 +249,34 @@ _IMPORTED = text("direction = 'import' AND state IN ('quarantined', 'accepted')"
 
 
 class Bundle(Base):
-    """A model that is handed on: one built here to be carried away, or one that was brought."""
+    """Records one end of a hand-off: a bundle that was built here to be carried away, or one that was brought here."""
 
     __tablename__ = "bundles"
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("bundle"))
     direction: Mapped[str] = mapped_column(String(10))
-    """export or import."""
+    """Direction of the hand-off: export or import."""
     state: Mapped[str] = mapped_column(String(20))
-    """Of an export: built. Of an import: received, quarantined, then accepted or rejected; `shown` says more."""
+    """State of an export: built; of an import: received, quarantined, then accepted or rejected; `shown` says more."""
     purpose: Mapped[str | None] = mapped_column(String(10))
-    """Of an import: train, to go on from it here; evaluate, only to score it."""
+    """What an import is for: train, to train on from it here; evaluate, only to score it. None for an export."""
     run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True)
-    """Of an import: not known before it was verified."""
+    """Id of the run; None for an import that was not verified yet."""
     checkpoint_id: Mapped[str | None] = mapped_column(String(64), index=True)
-    """The one in it, or the one made of it when it was accepted (no foreign key: checkpoints may be deleted)."""
+    """Id of the checkpoint that was exported, or was made of the import (no foreign key: checkpoints may be deleted)."""
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
-    """What built or verifies it."""
+    """Id of the job that built or verifies the bundle."""
     digest: Mapped[str] = mapped_column(String(64))
-    """SHA-256 of the file; its bytes are attached, as long as they are needed."""
+    """SHA-256 of the bundle file; its bytes are attached as long as they are needed."""
     size: Mapped[int] = mapped_column(BigInteger)
-    """Bytes of the file."""
+    """Size of the bundle file in bytes."""
     content_digest: Mapped[str | None] = mapped_column(String(64), index=True)
-    """What it is known by, encrypted or not."""
+    """Digest of the contents, the same for the encrypted and the plain bundle; None before it was verified."""
     facts: Mapped[dict[str, Any] | None]
-    """What its signed manifest says."""
+    """Contents of the signed manifest; None before it was verified."""
     created_by: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[float] = mapped_column(default=clock())
     decided_by: Mapped[str | None] = mapped_column(String(200))
-    """Who accepted or rejected it."""
+    """Name of who accepted or rejected the import."""
     decided_at: Mapped[float | None]
     reason: Mapped[str | None] = mapped_column(Text)
 
@@ -291,25 +299,25 @@ class Bundle(Base):
             else_="refused",
         )
     )
-    """The state, where `received` is told apart by its job: verifying while that waits or runs, else refused."""
+    """The state as people see it: `received` becomes verifying while the job waits or runs, and refused after that."""
 
 
 class Model(Base):
-    """A version of a model that can be served: an ONNX file that was exported and proved here."""
+    """Records a version of a model that can be served: an ONNX file that was exported and proved here."""
 
     __tablename__ = "models"
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("model"))
     name: Mapped[str] = mapped_column(String(64))
     version: Mapped[int]
-    """1, 2, 3, ... of its name."""
+    """Number of the version, from 1 for each name."""
     precision: Mapped[str] = mapped_column(String(10))
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
     checkpoint_id: Mapped[str] = mapped_column(String(64), index=True)
-    """What it was made of (no foreign key: a checkpoint may be deleted)."""
+    """Id of the checkpoint that the model was made from (no foreign key: a checkpoint may be deleted)."""
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
     facts: Mapped[dict[str, Any]]
-    """{proof, facts}: how it was proved, and what it says of itself."""
+    """{proof, facts}: how the model was proved, and what it states about itself."""
     created_by: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[float] = mapped_column(default=clock())
 
@@ -317,7 +325,7 @@ class Model(Base):
 
 
 class ModelName(Base):
-    """The last version that a name ever had: a number is not used again, whatever was deleted."""
+    """Holds the last version number that a name ever had: no number is used again, whatever was deleted."""
 
     __tablename__ = "model_names"
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -325,22 +333,22 @@ class ModelName(Base):
 
 
 class Promotion(Base):
-    """A change of which version of a model is in production; the last one counts."""
+    """Records that a version of a model was put into production; the last promotion of a name counts."""
 
     __tablename__ = "promotions"
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    """1, 2, 3, ... of its name."""
+    """Number of the promotion, from 1 for each name."""
     version: Mapped[int]
     actor: Mapped[str] = mapped_column(String(200))
     reason: Mapped[str | None] = mapped_column(Text)
     comparison: Mapped[dict[str, Any]]
-    """What was shown to who decided."""
+    """Comparison with the version in production before, as it was shown to the person who decided."""
     at: Mapped[float] = mapped_column(default=clock())
 
 
 class Token(Base):
-    """A bearer token; the token itself is nowhere, only a keyed hash."""
+    """Records a bearer token by a keyed hash; the text of the token is stored nowhere."""
 
     __tablename__ = "tokens"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -353,7 +361,7 @@ class Token(Base):
 
 
 class Lockout(Base):
-    """Failed logins of an address."""
+    """Counts the failed logins of an address."""
 
     __tablename__ = "lockouts"
     address: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -362,7 +370,7 @@ class Lockout(Base):
 
 
 class AuditRecord(Base):
-    """Who did what. Rows are only ever added (triggers refuse the rest), each holding the hash of the one before."""
+    """Records who did what. Rows are only ever added (triggers refuse the rest); each holds the hash of the one before."""
 
     __tablename__ = "audit"
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -376,20 +384,20 @@ class AuditRecord(Base):
 
 
 class Worker(Base):
-    """A worker process that was seen."""
+    """Records a worker process and its last heartbeat."""
 
     __tablename__ = "workers"
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
-    """host:pid:start."""
+    """Id of the worker: `host:process id:start time`."""
     host: Mapped[str] = mapped_column(String(100), index=True)
     facts: Mapped[dict[str, Any]]
-    """{pid, device, gpus, version, torch, ops}."""
+    """What the worker states about itself: {pid, device, gpus, version, torch, ops, gpu_memory}."""
     started_at: Mapped[float] = mapped_column(default=clock())
     seen_at: Mapped[float] = mapped_column(default=clock())
 
 
 class DeviceLease(Base):
-    """One device, one training. Free when `until` has passed."""
+    """Records which job has a device. The device is free when `until` has passed."""
 
     __tablename__ = "device_leases"
     host: Mapped[str] = mapped_column(String(100), primary_key=True)
