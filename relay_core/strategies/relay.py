@@ -155,7 +155,7 @@ class RelayStrategy(Strategy):
         draw = partial(self.known.draw, len(slots), self.s.replay_c_select_mode, self.device)
         return FakeSlots(slots, {pair.kind: draw() for pair in self.gan.pairs})
 
-    def _merged(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_replay(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Join the site's images with replay: images, class ids, slots of the sites; the site's own come first."""
         slot = next(iter(self.current.slots.values())).id
         slots = torch.full((len(images),), slot, device=self.device)
@@ -169,16 +169,16 @@ class RelayStrategy(Strategy):
         """Train generators, discriminators and solver for one step."""
         losses: dict[str, Tensor] = {}
         images = self._signed(images)
-        batch = self._merged(images, labels)
+        batch = self._with_replay(images, labels)
         share = self.s.corrections.share_replay
         if self.s.train_gan and self.stage < 3:
             losses |= self.gan.step(
                 batch, self._fake_slots(batch[2]), position.step, position.progress, len(batch[0]) * distributed.world(),
-                None if share else self._merged(images, labels),
+                None if share else self._with_replay(images, labels),
             )  # fmt: skip
         if self.s.train_solver and position.step < position.solver_steps:
             if not share:
-                batch = self._merged(images, labels)
+                batch = self._with_replay(images, labels)
             replayed = len(batch[0]) - len(images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)

@@ -127,7 +127,7 @@ def test_how_much_of_a_batch_is_replay(toy, kwargs, real, replayed):
         strategy.begin_site(name, 8)
     assert strategy.real_count(Position(0, 6, 6)) == real
     images, labels = batch(real)
-    merged = strategy._merged(images, labels)
+    merged = strategy._with_replay(images, labels)
     assert [len(part) for part in merged] == [real + replayed] * 3
     assert torch.equal(merged[0][:real], images)
     assert set(merged[2][:real].tolist()) == {2}
