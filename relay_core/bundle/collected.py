@@ -33,6 +33,8 @@ def collected_matrices(reports: Sequence[SignedReport], run: RunFile, out: Path 
     names = [run.site(task_id).name for task_id in run.all_ids]
     columns = [name for name in names if any(name in row for row in scores_by_task.values())]
     rows = {run.site(i).name: scores_by_task[i] for i in run.task_ids if i in scores_by_task}
+    if not rows or not columns:
+        raise BundleError("bundle_incomplete", "the reports hold no scores of a test set of this run")
     matrices = score_matrices(rows, columns, run.site(run.all_ids[0]).data.task)
     if out is not None:
         for key, matrix in matrices.items():

@@ -13,7 +13,7 @@ import relay_core
 from relay_core.bundle import canonical
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_mean, is_moment, is_name, is_number, is_version
 from relay_core.bundle.weights import Table, read_table
-from relay_core.config import RunFile, StrategyFacts
+from relay_core.config import RelayState, RunFile, SiteCountState, StrategyFacts
 from relay_core.errors import BundleError
 
 FORMAT = 1
@@ -172,17 +172,18 @@ def require_fit(made: Manifest, records: Sequence[Mapping[str, Any]], run: RunFi
         raise BundleError("history_broken", "the history does not go from site to site as the run does")
     settings, state = sites[-1], made["checkpoint"]["state"]
     require_handed_over(state, settings.facts)
-    slots = {name: slot["id"] for bank in ("previous", "current") for name, slot in state.get(bank, {}).items()}
+    banks = [state["previous"], state["current"]] if issubclass(settings.facts.handed_over, RelayState) else []
+    slots = {name: slot["id"] for bank in banks for name, slot in bank.items()}
     slot_count = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
-    class_counts = [slot.get("classes") for bank in ("previous", "current") for slot in state.get(bank, {}).values()]
+    class_counts = [slot.get("classes") for bank in banks for slot in bank.values()]
     num_classes = settings.data.num_classes if settings.data.task == "classification" else None
     if (
         made["checkpoint"]["strategy"] != settings.strategy.name
         or not slots.keys() <= {name for _, name in expected_order}
         or any(slot >= slot_count for slot in slots.values())
         or any((None if counts is None else len(counts)) != num_classes for counts in class_counts)
-        or ("img" in state and ("label" in state) != (num_classes is None))
-        or state.get("sites", len(records)) != len(records)
+        or (banks and ("label" in state) != (num_classes is None))
+        or (issubclass(settings.facts.handed_over, SiteCountState) and state["sites"] != len(records))
         or settings.facts.holds_real_images
     ):
         raise BundleError("bundle_damaged", "the manifest's strategy or site bank is not one that the run's networks have")

@@ -38,14 +38,16 @@ from relay_core.config.solvers import (
     Task,
     UNetKwargs,
 )
-from relay_core.config.states import HandedOverState, NoState, SiteCountState
+from relay_core.config.states import HandedOverState, NoState, RelayState, SiteCountState
 from relay_core.config.strategies import (
     SEQUENCES,
     STRATEGIES,
+    BaselineKwargs,
     EwcKwargs,
     LwfKwargs,
     OwmKwargs,
     RehearsalKwargs,
+    RelayKwargs,
     SiKwargs,
     StrategyFacts,
     StrategyKwargs,
@@ -60,6 +62,7 @@ __all__ = [
     "SEQUENCES",
     "SOLVERS",
     "STRATEGIES",
+    "BaselineKwargs",
     "CifarResNetKwargs",
     "CommonDatasetKwargs",
     "Corrections",
@@ -83,6 +86,8 @@ __all__ = [
     "PyramidKwargs",
     "Registry",
     "RehearsalKwargs",
+    "RelayKwargs",
+    "RelayState",
     "ResNetKwargs",
     "RunFile",
     "SchedulerSettings",

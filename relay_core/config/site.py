@@ -12,7 +12,7 @@ from relay_core.config.base import Settings
 from relay_core.config.datasets import CommonDatasetKwargs, DatasetSettings
 from relay_core.config.model import DoubleGanKwargs, ModelSettings
 from relay_core.config.solvers import PretrainedKwargs, SolverKwargs, SolverSettings
-from relay_core.config.strategies import BaselineKwargs, StrategyFacts, StrategySettings, strategy_facts
+from relay_core.config.strategies import BaselineKwargs, StrategyFacts, StrategySettings, facts_of, strategy_facts
 from relay_core.config.train import OptimizerSettings, TrainSettings
 from relay_core.errors import RunFileError
 
@@ -163,14 +163,16 @@ class SiteSettings(Settings):
     def mode(self) -> str:
         """Return the strategy's name, or for the baseline its kind: local, sequential or joint."""
         kwargs = self.strategy.kwargs
-        if not isinstance(kwargs, BaselineKwargs):
+        if self.strategy.name != "baseline" or not isinstance(kwargs, BaselineKwargs):
             return self.strategy.name
         return kwargs.mode or ("joint" if self.train.joint_training else "sequential")
 
     @property
     def facts(self) -> StrategyFacts:
         """Return the facts that the strategy states. Raises RunFileError where it states none."""
-        return strategy_facts(self.mode)
+        if self.strategy.name == "baseline":
+            return strategy_facts(self.mode)
+        return facts_of(self.strategy.name, type(self.strategy.kwargs))
 
     @property
     def folder_name(self) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from relay_core.config.base import Settings
 from relay_core.config.registry import Choice, Entry, Registry
 from relay_core.config.states import HandedOverState, NoState, RelayState, SiteCountState
 from relay_core.errors import RunFileError
+
+Sequence = Literal["continues", "anew", "at_once"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class StrategyFacts:
 
     holds_real_images: bool
     """Whether its checkpoints hold images of patients. Then they never leave their machine: no export, no bundle."""
-    sequence: Literal["continues", "anew", "at_once"]
+    sequence: Sequence
     """continues: a site goes on from the checkpoint of the site before. anew: every site starts from nothing.
     at_once: the images of all sites are trained on together."""
     handed_over: type[HandedOverState]
@@ -32,12 +34,27 @@ class StrategyFacts:
     in_service: bool
     """Whether a site's service may run it."""
 
+    def __post_init__(self) -> None:
+        yes_or_no = (self.holds_real_images, self.has_generators, self.in_service)
+        if not all(isinstance(fact, bool) for fact in yes_or_no) or self.sequence not in get_args(Sequence):
+            raise ValueError(f"facts of a strategy are yes or no, and a sequence is one of {', '.join(get_args(Sequence))}")
+        config = self.handed_over.model_config if issubclass(self.handed_over, HandedOverState) else {}
+        if config.get("extra") != "forbid" or not config.get("strict"):
+            raise ValueError("handed_over is a subclass of HandedOverState that keeps its strict model_config")
+
 
 class StrategyKwargs(Settings):
     """What the settings of every strategy derive from."""
 
     facts: ClassVar[StrategyFacts | None] = None
-    """Stated by every strategy: one that does not is refused. A subclass of settings takes its parent's over."""
+    """Stated by the settings of every strategy itself, not taken over from a parent: one that does not is refused."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse facts that an annotation made a setting of: they would be a user's to change."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if "facts" in cls.model_fields:
+            raise TypeError(f"{cls.__name__}: write `facts = StrategyFacts(...)`, without an annotation")
 
 
 class RelayKwargs(StrategyKwargs):
@@ -153,8 +170,15 @@ class StrategySettings(Choice):
 
     registry = STRATEGIES
 
+    @field_validator("name")
+    @classmethod
+    def _is_no_kind_of_baseline(cls, name: str) -> str:
+        if name in ("local", "sequential", "joint"):
+            raise ValueError(f"{name} is a kind of the strategy baseline: {{name: baseline, kwargs: {{mode: {name}}}}}")
+        return name
 
-SEQUENCES: dict[str, Literal["continues", "anew", "at_once"]] = {
+
+SEQUENCES: dict[str, Sequence] = {
     "local": "anew", "sequential": "continues", "joint": "at_once"
 }  # fmt: skip
 """Kinds of baseline, and in which sequence each trains the sites."""
@@ -173,10 +197,15 @@ def strategy_facts(mode: str) -> StrategyFacts:
         kwargs = STRATEGIES[mode].kwargs
     except KeyError:
         raise RunFileError(f"strategy.name: {STRATEGIES.unknown(mode)}") from None
-    facts = getattr(kwargs, "facts", None)
+    return facts_of(mode, kwargs)
+
+
+def facts_of(name: str, kwargs: type[Settings]) -> StrategyFacts:
+    """The facts that the settings of the strategy `name` state themselves. Raises RunFileError where they state none."""
+    facts = vars(kwargs).get("facts")
     if not isinstance(facts, StrategyFacts):
         raise RunFileError(
-            f"the strategy {mode!r} does not state its facts (does it hold real images, does a site go on from the one "
+            f"the strategy {name!r} does not state its facts (does it hold real images, does a site go on from the one "
             f"before, ...): {kwargs.__name__} needs `facts = StrategyFacts(...)`, see docs/extend.md"
         )
     return facts

@@ -67,7 +67,7 @@ def convert(source: Path, run: RunFile, task_id: int, out: Path, warn: Callable[
         "run": run.digest,
         "site": settings.name,
         "task_id": task_id,
-        "strategy": "relay" if relay else "baseline",
+        "strategy": settings.strategy.name,
         "consumed": 0,
         "images": current.images,
         "steps": steps,

@@ -91,6 +91,8 @@ def _choose(device_type: str, index: int | None) -> ctypes.CDLL | str:
 
 def _find_fault(candidate: ctypes.CDLL, device: torch.device) -> str | None:
     """Say why a library is not used on a device: it fails there, or gives other values than the definitions; None: it is."""
+    if not _self_check:
+        return "nothing tries it out: import relay_core.cuda.ops first"
     outcomes, disagreement = _self_check[0]
     with _disable_current_modes():
         try:

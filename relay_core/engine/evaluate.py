@@ -13,7 +13,15 @@ from relay_core.config import SiteSettings
 from relay_core.data import SiteData
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.errors import CheckpointError
-from relay_core.metrics import ClassificationScores, ScoreMatrix, SegmentationScores, score_matrices, task_of, write_matrix
+from relay_core.metrics import (
+    ClassificationScores,
+    ScoreMatrix,
+    SegmentationScores,
+    metrics_of,
+    score_matrices,
+    task_of,
+    write_matrix,
+)
 from relay_core.models import make_solver
 
 BATCH = 32
@@ -134,6 +142,10 @@ def write_matrices(
     """
     first = next(iter(next(iter(rows.values())).values()))
     matrices = score_matrices(rows, names, task_of(first), start, sequential)
+    lengths = [metric.name for metric in metrics_of(task_of(first)) if metric.unit_key]
+    for stale in {f"{name}{unit}" for name in lengths for unit in ("", "_mm", "_px")} - matrices.keys():
+        for path in folder.glob(f"{stale}.*"):  # of an earlier call, when the test sets had other units
+            path.unlink()
     for key, matrix in matrices.items():
         write_matrix(matrix, folder, key)
     return matrices

@@ -88,7 +88,10 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         if own_checkpoint is None
         else own_checkpoint.meta.get("sites", [site.name])
     )
-    saver = _Saver(site, strategy, stream, steps, {"looks": statistics, "sites": sites})
+    earlier = [found.meta for found in (own_checkpoint, base) if found is not None]
+    holds_images = settings.facts.holds_real_images or any(meta.get("holds_real_images") for meta in earlier)
+    origin = {"looks": statistics, "sites": sites, "holds_real_images": holds_images}
+    saver = _Saver(site, strategy, stream, steps, origin)
     site.say(events.Started(site.name, first_step, steps, len(site.images), str(site.device), strategy.name))
     progress = _Progress(site, first_step, steps)
 
@@ -224,7 +227,7 @@ class _Saver:
     stream: Stream
     steps: int
     origin: dict[str, Any]
-    """Where the model has been: `sites`, in order, and `looks`, their feature statistics."""
+    """Where the model has been: `sites`, in order, `looks`, their feature statistics, and whether images came along."""
     last: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
@@ -246,7 +249,6 @@ class _Saver:
             "ended": step >= self.steps,
             "settings": settings.shared(),
             "hand_over": self.strategy.hand_over(),
-            "holds_real_images": settings.facts.holds_real_images,
             **self.origin,
             **state,
         }

@@ -163,13 +163,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    all_matrices = [run.matrices for runs in by_name.values() for run in runs]
-    metrics = [key for key in all_matrices[0] if all(key in matrices for matrices in all_matrices)][1:]
-    titles = [next(iter(by_name.values()))[0].matrices[metric].title for metric in metrics]
+    """A table of the other metrics; a column a unit, so that millimetres and pixels are never averaged together."""
+    others = [list(run.matrices.values())[1:] for runs in by_name.values() for run in runs]
+    titles = list(dict.fromkeys(matrix.title for matrices in others for matrix in matrices))
     lines = [table_row(["strategy", *titles]), "|---|" + "--:|" * len(titles)]
     for name, runs in by_name.items():
-        averages = {metric: [run.matrices[metric].average() for run in runs] for metric in metrics}
-        lines.append(table_row([name, *(_spread(runs[0].matrices[m], values) for m, values in averages.items())]))
+        cells = []
+        for title in titles:
+            matrices = [matrix for run in runs for matrix in run.matrices.values() if matrix.title == title]
+            whole = len(matrices) == len(runs)
+            cells.append(_spread(matrices[0], [matrix.average() for matrix in matrices]) if whole else DASH)
+        lines.append(table_row([name, *cells]))
     return lines
 
 

@@ -29,7 +29,7 @@ def export_checkpoint(
     if precision not in get_args(Precision):
         raise ExportError(f"--precision {precision}: one of {', '.join(get_args(Precision))}")
     settings = settings_of(checkpoint)
-    if settings.facts.holds_real_images:
+    if checkpoint.meta.get("holds_real_images") or settings.facts.holds_real_images:
         raise ExportError(
             f"{checkpoint.path}: strategy {settings.strategy.name} keeps real images: nothing of its checkpoints is exported"
         )

@@ -82,13 +82,14 @@ class ScoreMatrix:
     def average_seen(self) -> list[float | None]:
         """Return for each row (T,) the mean over the sites that its model has seen, that is, trained on so far.
 
-        A row whose name is no test site (a joint model) has seen them all. Where every row is a model of its own, it has
-        seen its own site alone.
+        A site without a test set here has nothing to see. Where every row is a model of its own, it has seen its own site
+        alone, or all of them if its name is no test site (a joint model).
         """
         means: list[float | None] = []
         for index, row in enumerate(self.values):
             names = self.rows[: index + 1] if self.sequential else [self.rows[index]]
-            seen = set(names) if set(names) <= set(self.columns) else set(self.columns)
+            joint = not self.sequential and self.rows[index] not in self.columns
+            seen = set(self.columns) if joint else set(names) & set(self.columns)
             means.append(_mean([value for name, value in zip(self.columns, row, strict=True) if name in seen]))
         return means
 

@@ -67,12 +67,8 @@ def train(
         if task_id not in dataset_rows:
             raise _dataset_missing(run, task_id)
     base = None
-    facts = strategy_facts(run.strategy)
-    if facts.holds_real_images or not facts.in_service:
-        raise Refusal(
-            "invalid_request", f"the strategy of run {run.name}, {run.strategy}, is not one that a service may run"
-        )
-    if site is not None and facts.sequence == "continues":
+    runs.require_may_run(run)
+    if site is not None and strategy_facts(run.strategy).sequence == "continues":
         position = order.index(site)
         base = _base_checkpoint(session, run, order[position - 1] if position else None, checkpoint_id)
     elif checkpoint_id is not None:

@@ -76,6 +76,20 @@ def keep(session: Session, row: Run, actor: str) -> tuple[Run, bool]:
     return row, True
 
 
+def require_may_run(row: Run) -> None:
+    """Refuse to train a run whose strategy is not for a service.
+
+    Raises:
+        Refusal: `invalid_request`.
+        RunFileError: the strategy is not known here, or states no facts.
+    """
+    facts = strategy_facts(row.strategy)
+    if facts.holds_real_images or not facts.in_service:
+        raise Refusal(
+            "invalid_request", f"the strategy of run {row.name}, {row.strategy}, is not one that a service may run"
+        )
+
+
 def require_no_images(row: Run) -> None:
     """Refuse to hand out a checkpoint of a run whose strategy keeps images of patients.
 

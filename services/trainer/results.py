@@ -96,6 +96,10 @@ def _publish_checkpoints(session: Session, work: PreparedJob, stored: _Stored) -
     run = need(session, Run, work.job.run_id) if work.job.run_id is not None else None
     starts_anew = run is not None and strategy_facts(run.strategy).sequence == "anew"
     for file, digest, size in stored.checkpoints:
+        if file.meta.get("holds_real_images"):
+            raise Refusal(
+                "real_images", f"the checkpoint of {file.meta['site']} holds images of patients: it is not kept here"
+            )
         artifacts.keep(session, digest, size, CHECKPOINT)
         row = Checkpoint(
             run_id=work.job.run_id, job_id=work.job.id, parent_id=None if starts_anew else parent, digest=digest,

@@ -25,6 +25,7 @@ from services.site import (
     need,
     registry,
     run_file,
+    runs,
 )
 from services.site.db import Bundle, Checkpoint, Database, Dataset, Job, Run
 from services.trainer.folder import write_run_files
@@ -122,7 +123,9 @@ def _image_folders(session: Session, settings: Settings, params: Mapping[str, An
 
 def _train(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     job, folder = work.job, work.folder
-    run = run_file(need(session, Run, str(job.run_id)))
+    row = need(session, Run, str(job.run_id))
+    runs.require_may_run(row)  # an older version may have queued it
+    run = run_file(row)
     run_path = write_run_files(folder, run, _image_folders(session, settings, job.params))
     site = job.params["site"]
     work.sites = 1 if site is not None or run.sites()[0].facts.sequence == "at_once" else len(run.task_ids)

@@ -2,13 +2,15 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from relay_core.bundle import importer, manifest, writer
 from relay_core.bundle.provenance import KnownRelays
-from relay_core.config import STRATEGIES, load_run
+from relay_core.config import STRATEGIES, HandedOverState, LwfKwargs, StrategyFacts, load_run
 from relay_core.engine import RelayRun, checkpoint
 from relay_core.engine.checkpoint import newest
 from relay_core.engine.layout import hand_over_layout
@@ -100,10 +102,11 @@ def test_real_images_never_travel(toy, world):
 PLUGIN = '''
 from dataclasses import replace
 from relay_core.config import Entry
-from relay_core.config.strategies import RehearsalKwargs
+from relay_core.config import RehearsalKwargs
 
 class HonestKwargs(RehearsalKwargs):
-    """Inherits what rehearsal states."""
+    """States what rehearsal states."""
+    facts = RehearsalKwargs.facts
 
 class DenyingKwargs(RehearsalKwargs):
     """States that it holds no images."""
@@ -138,6 +141,8 @@ def test_a_plug_in_that_is_built_on_rehearsal_hands_nothing_on(toy, world, tmp_p
     monkeypatch.setattr(sys.modules["own_rehearsal"].HonestKwargs, "facts", sys.modules["own_rehearsal"].DenyingKwargs.facts)
     with pytest.raises(BundleError, match="real images of patients"):  # the checkpoint itself says so
         writer.export_bundle(last.path, run, world.north, toy.folder / "one.relay")
+    with pytest.raises(ExportError, match="keeps real images"):
+        export_checkpoint(last, run, toy.data, toy.folder / "model.onnx", "fp32")
     assert not (toy.folder / "one.relay").exists()
 
 
@@ -154,3 +159,36 @@ def test_a_strategy_hands_over_what_its_schema_says(toy, name):
     for other in wrong:
         with pytest.raises(BundleError, match="not sound"):
             manifest.require_handed_over(other, settings.facts)
+
+
+def test_images_that_came_along_are_never_forgotten(toy):
+    """A site goes on from a checkpoint that holds images, with settings that state that there are none."""
+    run, last = trained(toy, {"strategy": {"name": "lwf"}})
+    meta = {**last.meta, "holds_real_images": True}
+    checkpoint.write(toy.folder / "out/task_1", last.meta["step"], meta, last.tensors)
+    RelayRun(run, toy.folder / "out", toy.data, CPU, only=2)()
+    assert newest(toy.folder / "out/task_2", print).meta["holds_real_images"] is True
+
+
+class Loose(BaseModel):
+    """No schema of ours."""
+
+
+class Open(HandedOverState):
+    """Lets anything through."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+@pytest.mark.parametrize("wrong", [{"sequence": "at-once"}, {"holds_real_images": "no"}, {"handed_over": Loose},
+                                   {"handed_over": Open}])  # fmt: skip
+def test_facts_that_say_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"facts of a strategy|strict model_config"):
+        replace(LwfKwargs.facts, **wrong)
+
+
+def test_facts_are_no_setting():
+    with pytest.raises(TypeError, match="without an annotation"):
+
+        class Annotated(LwfKwargs):
+            facts: StrategyFacts = LwfKwargs.facts

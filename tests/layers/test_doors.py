@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,20 @@ def test_a_door_opens(package):
             alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
         }
         assert seen == set(offered)
+
+
+@pytest.mark.parametrize("room", ["services.site", "services.api", "services.trainer", "services.client"])
+def test_what_a_room_takes_from_late_doors_needs_no_torch(room):
+    """The contracts cannot see through a late door: here every name that the room takes is fetched, torch forbidden."""
+    taken = {
+        (source, name)
+        for path, _, inside, source, names in imports()
+        for name in names
+        if f"{inside}.".startswith(f"{room}.") and source.startswith("relay_core")
+    }
+    assert taken
+    lines = [f"from {source} import {name}" for source, name in sorted(taken)]
+    blocked = "import sys\nfor name in ('torch', 'matplotlib', 'scipy', 'onnx'):\n    sys.modules[name] = None\n"
+    code = blocked + "\n".join(lines)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -80,13 +80,17 @@ def test_a_site_that_scores_a_set_in_another_unit_leaves_a_gap():
     assert [row[0] is None for row in found["hd95_px"].values] == [True, False]
 
 
-def test_a_mean_over_runs_of_different_units_is_refused():
-    def outcome(seed, unit):
-        matrix = ScoreMatrix(["a"], ["a"], "hd95", [[1.0]], unit=unit)
-        return Outcome("relay", seed, {"hd95": matrix}, 1.0)
+def test_runs_of_different_units_have_no_mean():
+    def outcome(seed, unit, value):
+        main = ScoreMatrix(["a"], ["a"], "dice_per_sample", [[0.9]])
+        distance = ScoreMatrix(["a"], ["a"], "hd95", [[value]], unit=unit)
+        return Outcome("relay", seed, {"dice_per_sample": main, "hd95": distance}, 1.0)
 
-    with pytest.raises(ValueError, match="different metrics or units"):
-        report_markdown([outcome(0, "mm"), outcome(1, "px")], "mixed")
+    text = report_markdown([outcome(0, "mm", 4.0), outcome(1, "px", 20.0)], "mixed")
+    assert "12.00" not in text
+    assert "| relay | \N{EN DASH} | \N{EN DASH} |" in text
+    alike = report_markdown([outcome(0, "mm", 4.0), outcome(1, "mm", 20.0)], "alike")
+    assert "| relay | 12.00 ± 11.31 |" in alike
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,15 @@ def test_direction_and_digits_come_from_the_registry(metric, better, text):
     plain = json.loads(matrix.to_json())
     assert (plain["higher_is_better"], plain["title"]) == (better, matrix.title)
     assert ScoreMatrix.from_json(matrix.to_json()) == matrix
+
+
+def test_the_mean_of_seen_sites_is_of_those_that_were_seen():
+    """A and C are in mm, B in pixels: after B a matrix of mm has seen A alone."""
+    rows = {name: {test: segmentation((2.0, 2.0) if test in "AC" else None) for test in "ABC"} for name in "ABC"}
+    for name, row in rows.items():
+        row["C"]["hd95"] = 100.0 if name != "C" else row["C"]["hd95"]
+    found = score_matrices(rows, list("ABC"), "segmentation")
+    near = found["hd95_mm"].values[0][0]
+    assert found["hd95_mm"].average_seen() == pytest.approx([near, near, near])
+    assert found["hd95_px"].average_seen()[0] is None
+    assert found["hd95_px"].average_seen()[1:] == pytest.approx([found["hd95_px"].values[0][0]] * 2)

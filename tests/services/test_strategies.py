@@ -21,7 +21,7 @@ CHOICES = {
 }
 PLUGIN = '''
 from relay_core.config import Entry, StrategyFacts, StrategyKwargs, NoState
-from relay_core.config.strategies import RehearsalKwargs
+from relay_core.config import BaselineKwargs, RehearsalKwargs
 
 def facts(**other):
     stated = dict(holds_real_images=False, sequence="continues", handed_over=NoState, has_generators=False, in_service=True)
@@ -39,11 +39,21 @@ class SilentKwargs(StrategyKwargs):
     """States nothing."""
 
 class HiddenKwargs(RehearsalKwargs):
-    """Inherits what rehearsal states."""
+    """States what rehearsal states."""
+    facts = RehearsalKwargs.facts
+
+class QuietKwargs(RehearsalKwargs):
+    """Leaves it to its parent."""
+
+class MemoryKwargs(BaselineKwargs):
+    """A baseline that keeps images."""
+    facts = facts(holds_real_images=True, in_service=False)
 
 NEAR = Entry(NearKwargs, "relay_core.strategies.baseline:BaselineStrategy")
 AT_HOME = Entry(AtHomeKwargs, "relay_core.strategies.baseline:BaselineStrategy")
 SILENT = Entry(SilentKwargs, "relay_core.strategies.baseline:BaselineStrategy")
+QUIET = Entry(QuietKwargs, "relay_core.strategies.rehearsal:RehearsalStrategy")
+MEMORY = Entry(MemoryKwargs, "relay_core.strategies.baseline:BaselineStrategy")
 HIDDEN = Entry(HiddenKwargs, "relay_core.strategies.rehearsal:RehearsalStrategy")
 '''
 
@@ -105,6 +115,9 @@ def test_a_service_plays_two_hops_of_it_or_refuses_the_run(small_site: SiteKit, 
     [
         ("rehearsal", "keeps real images"),
         ("clinic_strategies:HIDDEN", "keeps real images"),
+        ("clinic_strategies:QUIET", "does not state its facts"),
+        ("clinic_strategies:MEMORY", "keeps real images"),
+        ("local", "is a kind of the strategy baseline"),
         ("clinic_strategies:AT_HOME", "a service may not run it"),
         ("clinic_strategies:SILENT", "does not state its facts"),
     ],
@@ -127,3 +140,17 @@ def test_a_run_that_an_older_version_accepted_is_neither_trained_nor_handed_out(
         with pytest.raises(Refusal, match="images of patients") as caught:
             runs.require_no_images(row)
     assert caught.value.status == 403
+
+
+def test_a_job_that_an_older_version_queued_is_not_trained(small_site: SiteKit, toy: Toy) -> None:
+    run = small_site.add_run(written(toy, {"name": "lwf"}))
+    job_id = small_site.submit_train(run, site=1)
+    with small_site.database.write() as session:
+        session.get_one(Run, run.id).strategy = "rehearsal"
+    worker = WorkerLoop(small_site.settings, lambda: False)
+    try:
+        assert worker.work_once()
+    finally:
+        worker.close()
+    job = small_site.job(job_id)
+    assert (job.state, job.error["code"]) == ("failed", "invalid_request")

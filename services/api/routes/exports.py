@@ -23,8 +23,8 @@ router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
     responses={
         **success(202, "Accepted: a job builds it.", headers=LOCATION | REPLAYED),
         **changes(
-            "idempotency_key_missing", "idempotency_key_reused", "not_found", "conflict", "bundle_incomplete", "queue_full",
-            "storage_full",
+            "real_images", "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "conflict",
+            "bundle_incomplete", "queue_full", "storage_full",
         ),
     },
 )  # fmt: skip

@@ -23,8 +23,8 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
     responses={
         **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | REPLAYED),
         **changes(
-            "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing", "checkpoint_invalid",
-            "device_unavailable", "queue_full", "storage_full",
+            "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing",
+            "checkpoint_invalid", "device_unavailable", "queue_full", "storage_full",
         ),
     },
 )  # fmt: skip
