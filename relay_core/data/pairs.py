@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relay_core.errors import DataError, Problem
-from relay_core.imaging import SUFFIXES, Spacing, read_image, stem_of, suffix_of
+from relay_core.imaging import SUFFIXES, Spacing, is_litter, one_form, read_image, stem_of, suffix_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -102,18 +102,18 @@ def list_files(directory: Path, folder: Path) -> tuple[dict[str, Path], list[Pro
     files: dict[str, Path] = {}
     problems: list[Problem] = []
     for path in sorted(directory.iterdir(), key=lambda p: p.name):
-        if path.name.startswith(".") or path.suffix.lower() in _NOT_DATA:
+        if path.name.startswith(".") or is_litter(path.name) or path.suffix.lower() in _NOT_DATA:
             continue
         if path.is_dir():
             problems.append(Problem(relative(path, folder), "is a folder; files are read from one level only"))
         elif suffix_of(path) is None:
             message = f"is of an unsupported type; use {', '.join(SUFFIXES)}"
             problems.append(Problem(relative(path, folder), message))
-        elif stem_of(path) in files:
-            message = f"has the same stem as {files[stem_of(path)].name}; stems must differ"
+        elif (stem := one_form(stem_of(path))) in files:
+            message = f"has the same stem as {files[stem].name}; stems must differ"
             problems.append(Problem(relative(path, folder), message))
         else:
-            files[stem_of(path)] = path
+            files[stem] = path
     return dict(sorted(files.items())), problems
 
 

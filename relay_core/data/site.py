@@ -110,7 +110,7 @@ class Decoder:
     def _read_class_ids(self, pair: Pair, image: Any, problems: list[Problem]) -> npt.NDArray[np.uint8] | None:
         mask = pair.mask
         assert mask is not None
-        values = self._read_or_note(lambda: read_mask(mask), mask, problems)
+        values = self._read_or_note(lambda: read_mask(mask, pair.image), mask, problems)
         ids = None if values is None else self._read_or_note(lambda: self._map_to_class_ids(values, mask), mask, problems)
         if image is not None and values is not None and image[0].shape[1:] != values.shape:
             (ih, iw), (mh, mw) = image[0].shape[1:], values.shape

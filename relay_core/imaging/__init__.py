@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from relay_core.imaging import masks, out_of_distribution
     from relay_core.imaging.dicom import read_dicom, tells_rescaling
     from relay_core.imaging.drawing import as_array, overlay, palette, to_uint8
-    from relay_core.imaging.placement import EVEN, floats, in_plane
+    from relay_core.imaging.grid import Grid
+    from relay_core.imaging.names import is_litter, one_form
+    from relay_core.imaging.nifti import read_nifti
+    from relay_core.imaging.placement import EVEN, floats
     from relay_core.imaging.readers import (
         SUFFIXES,
         Spacing,
@@ -28,7 +31,10 @@ else:
         {
             "dicom": ["read_dicom", "tells_rescaling"],
             "drawing": ["as_array", "overlay", "palette", "to_uint8"],
-            "placement": ["EVEN", "floats", "in_plane"],
+            "grid": ["Grid"],
+            "names": ["is_litter", "one_form"],
+            "nifti": ["read_nifti"],
+            "placement": ["EVEN", "floats"],
             "readers": [
                 "SUFFIXES",
                 "Spacing",

@@ -1,8 +1,7 @@
 """Decode DICOM images: pixels by SimpleITK, everything else from the headers.
 
-Values are rescaled by the modality's slope and intercept. Then the window of the middle slice (PS3.3 C.11.2.1.2, linear)
-maps all slices to 0..1. Without a window, 8-bit values are divided by 255, and others are stretched from each slice's
-smallest to its largest value. MONOCHROME1 is inverted.
+Values are what the modality measured: rescaled by slope and intercept or by the modality's LUT. How they are shown is
+`display`'s. Padding counts as the darkest value of the image, so that no window and no statistic sees it.
 """
 
 from __future__ import annotations
@@ -21,30 +20,51 @@ import numpy.typing as npt
 import pydicom
 import SimpleITK as sitk
 from pydicom.encaps import generate_frames
+from pydicom.filereader import read_dataset
+from pydicom.pixels import apply_modality_lut, convert_color_space
 
 from relay_core.errors import ImageError
 from relay_core.imaging import placement
+from relay_core.imaging.display import Display, display_of
+from relay_core.imaging.grid import Grid
 from relay_core.imaging.limits import check_size
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_UNDECODABLE = "the DICOM file cannot be decoded (truncated, or of a kind that is not read here)"
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-"""UID of the transfer syntax of files that are deflated as a whole; reading one inflates it without a limit."""
+_SYNTAXES = {
+    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2",  # uncompressed
+    "1.2.840.10008.1.2.5",  # RLE
+    "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",  # JPEG
+    "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81",  # JPEG-LS
+    "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91",  # JPEG 2000
+}  # fmt: skip
+"""Transfer syntaxes that are read: none of them inflates a whole file."""
+_RLE = "1.2.840.10008.1.2.5"
+_ONE_SERIES = (
+    "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Rows", "Columns", "SamplesPerPixel",
+    "PhotometricInterpretation",
+)  # fmt: skip
+"""What the files of a series have in common."""
+SAME_SPACING = 1e-4
+"""Millimetres by which pixel spacings of one stack may differ."""
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # pydicom's warnings quote values
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The decoded files of one series; the fields mean the same as those of `study.Study`, whose sources are the headers."""
+    """The decoded files of one series, as one stack along the normal of its slices."""
 
     values: npt.NDArray[Any]
-    """Rescaled values (S, H, W), or colour (S, H, W, 3) uint8."""
+    """Measured values (S, H, W), or colour (S, H, W, 3) uint8."""
     spacing: tuple[float | None, float, float] | None
-    geometry: sitk.Image
+    """Millimetres at the patient: from slice to slice, row to row, column to column; None where the files do not say."""
+    grid: Grid
     headers: tuple[pydicom.Dataset, ...]
-    window: tuple[float, float] | None
-    inverted: bool
+    """In the order of the stack; one for a multi-frame file."""
+    order: tuple[int, ...]
+    """Of each slice of the stack the number of its frame in a multi-frame file, or of its file as it came."""
+    display: Display | None
+    """How grey values are shown; None for colour."""
 
 
 def read_dicom(files: Sequence[bytes]) -> Decoded:
@@ -54,39 +74,91 @@ def read_dicom(files: Sequence[bytes]) -> Decoded:
         ImageError: a file is damaged or of a kind that is not read, the files are not of one series, or their slices do not
             lie evenly one behind the other.
     """
-    headers = [_read_header(content) for content in files]
+    headers, jfif = zip(*(_read_header(content) for content in files), strict=True)
     try:
-        return _decode(headers, files)
+        return _decode(list(headers), files, any(jfif))
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         raise ImageError("the DICOM file's geometry, window or pixels are not readable") from None  # errors quote values
 
 
-def _decode(headers: list[pydicom.Dataset], files: Sequence[bytes]) -> Decoded:
-    """Sort the files of a series, check that they are one stack, and decode pixels, geometry and window."""
-    order = _slice_order(headers)
-    headers, files = [headers[i] for i in order], [files[i] for i in order]
-    first = headers[0]
-    frames = len(headers) if len(headers) > 1 else int(first.get("NumberOfFrames") or 1)
+def _decode(headers: list[pydicom.Dataset], files: Sequence[bytes], jfif: bool) -> Decoded:
+    """Sort the slices, check that they are one stack, and decode pixels, geometry and display."""
+    if len(headers) > 1:
+        _require_one_series(headers)
+    frames = len(headers) if len(headers) > 1 else int(headers[0].get("NumberOfFrames") or 1)
+    slices = [(header, 0) for header in headers] if len(headers) > 1 else [(headers[0], i) for i in range(frames)]
+    _require_one_plane(slices)
+    order = _slice_order(slices)
+    first = slices[order[0]][0]
     check_size(frames, int(first.Rows), int(first.Columns))
     _require_one_scale(first, frames)
-    values = _read_pixels(files, (frames, int(first.Rows), int(first.Columns)))
-    grey = values.ndim == 3
-    positions, in_plane = placement.positions(headers), placement.in_plane(first)
-    gap = placement.gap(positions, placement.orientation(first))
-    slice_spacing = abs(gap) if gap is not None else placement.thickness(first) if frames == 1 else None
-    patient_spacing = placement.in_plane(first, detector=False)
-    window = _read_window(headers, frames) if grey else None
-    inverted = grey and first.PhotometricInterpretation == "MONOCHROME1"
-    spacing = None if patient_spacing is None else (slice_spacing, *patient_spacing)
-    return Decoded(
-        values, spacing, placement.geometry(values, first, positions, gap, in_plane), tuple(headers), window, inverted
-    )
+    if len(headers) > 1:
+        headers, files = [headers[i] for i in order], [files[i] for i in order]
+    values = _read_pixels(files, (frames, int(first.Rows), int(first.Columns)), jfif)
+    if len(headers) == 1 and order != sorted(order):
+        values = values[order]
+    orientation = placement.orientation(first)
+    positions = [p for p in (placement.position(*slices[i]) for i in order) if p is not None]
+    gap = placement.gap(positions, orientation) if len(positions) == frames else None
+    between = gap if gap is not None else placement.thickness(first) if frames == 1 else None
+    in_plane, patient = placement.in_plane(first), placement.in_plane(first, detector=False)
+    affine = placement.affine_of(orientation, positions[0] if positions else None, in_plane, between)
+    if frames > 1 and gap is None:
+        affine = None  # a stack whose slices have no place: a cine loop, say
+    spacing = None if patient is None else (between, *patient)
+    sizes = None if in_plane is None else (between or 1.0, *in_plane)
+    depth, height, width = values.shape[:3]
+    grid = Grid.of_stack((depth, height, width), affine, sizes)
+    middle = headers[len(headers) // 2], order[frames // 2] if len(headers) == 1 else 0
+    display = display_of(*middle) if values.ndim == 3 else None
+    if display is not None:
+        values = _measured(values, first, darkest_is_smallest=not display.inverted)
+    return Decoded(values, spacing, grid, tuple(headers), tuple(order), display)
 
 
-def _read_header(content: bytes) -> pydicom.Dataset:
-    """Read everything but the pixels; raise ImageError for a file that cannot be decoded or would be misread."""
-    if _DEFLATED in content[: 1 << 16]:
-        raise ImageError("the DICOM file is deflated as a whole; send it in another transfer syntax")
+def _measured(values: npt.NDArray[Any], header: pydicom.Dataset, *, darkest_is_smallest: bool) -> npt.NDArray[Any]:
+    """Values after the modality's LUT, where there is one, with padding as dark as the darkest pixel."""
+    padded = _padding(values, header)
+    if header.get("ModalityLUTSequence"):
+        values = apply_modality_lut(values.astype(np.int64), header).astype(np.float32)
+    if padded is not None and padded.any() and not padded.all():
+        rest = values[~padded]
+        values = np.where(padded, rest.min() if darkest_is_smallest else rest.max(), values).astype(values.dtype)
+    return values
+
+
+def _padding(values: npt.NDArray[Any], header: pydicom.Dataset) -> npt.NDArray[np.bool_] | None:
+    """Where the pixels are padding (PS3.3 C.7.5.1.1.2), stated in stored values; None where the file names none."""
+    one = header.get("PixelPaddingValue")
+    if one is None:
+        return None
+    other = header.get("PixelPaddingRangeLimit", one)
+    scale = header if header.get("RescaleSlope") is not None else placement.group(header, "PixelValueTransformationSequence")
+    slope = float(scale.RescaleSlope) if scale is not None and scale.get("RescaleSlope") is not None else 1.0
+    intercept = float(scale.RescaleIntercept) if scale is not None and scale.get("RescaleIntercept") is not None else 0.0
+    low, high = sorted(float(stored) * slope + intercept for stored in (one, other))
+    return np.asarray((values >= low - 1e-3) & (values <= high + 1e-3))
+
+
+def _transfer_syntax(content: bytes) -> str:
+    """The transfer syntax of a file, from its group 2 alone: nothing else is read, and nothing inflated."""
+    meta = read_dataset(io.BytesIO(content[132:]), False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    return str(meta.TransferSyntaxUID)
+
+
+def _read_header(content: bytes) -> tuple[pydicom.Dataset, bool]:
+    """Read everything but the pixels, and whether they are YCbCr though the header says RGB.
+
+    Raises:
+        ImageError: the file cannot be decoded, or would be misread.
+    """
+    try:
+        syntax = _transfer_syntax(content)
+    except Exception:  # pydicom raises errors of many types on damaged files, which quote values
+        raise ImageError("the DICOM file does not say its transfer syntax (group 2 is missing or damaged)") from None
+    if syntax not in _SYNTAXES:
+        name = pydicom.uid.UID(syntax).name[:60]
+        raise ImageError(f"the DICOM file's transfer syntax is not read here ({name}); send it uncompressed")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -97,13 +169,12 @@ def _read_header(content: bytes) -> pydicom.Dataset:
             image_type = [str(part).upper() for part in header.get("ImageType") or []]
             pixels = len(header.PixelData)
             packed = header.file_meta.TransferSyntaxUID.is_compressed
-            coded_sizes = (
-                [_coded_size(frame) for frame in generate_frames(header.PixelData, number_of_frames=frames)]
-                if packed
-                else []
-            )
-    except Exception:  # pydicom raises errors of many types on damaged files, which quote values
-        raise ImageError(_UNDECODABLE) from None
+            coded = list(generate_frames(header.PixelData, number_of_frames=frames)) if packed else []
+            stored, high = int(header.get("BitsStored") or bits), header.get("HighBit")
+    except Exception:  # the same
+        raise ImageError(
+            "the DICOM file is truncated or damaged: its header or its pixel data cannot be read to the end"
+        ) from None
     check_size(frames, rows, columns)
     if "MOSAIC" in image_type:
         raise ImageError(
@@ -112,12 +183,26 @@ def _read_header(content: bytes) -> pydicom.Dataset:
         )
     if photometric not in _GREY + _COLOUR:
         raise ImageError(f"the file's PhotometricInterpretation is {photometric[:20]}; send {', '.join(_GREY)} or RGB")
+    if high is not None and int(high) != stored - 1:
+        raise ImageError(
+            f"the DICOM file's HighBit is {int(high)}, of {stored} bits stored: values that do not begin at bit 0"
+        )
     if not packed and pixels < frames * rows * columns * samples * bits // 8 // (2 if photometric == "YBR_FULL_422" else 1):
         raise ImageError("the DICOM file is truncated: it has fewer pixels than its header says")
-    if any(size not in (None, (rows, columns)) for size in coded_sizes):
-        raise ImageError("the DICOM file's compressed pixels have another size than its header says")
+    if syntax != _RLE:
+        for frame in coded:
+            size = _coded_size(frame)
+            if size is None:
+                raise ImageError("the DICOM file's compressed pixels do not say their size: the file is damaged")
+            if size != (rows, columns):
+                raise ImageError("the DICOM file's compressed pixels have another size than its header says")
     del header.PixelData
-    return header
+    return header, photometric == "RGB" and bool(coded) and _is_jfif(coded[0])
+
+
+def _is_jfif(frame: bytes) -> bool:
+    """Whether a JPEG stream begins as JFIF does, whose colours are YCbCr."""
+    return frame[:4] == b"\xff\xd8\xff\xe0" and frame[6:11] == b"JFIF\0"
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
@@ -150,33 +235,51 @@ def _require_one_scale(header: pydicom.Dataset, frames: int) -> None:
         raise ImageError("the frames of the DICOM file are rescaled differently; send them as a series of single files")
 
 
-def _slice_order(headers: Sequence[pydicom.Dataset]) -> list[int]:
-    """Return the indices of the files, sorted along their common normal; raise ImageError where they are not one stack."""
-    if len(headers) == 1:
-        return [0]
+def _require_one_series(headers: Sequence[pydicom.Dataset]) -> None:
     first = headers[0]
     for number, header in enumerate(headers, 1):
         if int(header.get("NumberOfFrames") or 1) > 1:
             raise ImageError(f"file {number} of the archive is multi-frame; send it alone")
-        for name in ("SeriesInstanceUID", "Rows", "Columns", "PhotometricInterpretation"):
+        for name in _ONE_SERIES:
             if header.get(name) != first.get(name):
                 raise ImageError(f"the archive is not one series: file {number} has another {name} than file 1")
-    orientation = placement.orientation(first)
-    if orientation is None or any(header.get("ImagePositionPatient") is None for header in headers):
+
+
+def _require_one_plane(slices: Sequence[tuple[pydicom.Dataset, int]]) -> None:
+    """Raise ImageError where slices are turned against each other, or their pixels are of different sizes."""
+    what = "frame" if len(slices) > 1 and slices[0][0] is slices[1][0] else "file"
+    orientation, in_plane = placement.orientation(*slices[0]), placement.in_plane(slices[0][0], frame=slices[0][1])
+    for number, (header, frame) in enumerate(slices, 1):
+        own, size = placement.orientation(header, frame), placement.in_plane(header, frame=frame)
+        if (own is None) != (orientation is None) or (
+            own is not None and orientation is not None and np.abs(own - orientation).max() > 1e-3
+        ):
+            raise ImageError(f"the series is no stack: {what} {number} is turned against {what} 1 (ImageOrientationPatient)")
+        if np.abs(np.subtract(size or (0, 0), in_plane or (0, 0))).max() > SAME_SPACING:
+            raise ImageError(f"the series has mixed spacing: {what} {number} has another PixelSpacing than {what} 1")
+
+
+def _slice_order(slices: Sequence[tuple[pydicom.Dataset, int]]) -> list[int]:
+    """Return the indices of the slices, sorted along their common normal; as they come where a file alone says no place.
+
+    Raises:
+        ImageError: the files of a series do not say their place.
+    """
+    orientation = placement.orientation(*slices[0])
+    places = [placement.position(header, frame) for header, frame in slices]
+    if len(slices) == 1:
+        return [0]
+    if orientation is None or any(place is None for place in places):
+        if slices[0][0] is slices[1][0]:
+            return list(range(len(slices)))
         raise ImageError(
             "the series has files without ImageOrientationPatient or ImagePositionPatient: their order is unknown"
         )
-    for number, header in enumerate(headers, 1):
-        file_orientation = placement.orientation(header)
-        if file_orientation is None or np.abs(file_orientation - orientation).max() > 1e-3:
-            raise ImageError(f"the series is no stack: file {number} is turned against file 1 (ImageOrientationPatient)")
     normal = np.cross(orientation[:3], orientation[3:])
-    return sorted(
-        range(len(headers)), key=lambda i: float(np.dot(normal, placement.floats(headers[i].ImagePositionPatient, 3)))
-    )
+    return sorted(range(len(slices)), key=lambda i: float(np.dot(normal, places[i])))  # type: ignore[arg-type]
 
 
-def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
+def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int], jfif: bool) -> npt.NDArray[Any]:
     """Decode the rescaled values of all files: (S, H, W), or (S, H, W, 3) for colour."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     values: npt.NDArray[Any] | None = None
@@ -187,7 +290,7 @@ def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int]) -> npt.NDA
             try:
                 image = sitk.ReadImage(str(path))
             except RuntimeError:
-                raise ImageError(_UNDECODABLE) from None
+                raise ImageError("the DICOM file's pixel data are damaged: they cannot be decoded") from None
             finally:
                 path.unlink()
             slices = _slices_of(image)
@@ -204,7 +307,7 @@ def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int]) -> npt.NDA
     assert values is not None
     if not np.isfinite(values).all():
         raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
-    return values
+    return convert_color_space(values, "YBR_FULL", "RGB") if jfif and values.ndim == 4 else values
 
 
 def _as_monochrome2(content: bytes) -> bytes:
@@ -228,13 +331,3 @@ def _slices_of(image: sitk.Image) -> npt.NDArray[Any]:
     if channels > 1 and array.dtype != np.uint8:
         raise ImageError("the DICOM file is in colour of more than 8 bits; send 8 bits")
     return array[None] if spatial_axes == 2 else array
-
-
-def _read_window(headers: Sequence[pydicom.Dataset], frames: int) -> tuple[float, float] | None:
-    """Return centre and width of the middle slice's window, of several the first; None where there is no valid one."""
-    header = headers[len(headers) // 2]
-    holder = header if "WindowCenter" in header else placement.group(header, "FrameVOILUTSequence", frames // 2)
-    if holder is None or holder.get("WindowCenter") is None or holder.get("WindowWidth") is None:
-        return None
-    centre, width = placement.floats(holder.WindowCenter), placement.floats(holder.WindowWidth)
-    return (float(centre[0]), float(width[0])) if len(centre) and len(width) and width[0] >= 1 else None

@@ -6,13 +6,12 @@ Legend: S slices, H rows, W columns.
 from __future__ import annotations
 
 import io
-import tempfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pydicom
 from PIL import Image
 
 import relay_core
@@ -47,16 +46,9 @@ def to_nifti(study: Study, ids: Ids) -> bytes:
     Raises:
         ImageError: the source is a picture (PNG, JPEG or TIFF), which has no geometry.
     """
-    import SimpleITK as sitk
-
-    if study.geometry is None:
+    if study.grid is None:
         raise ImageError("a PNG, JPEG or TIFF image has no geometry for NIfTI; ask for a PNG mask")
-    image = sitk.GetImageFromArray(ids if study.geometry.GetDimension() == 3 else ids[0])
-    image.CopyInformation(study.geometry)
-    with tempfile.TemporaryDirectory(prefix="relay-") as folder:
-        path = Path(folder) / "mask.nii.gz"
-        sitk.WriteImage(image, str(path), True)
-        return path.read_bytes()
+    return study.grid.to_nifti(ids)
 
 
 def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: str) -> bytes:
@@ -74,6 +66,7 @@ def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: st
     """
     if not study.sources:
         raise ImageError("a DICOM SEG references DICOM images, and the image is none; ask for NIfTI or PNG")
+    sources = [_referable(header) for header in study.sources]
     import highdicom
     from pydicom.sr.codedict import codes
     from pydicom.uid import ExplicitVRLittleEndian
@@ -94,7 +87,7 @@ def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: st
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings quote values of the source
             segmentation = highdicom.seg.Segmentation(
-                source_images=list(study.sources), pixel_array=ids,
+                source_images=sources, pixel_array=study.in_frame_order(ids),
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY, segment_descriptions=segments,
                 series_instance_uid=highdicom.UID(), series_number=9000, sop_instance_uid=highdicom.UID(),
                 instance_number=1, manufacturer="relay learning", manufacturer_model_name=model[:64],
@@ -103,8 +96,50 @@ def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: st
             )  # fmt: skip
             content = io.BytesIO()
             segmentation.save_as(content)
-    except Exception as error:  # highdicom raises errors of many types where the source lacks attributes
-        raise ImageError(
-            "the DICOM source lacks what a SEG must copy from it (patient, study, frame of reference); ask for NIfTI"
-        ) from error
+    except Exception as error:  # highdicom raises errors of many types, which quote values of the source
+        raise ImageError("highdicom cannot make a SEG of this DICOM source; ask for NIfTI") from error
     return content.getvalue()
+
+
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+"""What a SEG refers to its source by."""
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
+    "ReferringPhysicianName",
+)  # fmt: skip
+"""Attributes of type 2: a header must have them, and they may be empty, as de-identification leaves them."""
+
+
+def _referable(header: pydicom.Dataset) -> pydicom.Dataset:
+    """A copy of a header that highdicom accepts: empty attributes filled in, the first character set spelled out.
+
+    Raises:
+        ImageError: it lacks an attribute that a segmentation cannot do without; the message names it.
+    """
+    missing = [name for name in _IDENTITY if not header.get(name)]
+    if missing:
+        raise ImageError(f"the DICOM source has no {', '.join(missing)}, which a SEG refers to it by; ask for NIfTI")
+    copy = pydicom.Dataset(header)
+    copy.file_meta = header.file_meta
+    for name in _MAY_BE_EMPTY:
+        if name not in copy:
+            setattr(copy, name, None)
+    _share_what_every_frame_says(copy)
+    sets = copy.get("SpecificCharacterSet")
+    if isinstance(sets, pydicom.multival.MultiValue) and not sets[0]:
+        copy.SpecificCharacterSet = ["ISO 2022 IR 6", *sets[1:]]
+    elif "SpecificCharacterSet" in copy and not sets:
+        del copy.SpecificCharacterSet
+    return copy
+
+
+def _share_what_every_frame_says(header: pydicom.Dataset) -> None:
+    """Put measures and orientation of a multi-frame file, whose frames were found alike, where highdicom looks for them."""
+    frames, shared = header.get("PerFrameFunctionalGroupsSequence"), header.get("SharedFunctionalGroupsSequence")
+    if not frames or not shared:
+        return
+    joint = pydicom.Dataset(shared[0])
+    for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if not joint.get(name) and frames[0].get(name):
+            setattr(joint, name, frames[0].get(name))
+    header.SharedFunctionalGroupsSequence = [joint]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
-import SimpleITK as sitk
 
 from relay_core.errors import ImageError
 
@@ -35,14 +34,14 @@ def floats(value: Any, count: int | None = None) -> npt.NDArray[np.float64]:
     return numbers
 
 
-def orientation(header: pydicom.Dataset) -> npt.NDArray[np.float64] | None:
+def orientation(header: pydicom.Dataset, frame: int = 0) -> npt.NDArray[np.float64] | None:
     """Return the directions of a row and of a column, six numbers; None where the header does not tell.
 
     Raises:
         ValueError: they are not six finite numbers.
         ImageError: they are not two unit vectors at right angles.
     """
-    holder = header if "ImageOrientationPatient" in header else group(header, "PlaneOrientationSequence")
+    holder = header if "ImageOrientationPatient" in header else group(header, "PlaneOrientationSequence", frame)
     if holder is None or holder.get("ImageOrientationPatient") is None:
         return None
     directions = floats(holder.ImageOrientationPatient, 6)
@@ -52,16 +51,12 @@ def orientation(header: pydicom.Dataset) -> npt.NDArray[np.float64] | None:
     return directions
 
 
-def positions(headers: Sequence[pydicom.Dataset]) -> list[npt.NDArray[np.float64]]:
-    """Return each slice's position, x, y, z in mm; a slice whose header does not tell is left out. Raises ValueError."""
-    frames = int(headers[0].get("NumberOfFrames") or 1)
-    if len(headers) == 1 and frames > 1:
-        holders = [group(headers[0], "PlanePositionSequence", i) for i in range(frames)]
-    else:
-        holders = list(headers)
-    return [
-        floats(h.ImagePositionPatient, 3) for h in holders if h is not None and h.get("ImagePositionPatient") is not None
-    ]
+def position(header: pydicom.Dataset, frame: int = 0) -> npt.NDArray[np.float64] | None:
+    """Return the position of a frame's first pixel, x, y, z in mm; None where it is not told. Raises ValueError."""
+    holder = header if "ImagePositionPatient" in header else group(header, "PlanePositionSequence", frame)
+    if holder is None or holder.get("ImagePositionPatient") is None:
+        return None
+    return floats(holder.ImagePositionPatient, 3)
 
 
 def gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[np.float64] | None) -> float | None:
@@ -83,7 +78,7 @@ def gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[n
     for i, distance in enumerate(gaps):
         if abs(distance - usual) > max(EVEN, EVEN * abs(usual)):
             raise ImageError(
-                f"the slices lie unevenly: {abs(distance):.2f} mm between slices {i + 1} and {i + 2}, {abs(usual):.2f} mm "
+                f"the slices lie unevenly: {abs(distance):.6g} mm between slices {i + 1} and {i + 2}, {abs(usual):.6g} mm "
                 "elsewhere; a slice is missing, or the files are of several stacks"
             )
         if np.linalg.norm(steps[i] - distance * normal) > max(EVEN, EVEN * abs(usual)):
@@ -91,19 +86,32 @@ def gap(positions: Sequence[npt.NDArray[np.float64]], orientation: npt.NDArray[n
     return usual
 
 
-def in_plane(header: pydicom.Dataset, detector: bool = True) -> tuple[float, float] | None:
+def in_plane(header: pydicom.Dataset, detector: bool = True, frame: int = 0) -> tuple[float, float] | None:
     """Return the mm from row to row and from column to column; None where the header does not tell.
 
-    With `detector` also the spacing at the detector counts, where no other is known; the image of the patient is magnified.
+    With `detector` the spacing at the detector will do; otherwise it is the patient's, who is magnified in a projection: a
+    spacing that only repeats the detector's is divided by the estimated magnification, or not known.
     """
-    measures = group(header, "PixelMeasuresSequence")
-    holders = [(header, "PixelSpacing"), (measures, "PixelSpacing"), *([(header, "ImagerPixelSpacing")] if detector else [])]
-    for holder, name in holders:
-        if holder is not None and holder.get(name) is not None:
-            row, column = floats(holder.get(name), 2)
-            if min(row, column) > 0:
-                return float(row), float(column)
-    return None
+    measures = group(header, "PixelMeasuresSequence", frame)
+    imager = _pair(header, "ImagerPixelSpacing")
+    for holder in (header, measures):
+        spacing = None if holder is None else _pair(holder, "PixelSpacing")
+        if spacing is not None:
+            if spacing != imager or detector or header.get("PixelSpacingCalibrationType"):
+                return spacing
+            break  # it repeats the detector's: nobody calibrated it (PS3.3 10.7.1.3)
+    if detector or imager is None:
+        return imager
+    factor = header.get("EstimatedRadiographicMagnificationFactor")
+    return (imager[0] / float(factor), imager[1] / float(factor)) if factor is not None and float(factor) > 0 else None
+
+
+def _pair(header: pydicom.Dataset, name: str) -> tuple[float, float] | None:
+    """Two lengths above 0; None where the header does not say them."""
+    if header.get(name) is None:
+        return None
+    row, column = floats(header.get(name), 2)
+    return (float(row), float(column)) if min(row, column) > 0 else None
 
 
 def thickness(header: pydicom.Dataset) -> float | None:
@@ -117,18 +125,22 @@ def thickness(header: pydicom.Dataset) -> float | None:
     return None
 
 
-def geometry(
-    values: npt.NDArray[Any], header: pydicom.Dataset, positions: Sequence[npt.NDArray[np.float64]], gap: float | None,
-    in_plane: tuple[float, float] | None,
-) -> sitk.Image:  # fmt: skip
-    """Make an empty image (W, H, S) that lies where the slices lie; what is unknown is 1 mm, or SimpleITK's default."""
-    image = sitk.Image([values.shape[2], values.shape[1], values.shape[0]], sitk.sitkUInt8)
-    row, column = in_plane or (1.0, 1.0)
-    slice_spacing = abs(gap) if gap is not None else thickness(header) or 1.0
-    image.SetSpacing((column, row, slice_spacing))
-    directions = orientation(header)
-    if directions is not None and positions:
-        normal = np.cross(directions[:3], directions[3:]) * (1 if gap is None or gap > 0 else -1)
-        image.SetOrigin([float(x) for x in positions[0]])
-        image.SetDirection([float(x) for x in np.stack([directions[:3], directions[3:], normal], axis=1).ravel()])
-    return image
+def affine_of(
+    orientation: npt.NDArray[np.float64] | None, position: npt.NDArray[np.float64] | None,
+    in_plane: tuple[float, float] | None, between: float | None,
+) -> npt.NDArray[np.float64] | None:  # fmt: skip
+    """Return what leads from (column, row, slice) to LPS millimetres: (4, 4); None where the files do not say.
+
+    Args:
+        orientation: directions of a row and of a column.
+        position: of the first slice.
+        in_plane: millimetres from row to row and from column to column.
+        between: millimetres from slice to slice, along the normal; None counts as 1, for a single slice.
+    """
+    if orientation is None or position is None or in_plane is None:
+        return None
+    affine = np.eye(4)
+    row, column = orientation[:3], orientation[3:]
+    affine[:3, 0], affine[:3, 1] = row * in_plane[1], column * in_plane[0]
+    affine[:3, 2], affine[:3, 3] = np.cross(row, column) * (between or 1.0), position
+    return affine

@@ -7,11 +7,11 @@ Legend: S slices, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-import gzip
 import io
-import math
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,54 +21,66 @@ import numpy.typing as npt
 from PIL import Image
 
 from relay_core.errors import DataError, ImageError
-from relay_core.imaging.limits import MAX_BYTES, MAX_FILES, MAX_PIXELS, MAX_VOXELS, check_size
-from relay_core.imaging.readers import NiftiHeader, nifti_header, read_image
+from relay_core.imaging.display import Display, stretch
+from relay_core.imaging.grid import Grid
+from relay_core.imaging.limits import MAX_FILES, MAX_PIXELS, MAX_VOXELS, check_size
+from relay_core.imaging.names import is_litter
+from relay_core.imaging.nifti import read_nifti
+from relay_core.imaging.readers import plane_axes, read_image, to_channels
 
 if TYPE_CHECKING:
     import pydicom
 
-_PICTURES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif"}
+_PICTURES = {
+    b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg",
+    b"II*\0": ".tif", b"MM\0*": ".tif", b"II+\0": ".tif", b"MM\0+": ".tif",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Study:
-    """A decoded image or volume."""
+    """A decoded image or volume, as a network sees it: a volume in LPS, a picture upright."""
 
     kind: Literal["picture", "nifti", "dicom"]
     pixels: npt.NDArray[Any]
-    """Values as decoded, (S, C, H, W); where colour is wanted, grey is repeated without copies."""
+    """(S, C, H, W) as decoded; grey is repeated, without copies, where colour is wanted."""
     spacing: tuple[float | None, float, float] | None
     """Millimetres from slice to slice, row to row, column to column; None where the file does not tell."""
     volume: bool
     """Whether it is a stack of slices rather than one picture."""
-    geometry: Any = None
-    """SimpleITK image whose size, spacing, origin and direction a mask takes over; None for a picture, which has none."""
+    grid: Grid | None = None
+    """Where the voxels lie, and how a mask is turned back to the source's storage order; None: a picture has none."""
     sources: tuple[pydicom.Dataset, ...] = ()
-    """DICOM headers in the order of the slices (one for a multi-frame file), without their pixels."""
-
-    window: tuple[float, float] | None = None
-    """Centre and width that map values to 0..1 (PS3.3 C.11.2.1.2). None: 8-bit values are divided by 255, and a picture's
-    float32 values are in 0..1 already; all others, and those of NIfTI, are stretched from each slice's smallest to its
-    largest."""
-    inverted: bool = False
-    """Whether the largest value means black (MONOCHROME1)."""
+    """DICOM headers in the order of the stack (one for a multi-frame file), without their pixels."""
+    order: tuple[int, ...] = ()
+    """Of each slice of the stack the number of its frame in a multi-frame DICOM file."""
+    display: Display | None = None
+    """How measured values become shades; None: uint8 by 255, float32 pictures as they are, NIfTI slice by slice."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def batch(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Return slices `start` to `stop` - 1 as (n, C, H, W) float32 in 0..1."""
+        """Return slices `start` to `stop` as (n, C, H, W) float32 in 0..1."""
         slices = self.pixels[start:stop]
-        if self.window is not None:
-            centre, width = self.window
-            scaled = np.clip((slices - np.float32(centre - 0.5)) / np.float32(max(width - 1, 1e-6)) + np.float32(0.5), 0, 1)
-        elif self.kind != "nifti" and slices.dtype == np.uint8:
-            scaled = slices / np.float32(255)
-        elif self.kind == "picture":
-            scaled = slices
+        shown: npt.NDArray[Any]
+        if self.display is not None:
+            shown = self.display.shades(slices)
+        elif self.kind == "nifti":
+            shown = np.stack([stretch(values) for values in slices])
         else:
-            scaled = np.stack([_stretch(values) for values in slices])
-        return np.ascontiguousarray(1 - scaled if self.inverted else scaled, np.float32)
+            shown = slices / np.float32(255) if slices.dtype == np.uint8 else slices
+        return np.ascontiguousarray(shown, np.float32)
+
+    def in_frame_order(self, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Bring a mask (S, H, W) of DICOM back to the slices as stored: to the order of `sources`, or of the frames."""
+        assert self.grid is not None
+        stack = self.grid.restored(mask.reshape(self.grid.shape)).transpose(2, 1, 0)
+        if len(self.sources) > 1:
+            return np.ascontiguousarray(stack)
+        frames = np.empty_like(stack)
+        frames[list(self.order)] = stack
+        return frames
 
 
 def read_study(content: bytes, channels: int, window: tuple[float, float] | None = None) -> Study:
@@ -90,7 +102,7 @@ def read_study(content: bytes, channels: int, window: tuple[float, float] | None
     if study.kind == "dicom":
         _require_measurements(study)
     low, high = window
-    return replace(study, window=((low + high + 1) / 2, high - low + 1), inverted=False)
+    return replace(study, display=Display(((low + high + 1) / 2, high - low + 1)))
 
 
 def _require_measurements(study: Study) -> None:
@@ -126,77 +138,38 @@ def _decode_picture(content: bytes, suffix: str, channels: int) -> Study:
     except Image.DecompressionBombError:
         raise ImageError(f"the image has too many pixels; a slice may have {MAX_PIXELS}") from None
     except Exception:  # decoders raise errors of many types on damaged files
-        raise ImageError("the image cannot be decoded (truncated or not an image)") from None
+        raise ImageError("the image is no PNG, JPEG or TIFF file that can be read, or its header is damaged") from None
     check_size(1, height, width)
-    pixels, _ = _read_pixels(content, suffix, 3)
-    if channels == 1:
-        if (pixels != pixels[:1]).any():
-            raise ImageError("the image is in colour, and the model reads grey images")
-        pixels = pixels[:1]
+    with _as_file(content, suffix) as path:
+        try:
+            pixels, _ = read_image(path, channels)  # as in training
+        except DataError as error:
+            raise ImageError(f"the image {error.problems[0].message}") from None
     return Study("picture", pixels[None], None, False)
 
 
-def _read_pixels(content: bytes, suffix: str, channels: int) -> Any:
+@contextmanager
+def _as_file(content: bytes, suffix: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         path = Path(folder) / f"image{suffix}"
         path.write_bytes(content)
-        try:
-            return read_image(path, channels)
-        except DataError as error:
-            raise ImageError(f"the image {error.problems[0].message}") from None
+        yield path
 
 
 def _decode_nifti(content: bytes, suffix: str, channels: int) -> Study:
-    import SimpleITK as sitk
-
-    with tempfile.TemporaryDirectory(prefix="relay-") as folder:
-        path = Path(folder) / f"image{suffix}"
-        path.write_bytes(content)
+    with _as_file(content, suffix) as path:
         try:
-            header = nifti_header(path)
-        except DataError as error:
-            raise ImageError(f"the image {error.problems[0].message}") from None
-        size = list(header.size)
-        while len(size) > 3 and size[-1] == 1:
-            size.pop()
-        if len(size) not in (2, 3):
-            raise ImageError(f"the NIfTI file has {len(size)} dimensions ({' x '.join(map(str, size))}); send one volume")
-        check_size(size[2] if len(size) == 3 else 1, size[1], size[0])
-        if header.code not in _REAL:
-            raise ImageError("the NIfTI file's voxels are not single real numbers; send a grey volume")
-        if header.needed > MAX_BYTES:
-            raise ImageError(f"the NIfTI file has more than {MAX_BYTES >> 20} MiB, decompressed")
-        if header.code in (16, 64):
-            _require_finite(path, header, math.prod(size))
-        sitk.ProcessObject.SetGlobalWarningDisplay(False)
-        try:
-            image = sitk.ReadImage(str(path))
-        except RuntimeError:
-            raise ImageError("the image cannot be decoded (truncated or not an image)") from None
-    if image.GetDimension() > 3:
-        image = image[tuple([slice(None)] * 3 + [0] * (image.GetDimension() - 3))]
-    *between, row, column = (float(mm) for mm in image.GetSpacing()[::-1])
-    array = sitk.GetArrayViewFromImage(image)
-    volume = array.ndim == 3 and len(array) > 1
-    stack = array if array.ndim == 3 else array[None]
-    spacing = (between[0] if between else None, row, column)
-    return Study("nifti", grey_stack(stack, channels), spacing, volume, image)
-
-
-_REAL = (2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280)
-"""Codes of NIfTI's integer and floating-point types."""
-
-
-def _require_finite(path: Path, header: NiftiHeader, count: int) -> None:
-    """Raise ImageError where one of `count` voxels is NaN or infinite; the reader would turn it into 0."""
-    dtype = np.dtype(f"{header.order}f{4 if header.code == 16 else 8}")
-    bytes_left = count * dtype.itemsize
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        file.read(header.start)
-        while bytes_left > 0 and (chunk := file.read(min(bytes_left, 1 << 24))):
-            bytes_left -= len(chunk)
-            if not np.isfinite(np.frombuffer(chunk, dtype, len(chunk) // dtype.itemsize)).all():
-                raise ImageError("the image has values that are not finite numbers (NaN or infinity)")
+            nifti = read_nifti(path)
+        except ImageError as error:
+            reason = str(error)
+            raise ImageError(reason if reason.startswith("the image") else f"the image {reason}") from None
+    axes = plane_axes(nifti)
+    if axes is None:
+        return Study("nifti", grey_stack(nifti.values, channels), nifti.spacing, True, nifti.grid)
+    rows, columns = axes
+    picture = nifti.values.reshape(1, nifti.values.shape[rows], nifti.values.shape[columns])
+    spacing = None if nifti.spacing is None else (None, nifti.spacing[rows], nifti.spacing[columns])
+    return Study("nifti", grey_stack(picture, channels), spacing, False, nifti.grid)
 
 
 def _unzip(content: bytes) -> list[bytes]:
@@ -208,7 +181,7 @@ def _unzip(content: bytes) -> list[bytes]:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             if any(_points_outside(entry.filename) for entry in entries):
                 raise ImageError("the archive names files outside itself; it is not read")
-            entries = [e for e in entries if not e.filename.startswith("__MACOSX/") and not e.filename.endswith("DICOMDIR")]
+            entries = [entry for entry in entries if not is_litter(entry.filename)]
             if not 1 <= len(entries) <= MAX_FILES:
                 raise ImageError(f"the archive holds {len(entries)} files; a series may have 1 to {MAX_FILES}")
             if sum(entry.file_size for entry in entries) > 4 * MAX_VOXELS:
@@ -237,24 +210,19 @@ def _decode_dicom(files: list[bytes], channels: int) -> Study:
     from relay_core.imaging.dicom import read_dicom
 
     decoded = read_dicom(files)
-    stack = decoded.values
-    if stack.ndim == 4:
-        if channels == 1:
-            raise ImageError("the image is in colour, and the model reads grey images")
-        pixels = stack.transpose(0, 3, 1, 2)
+    colour = decoded.values.ndim == 4
+    planes = np.moveaxis(decoded.values, -1, 0) if colour else decoded.values[None]
+    stacks = np.stack([decoded.grid.turned(plane.transpose(2, 1, 0)) for plane in planes], axis=1)  # (S, 1 or 3, H, W)
+    if colour:
+        pixels = np.stack([to_channels(slice_.transpose(1, 2, 0), channels) for slice_ in stacks])
     else:
-        pixels = grey_stack(stack, channels)
+        pixels = grey_stack(stacks[:, 0], channels)
+    spacing = decoded.spacing if decoded.grid.turn is None else decoded.grid.turned_sizes(decoded.spacing)
     return Study(
-        "dicom", pixels, decoded.spacing, len(stack) > 1, decoded.geometry, decoded.headers, decoded.window, decoded.inverted
+        "dicom", pixels, spacing, len(decoded.values) > 1, decoded.grid, decoded.headers, decoded.order, decoded.display
     )
 
 
 def grey_stack(stack: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
     """Return a view of a grey stack (S, H, W) as (S, channels, H, W)."""
     return np.broadcast_to(stack[:, None], (len(stack), channels, *stack.shape[1:]))
-
-
-def _stretch(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Stretch the values of a slice to 0..1, from the smallest to the largest; a constant slice becomes 0."""
-    low, high = float(values.min()), float(values.max())
-    return ((values - low) / (high - low) if high > low else np.zeros_like(values)).astype(np.float32)

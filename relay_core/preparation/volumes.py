@@ -18,7 +18,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from relay_core.errors import DataError, ImageError, Problem
-from relay_core.imaging import EVEN, floats, in_plane, read_dicom, read_study, tells_rescaling
+from relay_core.imaging import EVEN, Grid, floats, is_litter, read_dicom, read_nifti, tells_rescaling
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
 _GRID = frozenset({"Spacing", "Origin", "Direction"})
@@ -44,6 +44,8 @@ class _Read:
     image: sitk.Image
     known: frozenset[str]
     """The names in `_GRID` whose values the file gives."""
+    grid: Grid | None = None
+    """Of a NIfTI file."""
 
 
 def suffix_of(path: Path) -> str | None:
@@ -59,7 +61,7 @@ def stem_of(path: Path) -> str:
 def files_of(path: Path) -> list[Path]:
     """List all files that a volume is read from: those of a series, or those with its stem (`.mhd` and `.raw`)."""
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.is_file() and file.name != "DICOMDIR")
+        inside = (file for file in path.rglob("*") if file.is_file() and not is_litter(file.name))
         return sorted(file for file in inside if not file.name.startswith("."))
     return sorted(file for file in path.parent.iterdir() if file.name.startswith(f"{stem_of(path)}.") and file.is_file())
 
@@ -76,7 +78,10 @@ def read_volume(image: Path, labels: Path | None, *, rescaled: bool = False) -> 
         DataError: if a volume cannot be read, or the labels lie on another grid than the image.
     """
     image_read = _read(image, ("volume", "image"), rescaled)
-    label_read = None if labels is None else _read_labels(labels)
+    label_read = None if labels is None else _read_labels(labels, image_read.grid)
+    own, theirs = image_read.grid, None if label_read is None else label_read.grid
+    if own is not None and theirs is not None and own.affine is None and theirs.affine is not None:
+        image_read = _read(image, ("volume", "image"), rescaled, theirs)  # the labels alone say how both are stored
     if label_read is not None:
         _copy_missing_grid(image_read.image, image_read.known, label_read)
         _copy_missing_grid(label_read.image, label_read.known, image_read)
@@ -96,30 +101,52 @@ def _fail(path: Path, message: str) -> NoReturn:
     raise DataError("a volume cannot be used", [Problem(path.name, message)])
 
 
-def _read_labels(path: Path) -> _Read:
+def _read_labels(path: Path, image: Grid | None) -> _Read:
     try:
-        return _read(path, ("volume", "label"), False)
+        return _read(path, ("volume", "label"), False, image)
     except DataError as error:  # the labels' file may have the image's name, so say which it is
         _fail(path, f"labels: {error.problems[0].message}")
 
 
-def _read(path: Path, names: tuple[str, ...], rescaled: bool) -> _Read:
+def _read(path: Path, names: tuple[str, ...], rescaled: bool, like: Grid | None = None) -> _Read:
     try:
         if path.is_dir():
             return _read_series(path, rescaled)
         if suffix_of(path) == ".npz":
             return _read_npz(path, names)
-        nifti = (suffix_of(path) or "").startswith(".nii")
-        volume = read_study(path.read_bytes(), 1).geometry if nifti else _read_itk(path)
+        if (suffix_of(path) or "").startswith(".nii"):
+            nifti = read_nifti(path, like)
+            return _placed(nifti.values, nifti.grid, nifti.spacing)
+        volume = _read_itk(path)
     except ImageError as error:
         _fail(path, str(error))
-    if not isinstance(volume, sitk.Image):
-        _fail(path, "is no NIfTI file, whatever its name says")
     if volume.GetDimension() != 3 or volume.GetNumberOfComponentsPerPixel() != 1:
         size = " x ".join(map(str, volume.GetSize()))
         _fail(path, f"is {size} with {volume.GetNumberOfComponentsPerPixel()} values a voxel; give one grey volume")
     _require_finite(path, sitk.GetArrayViewFromImage(volume))
     return _Read(volume, _GRID)
+
+
+def _placed(values: npt.NDArray[Any], grid: Grid, spacing: tuple[float | None, float, float] | None) -> _Read:
+    """Make an image of voxels (S, H, W) in LPS that lies where their grid says."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values))
+    sized = spacing is not None and spacing[0] is not None
+    if spacing is not None and spacing[0] is not None:
+        image.SetSpacing([float(spacing[2]), float(spacing[1]), float(spacing[0])])
+    if grid.affine is not None:
+        sizes = np.linalg.norm(grid.affine[:3, :3], axis=0)
+        if not sized:
+            image.SetSpacing(sizes.tolist())
+        image.SetDirection(_orthogonal(grid.affine[:3, :3] / sizes).ravel().tolist())
+        image.SetOrigin(grid.affine[:3, 3].tolist())
+    said = {"Spacing"} if sized else set()
+    return _Read(image, frozenset(said | ({"Origin", "Direction"} if grid.affine is not None else set())), grid)
+
+
+def _orthogonal(axes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The nearest axes at exactly right angles, which SimpleITK insists on."""
+    left, _, right = np.linalg.svd(axes)
+    return np.asarray(left @ right)
 
 
 def _read_itk(path: Path) -> sitk.Image:
@@ -145,14 +172,10 @@ def _read_series(folder: Path, rescaled: bool) -> _Read:
         _fail(folder, str(error).replace("archive", "folder"))  # `read_dicom` words its errors for uploads
     if series.values.ndim != 3:
         _fail(folder, "is in colour; give one grey volume")
-    if len({tuple(np.round(in_plane(header) or (0, 0), 4).tolist()) for header in series.headers}) > 1:
-        _fail(folder, "has slices of different PixelSpacing (mixed spacing); keep one series alone there")
     if rescaled and not all(tells_rescaling(header) for header in series.headers):
         _fail(folder, "has no RescaleSlope and RescaleIntercept: its values are not HU; --intercept -1024 adds that number")
-    image = sitk.GetImageFromArray(series.values)
-    image.CopyInformation(series.geometry)
-    spacing_known = frozenset() if series.spacing is None or series.spacing[0] is None else frozenset({"Spacing"})
-    return _Read(image, spacing_known | {"Origin", "Direction"})
+    standing = series.grid.turned(series.values.transpose(2, 1, 0))
+    return _placed(standing, series.grid, series.grid.turned_sizes(series.spacing) or series.spacing)
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> _Read:

@@ -472,7 +472,7 @@ def test_masks_of_another_size_and_damaged_files_are_named(name, tmp_path):
     save(folder / mask[0], np.zeros((8, 10), np.uint8))
     (folder / image[1]).write_bytes((folder / image[1]).read_bytes()[:60])
     (folder / mask[2]).write_bytes(b"no image")
-    undecodable = "cannot be decoded (truncated or not an image)"
+    undecodable = "is no PNG, JPEG or TIFF file that can be read, or its header is damaged"
     expected = [
         f"{mask[0]}: is 10x8 pixels (width x height), its image is 8x8",
         f"{image[1]}: {undecodable}",
@@ -486,7 +486,7 @@ def test_masks_of_another_size_and_damaged_files_are_named(name, tmp_path):
 def test_a_damaged_mask_is_no_negative_slice(tmp_path):
     make_midlines(tmp_path, ["a", "b"])
     (tmp_path / "a/mask_0000.png").write_bytes(b"no image")
-    expected = ["a/mask_0000.png: cannot be decoded (truncated or not an image)"]
+    expected = ["a/mask_0000.png: is no PNG, JPEG or TIFF file that can be read, or its header is damaged"]
     assert messages(MIDLINE, tmp_path, task="classification", class_by="positive") == expected
     assert messages(MIDLINE, tmp_path, negatives_per_positive=0, test_studies=["b"]) == expected
 

@@ -36,7 +36,7 @@ def test_colour_stays_8_bit_and_moves_channels_first(tmp_path, name):
     assert (pixels == COLOUR.transpose(2, 0, 1)).all()
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", "png"), ("P", "png"), ("LA", "png"), ("L", "jpg"), ("CMYK", "jpg")])
+@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", "png"), ("P", "png"), ("LA", "png"), ("L", "jpg"), ("1", "png")])
 def test_every_mode_gives_the_channels_asked_for(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(COLOUR).convert(mode).save(path)
@@ -77,15 +77,14 @@ def test_nifti_slice_along_another_axis(tmp_path):
 
 def test_nifti_volume_is_refused(tmp_path):
     path = write_nifti(tmp_path / "a.nii", np.zeros((3, 4, 5), np.int16), (1.0, 1.0, 1.0))
-    assert reason(path) == "is a volume of 5 x 4 x 3; give 2-D slices, one a file"
+    assert reason(path).startswith("is a volume of 5 x 4 x 3; give 2-D slices, one a file")
 
 
 def test_values_that_are_not_finite(tmp_path):
     values = np.array([[0, np.nan, 2]], np.float32)
     Image.fromarray(values).save(tmp_path / "a.tif")
     assert "not finite" in reason(tmp_path / "a.tif")
-    pixels, _ = read_image(write_nifti(tmp_path / "a.nii", values, (1.0, 1.0)), 1)
-    assert pixels.tolist() == [[[0, 0, 1]]]
+    assert "not finite" in reason(write_nifti(tmp_path / "a.nii", values, (1.0, 1.0)))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.nii", "a.nii.gz"])
@@ -98,7 +97,7 @@ def test_a_truncated_file_is_refused_without_noise(tmp_path, capfd, name, keep):
         Image.fromarray(COLOUR).save(path)
     raw = path.read_bytes()
     path.write_bytes(raw[: keep if isinstance(keep, int) else int(len(raw) * keep)])
-    assert reason(path) == "cannot be decoded (truncated or not an image)"
+    assert any(words in reason(path) for words in ("truncated or damaged", "header is damaged"))
     assert capfd.readouterr() == ("", "")
 
 
@@ -148,7 +147,10 @@ def test_a_written_mask_takes_over_position_and_orientation(tmp_path):
     image.SetSpacing((0.5, 0.25, 3.0))
     image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
     sitk.WriteImage(image, str(tmp_path / "image.nii"))
-    write_mask(tmp_path / "mask.nii", np.ones((2, 3), int), like=tmp_path / "image.nii")
+    assert read_image(tmp_path / "image.nii")[0].shape == (3, 3, 2), "turned to LPS"
+    with pytest.raises(ValueError, match="does not fit"):
+        write_mask(tmp_path / "mask.nii", np.ones((2, 3), int), like=tmp_path / "image.nii")
+    write_mask(tmp_path / "mask.nii", np.ones((3, 2), int), like=tmp_path / "image.nii")
     mask, image = (sitk.ReadImage(str(tmp_path / n)) for n in ("mask.nii", "image.nii"))
     assert (mask.GetSize(), mask.GetOrigin(), mask.GetDirection(), mask.GetSpacing()) == (
         image.GetSize(), image.GetOrigin(), image.GetDirection(), image.GetSpacing(),

@@ -229,7 +229,7 @@ def _as_output(study: Any, ids: Any, answer: dict[str, Any], hosted: Hosted, out
         files[f"overlay-{i + 1:04d}.png" if study.volume else "overlay.png"] = masks.to_overlay(study, ids, i)
     if not study.volume:
         files["mask.png"] = masks.to_png(ids[0], len(classes))
-    if study.geometry is not None:
+    if study.grid is not None:
         files["mask.nii.gz"] = masks.to_nifti(study, ids)
     if study.sources:
         try:
