@@ -191,7 +191,8 @@ def prove(
             raise ExportError(f"the exported model chooses other classes on {result['differ']} {unit} {name}'s test images")
         lost = result[f"{score}_torch"] - result[score]
         if lost > LOSS:
-            raise ExportError(f"{precision} loses {lost:.3f} {score} on {name}'s test images; at most {LOSS:g} is let pass")
+            title = metrics_of(reference.task)[0].short
+            raise ExportError(f"{precision} loses {lost:.3f} {title} on {name}'s test images; at most {LOSS:g} is let pass")
     return proof
 
 

@@ -88,7 +88,7 @@ class ScoreMatrix:
         means: list[float | None] = []
         for index, row in enumerate(self.values):
             names = self.rows[: index + 1] if self.sequential else [self.rows[index]]
-            joint = not self.sequential and self.rows[index] not in self.columns
+            joint = self.rows[index] not in self.columns and (not self.sequential or len(self.rows) == 1)
             seen = set(self.columns) if joint else set(names) & set(self.columns)
             means.append(_mean([value for name, value in zip(self.columns, row, strict=True) if name in seen]))
         return means

@@ -67,7 +67,7 @@ def test_nothing_about_single_patients_travels(world, one):
     for word in (b'"samples"', b"subject", b"0001.png", str(world.data).encode(), b"ci95"):
         assert word not in told
     assert set(json.loads(parts["manifest.json"])["metrics"]["Domain1"]) == {
-        "accuracy", "dice", "dice_per_sample", "hd95", "hd95_unit", "num_images", "num_samples",
+        "accuracy", "balanced_accuracy", "dice", "dice_per_sample", "hd95", "hd95_unit", "num_images", "num_samples",
     }  # fmt: skip
 
 

@@ -187,6 +187,7 @@ def test_facts_that_say_nothing_are_refused(wrong):
         replace(LwfKwargs.facts, **wrong)
 
 
+@pytest.mark.filterwarnings("ignore:Field name")
 def test_facts_are_no_setting():
     with pytest.raises(TypeError, match="without an annotation"):
 

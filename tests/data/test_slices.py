@@ -470,13 +470,12 @@ def test_masks_of_another_size_and_damaged_files_are_named(name, tmp_path):
     paths = {TUMOR: ("images/a_{}.png", "labels/a_{}.png"), MIDLINE: ("a/000{}.jpg", "a/mask_000{}.png")}[name]
     image, mask = ([path.format(i) for i in range(4)] for path in paths)
     save(folder / mask[0], np.zeros((8, 10), np.uint8))
-    (folder / image[1]).write_bytes((folder / image[1]).read_bytes()[:60])
+    (folder / image[1]).write_bytes((folder / image[1]).read_bytes()[:50])
     (folder / mask[2]).write_bytes(b"no image")
-    undecodable = "is no PNG, JPEG or TIFF file that can be read, or its header is damaged"
     expected = [
         f"{mask[0]}: is 10x8 pixels (width x height), its image is 8x8",
-        f"{image[1]}: {undecodable}",
-        f"{mask[2]}: {undecodable}",
+        f"{image[1]}: is truncated or damaged: its pixels cannot be decoded",
+        f"{mask[2]}: is no PNG, JPEG or TIFF file that can be read, or its header is damaged",
     ]
     assert messages(name, folder) == expected
     found = survey(name, KINDS[name](), folder)

@@ -114,7 +114,7 @@ def test_a_classifier_of_other_weights_or_less_accuracy_is_refused(classifier, m
         content, proof = exporting.export(checkpoint, tests, precision, training["Domain2"])
         assert proof.tests["Domain1"]["accuracy_torch"] == 1.0
     monkeypatch.setattr(exporting, "LOSS", -1.0)
-    with pytest.raises(ExportError, match=r"int8 loses 0\.000 accuracy on Domain1"):
+    with pytest.raises(ExportError, match=r"int8 loses 0\.000 balanced accuracy on Domain1"):
         exporting.prove(content, ServedSolver.of(solver, trained), trained, tests, "int8")
 
 

@@ -173,5 +173,8 @@ def test_classes_of_files_are_those_of_the_served_model(classifier, tmp_path):
 
 
 def test_a_proof_is_told_in_a_line(exported, classifier):
-    assert proof_text(classifier.proof["tests"]) == "accuracy Domain1 1.000 (1.000 in torch), Domain2 1.000 (1.000 in torch)"
+    assert (
+        proof_text(classifier.proof["tests"])
+        == "balanced accuracy Domain1 1.000 (1.000 in torch), Domain2 1.000 (1.000 in torch)"
+    )
     assert proof_text(exported.proof["tests"]).startswith("Dice Domain1 0.")

@@ -66,7 +66,7 @@ def test_labels_of_another_grid(ct, tmp_path):
 def test_an_uneven_series(ct, tmp_path):
     write(ct[1] / "x.npz", tumour(), spacing=None)
     series(ct[0] / "x", chest(), at=[5.0 * i + 5 * (i > 11) for i in range(24)])
-    refused(ct, tmp_path, "unevenly", "10.00 mm between slices 12 and 13")
+    refused(ct, tmp_path, "unevenly", "10 mm between slices 12 and 13")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real files of ../shared")
@@ -123,7 +123,7 @@ def test_truncated_files(ct, tmp_path, suffix):
     content = broken.read_bytes()
     for share in (0.0, 0.5, 0.95):
         broken.write_bytes(content[: int(len(content) * share)])
-        refused(ct, tmp_path, "decoded" if share else "", file=path.name)
+        refused(ct, tmp_path, "truncated" if share else "", file=path.name)
     broken.unlink()
     if suffix == ".mhd":
         refused(ct, tmp_path, "data file is missing", file=path.name)
