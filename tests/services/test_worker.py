@@ -19,7 +19,7 @@ from tests.services.conftest import SiteKit
 from tests.services.processes import end, ended, process, start, step_of, trainings, until
 
 BROKER = os.environ.get("RELAY_TEST_REDIS", "redis://127.0.0.1:6379/9")
-LONG = {"num_mimgs": 1600e-6, "batch_size": 8, "log_every_n_steps": 1, "checkpoint_seconds": 0.5}
+LONG = {"num_mimgs": 960e-6, "batch_size": 8, "log_every_n_steps": 1, "checkpoint_seconds": 0.5}
 
 
 @pytest.fixture
