@@ -173,7 +173,7 @@ class StrategySettings(Choice):
     @field_validator("name")
     @classmethod
     def _is_no_kind_of_baseline(cls, name: str) -> str:
-        if name in ("local", "sequential", "joint"):
+        if name in SEQUENCES:
             raise ValueError(f"{name} is a kind of the strategy baseline: {{name: baseline, kwargs: {{mode: {name}}}}}")
         return name
 

@@ -94,7 +94,8 @@ def _decode(headers: list[pydicom.Dataset], files: Sequence[bytes], jfif: bool) 
     _require_one_scale(first, frames)
     if len(headers) > 1:
         headers, files = [headers[i] for i in order], [files[i] for i in order]
-    values = _read_pixels(files, (frames, int(first.Rows), int(first.Columns)), jfif)
+    inverted = first.PhotometricInterpretation == "MONOCHROME1"
+    values = _read_pixels(files, (frames, int(first.Rows), int(first.Columns)), inverted=inverted, jfif=jfif)
     if len(headers) == 1 and order != sorted(order):
         values = values[order]
     orientation = placement.orientation(first)
@@ -279,14 +280,14 @@ def _slice_order(slices: Sequence[tuple[pydicom.Dataset, int]]) -> list[int]:
     return sorted(range(len(slices)), key=lambda i: float(np.dot(normal, places[i])))  # type: ignore[arg-type]
 
 
-def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int], jfif: bool) -> npt.NDArray[Any]:
+def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int], *, inverted: bool, jfif: bool) -> npt.NDArray[Any]:
     """Decode the rescaled values of all files: (S, H, W), or (S, H, W, 3) for colour."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     values: npt.NDArray[Any] | None = None
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         for i, content in enumerate(files):
             path = Path(folder) / f"{i:04d}.dcm"
-            path.write_bytes(_as_monochrome2(content))
+            path.write_bytes(_as_monochrome2(content) if inverted else content)
             try:
                 image = sitk.ReadImage(str(path))
             except RuntimeError:
@@ -312,9 +313,6 @@ def _read_pixels(files: Sequence[bytes], shape: tuple[int, int, int], jfif: bool
 
 def _as_monochrome2(content: bytes) -> bytes:
     """Relabel a MONOCHROME1 file as MONOCHROME2, because SimpleITK would invert the stored values before rescaling them."""
-    header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-    if header.PhotometricInterpretation != "MONOCHROME1":
-        return content
     dataset, relabelled = pydicom.dcmread(io.BytesIO(content)), io.BytesIO()
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.save_as(relabelled)

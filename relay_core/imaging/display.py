@@ -54,7 +54,8 @@ class Display:
 
 def stretch(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Scale a slice from its smallest value, 0, to its largest, 1; a constant slice is 0."""
-    low, high = float(values.min()), float(values.max())
+    values = values.astype(np.float64)
+    low, high = values.min(), values.max()
     return ((values - low) / (high - low) if high > low else np.zeros_like(values)).astype(np.float32)
 
 

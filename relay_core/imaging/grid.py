@@ -16,6 +16,8 @@ from nibabel import orientations
 
 Affine = npt.NDArray[np.float64]
 """(4, 4): voxel indices -> millimetres."""
+Sizes = tuple[float | None, float, float]
+"""Millimetres from slice to slice (None: not known), row to row, column to column."""
 SAME_DIRECTION = 1e-2
 """Largest difference of two directions, and share of a voxel's size, by which grids may differ and be the same."""
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -71,27 +73,33 @@ class Grid:
     def shape(self) -> tuple[int, int, int]:
         """(S, H, W) after the turn."""
         x, y, z = (*self.stored, 1, 1)[:3]
+        slices, rows, columns = self._turned_axes()
+        return (x, y, z)[slices], (x, y, z)[rows], (x, y, z)[columns]
+
+    def _turned_axes(self) -> tuple[int, int, int]:
+        """Which axis of the storage order (x, y, z) becomes S, which H and which W."""
         if self.turn is None:
-            return z, y, x
-        standing = [0, 0, 0]
-        for length, (target, _) in zip((x, y, z), self.turn, strict=True):
-            standing[int(target)] = length
-        return standing[2], standing[1], standing[0]
+            return 2, 1, 0
+        targets = [int(target) for target, _ in self.turn]
+        return targets.index(2), targets.index(1), targets.index(0)
 
     def turned(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Bring voxels as stored, (x, y, z), to (S, H, W)."""
         standing = stored if self.turn is None else orientations.apply_orientation(stored, self.turn)
         return standing.transpose(2, 1, 0)
 
-    def turned_sizes(self, sizes: tuple[float | None, float, float] | None) -> tuple[float, float, float] | None:
-        """Millimetres (slice, row, column) of the stack as stored, brought to (S, H, W); None where one is not known."""
-        if sizes is None or sizes[0] is None or self.turn is None:
+    def turned_sizes(self, sizes: Sizes | None) -> Sizes | None:
+        """Bring millimetres (slice, row, column) of the stack as stored to (S, H, W); None where one is not known.
+
+        Nothing is turned, and the slices' distance may stay None, where the orientation is not known.
+        """
+        if sizes is None or self.turn is None:
+            return sizes
+        if sizes[0] is None:
             return None
-        standing = [0.0, 0.0, 0.0]
-        slices, rows, columns = sizes[0], sizes[1], sizes[2]
-        for size, (target, _) in zip((columns, rows, slices), self.turn, strict=True):
-            standing[int(target)] = size
-        return standing[2], standing[1], standing[0]
+        by_axis = sizes[2], sizes[1], sizes[0]
+        slices, rows, columns = self._turned_axes()
+        return by_axis[slices], by_axis[rows], by_axis[columns]
 
     def restored(self, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Bring a mask, (S, H, W), to the storage order of the source: (x, y, z)."""

@@ -89,13 +89,17 @@ def _opened(path: Path) -> Iterator[Any]:
     """The image with its values not read yet; the file is open within the block."""
     with ExitStack() as stack:
         try:
-            with path.open("rb") as file:
-                packed = file.read(2) == b"\x1f\x8b"
-            content = stack.enter_context((gzip.open if packed else open)(path, "rb"))  # nibabel would go by the name
-            image = _parsed(content)
+            image = _parsed(stack.enter_context(_unpacked(path)))
         except (OSError, EOFError, zlib.error, ValueError, ArithmeticError):
             raise ImageError("is truncated or damaged within its NIfTI header") from None
         yield image
+
+
+def _unpacked(path: Path) -> Any:
+    """The file, open for reading, decompressed where its first bytes say gzip: nibabel would go by the name."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return (gzip.open if packed else open)(path, "rb")
 
 
 def _parsed(content: Any) -> Any:
@@ -179,9 +183,7 @@ def _spacing(path: Path, header: Any, grid: Grid) -> tuple[float, float, float] 
 
 def _says_no_size(path: Path) -> bool:
     """Whether a voxel size in the file itself is 0."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if packed else path.open("rb") as file:
+    with _unpacked(path) as file:
         start = io.BytesIO(file.read(540))
     first = start.getvalue()[:4]
     kind = nib.Nifti2Header if 540 in (int.from_bytes(first, "little"), int.from_bytes(first, "big")) else nib.Nifti1Header

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from relay_core.errors import DataError, ImageError, Problem
+from relay_core.imaging.display import stretch
 from relay_core.imaging.grid import Grid
 from relay_core.imaging.nifti import Nifti, read_grid, read_nifti
 from relay_core.imaging.pictures import read_picture
@@ -204,8 +205,6 @@ def _unit_range(pixels: npt.NDArray[Any], path: Path, *, full_scale: bool) -> np
     """Scale pixels to 0..1: with `full_scale` unsigned 16 bits by 65535, all others by their minimum and maximum."""
     if full_scale and pixels.dtype == np.uint16:
         return pixels.astype(np.float32) / np.float32(65535)
-    values = pixels.astype(np.float64)
-    if not np.isfinite(values).all():
+    if not np.isfinite(pixels).all():
         _fail(path, "has values that are not finite numbers")
-    low, high = values.min(), values.max()
-    return ((values - low) / (high - low) if high > low else np.zeros_like(values)).astype(np.float32)
+    return stretch(pixels)

@@ -217,7 +217,7 @@ def _decode_dicom(files: list[bytes], channels: int) -> Study:
         pixels = np.stack([to_channels(slice_.transpose(1, 2, 0), channels) for slice_ in stacks])
     else:
         pixels = grey_stack(stacks[:, 0], channels)
-    spacing = decoded.spacing if decoded.grid.turn is None else decoded.grid.turned_sizes(decoded.spacing)
+    spacing = decoded.grid.turned_sizes(decoded.spacing)
     return Study(
         "dicom", pixels, spacing, len(decoded.values) > 1, decoded.grid, decoded.headers, decoded.order, decoded.display
     )

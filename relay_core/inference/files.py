@@ -12,7 +12,7 @@ import torch
 from relay_core.data import image_reader
 from relay_core.engine import Checkpoint
 from relay_core.errors import DataError, Problem, RelayError
-from relay_core.imaging import Spacing, Study, write_mask, write_volume
+from relay_core.imaging import Spacing, Study, is_litter, stem_of, suffix_of, write_mask, write_volume
 from relay_core.inference.measurements import class_header, class_row, write_table
 from relay_core.inference.prediction import ModelCall, classify
 from relay_core.inference.torch_model import torch_run
@@ -21,9 +21,6 @@ Made = TypeVar("Made")
 
 
 CLASSES = "classes.csv"
-
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 
 
 def predict_files(
@@ -57,11 +54,11 @@ def predict_files(
     if kind == "png":
         _refuse_to_replace_inputs(files, out)
         out.mkdir(parents=True, exist_ok=True)
-        return [_write_png(out / f"{_stem(path)}.png", mask) for path, (mask, _) in masks.items()]
+        return [_write_png(out / f"{stem_of(path)}.png", mask) for path, (mask, _) in masks.items()]
     subjects: dict[str, list[Path]] = {}
     for path in files:
-        match = pattern.search(_stem(path)) if pattern else None
-        name = (match.group(1) if match.groups() else match.group(0)) if match else _stem(path)
+        match = pattern.search(stem_of(path)) if pattern else None
+        name = (match.group(1) if match.groups() else match.group(0)) if match else stem_of(path)
         subjects.setdefault(name, []).append(path)
     for name, slices in subjects.items():
         shapes = {masks[path][0].shape for path in slices}
@@ -75,7 +72,7 @@ def predict_files(
 def _refuse_to_replace_inputs(files: Sequence[Path], out: Path) -> None:
     """Raise RelayError where a mask would replace the image that it was made from."""
     for path in files:
-        target = out / f"{_stem(path)}.png"
+        target = out / f"{stem_of(path)}.png"
         if target.exists() and target.samefile(path):
             raise RelayError(f"--out {out}: the masks would replace the images; choose another folder")
 
@@ -92,20 +89,16 @@ def _write_nifti(target: Path, slices: list[Path], masks: dict[Path, Any]) -> Pa
 def _image_files(inputs: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
-        inside = sorted(p for p in path.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES)) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if suffix_of(p) and not is_litter(p.name)) if path.is_dir() else [path]
         if not inside or not inside[0].exists():
             raise DataError(f"{path}: no image there")
         files += inside
     stems: dict[str, Path] = {}
     for path in files:
-        if _stem(path) in stems:
-            raise DataError(f"{path} and {stems[_stem(path)]} would both write {_stem(path)}; predict them apart")
-        stems[_stem(path)] = path
+        if stem_of(path) in stems:
+            raise DataError(f"{path} and {stems[stem_of(path)]} would both write {stem_of(path)}; predict them apart")
+        stems[stem_of(path)] = path
     return files
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[0] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
 def _for_each_file(files: Sequence[Path], make: Callable[[Path], Made]) -> dict[Path, Made]:

@@ -175,7 +175,7 @@ def _read_series(folder: Path, rescaled: bool) -> _Read:
     if rescaled and not all(tells_rescaling(header) for header in series.headers):
         _fail(folder, "has no RescaleSlope and RescaleIntercept: its values are not HU; --intercept -1024 adds that number")
     standing = series.grid.turned(series.values.transpose(2, 1, 0))
-    return _placed(standing, series.grid, series.grid.turned_sizes(series.spacing) or series.spacing)
+    return _placed(standing, series.grid, series.grid.turned_sizes(series.spacing))
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> _Read:
