@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from relay_core.imaging.nifti import read_nifti
     from relay_core.imaging.placement import EVEN, floats
     from relay_core.imaging.readers import (
+        NIFTI_SUFFIXES,
         SUFFIXES,
         Spacing,
         read_image,
@@ -36,6 +37,7 @@ else:
             "nifti": ["read_nifti"],
             "placement": ["EVEN", "floats"],
             "readers": [
+                "NIFTI_SUFFIXES",
                 "SUFFIXES",
                 "Spacing",
                 "read_image",

@@ -18,7 +18,7 @@ from relay_core.data import image_reader, listed, relative
 from relay_core.engine import Checkpoint
 from relay_core.errors import DataError, Problem, Stopped
 from relay_core.files import replace_with
-from relay_core.imaging import Study, masks, out_of_distribution, stem_of, write_mask
+from relay_core.imaging import NIFTI_SUFFIXES, Study, masks, out_of_distribution, stem_of, suffix_of, write_mask
 from relay_core.inference.measurements import HEADER, class_header, class_row, rows, write_table
 from relay_core.inference.prediction import ModelCall, classify, predict
 from relay_core.inference.torch_model import torch_run
@@ -114,7 +114,7 @@ def _predict_mask(
     image: _Image, run: ModelCall, names: Sequence[str], checkpoint: Checkpoint, staged: Path
 ) -> dict[str, Any]:
     """Predict and write an image's mask; return the image's entry in the journal."""
-    nifti = image.study.spacing is not None
+    nifti = suffix_of(image.path) in NIFTI_SUFFIXES
     prediction = predict(image.study, run, names, checkpoint.meta.get("looks", {}))
     mask = _staged_stem(checkpoint.digest, image.name) + (".nii.gz" if nifti else ".png")
     replace_with(staged / mask, partial(_write_mask, prediction.ids[0], len(names), image.path if nifti else None))

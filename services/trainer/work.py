@@ -226,12 +226,12 @@ def _import(session: Session, settings: Settings, claim: Claim, work: PreparedJo
     work.names |= {str(bundle_path): row.id, bundle_path.name: row.id}
     work.inputs[INPUT], work.keys = row.id, settings.keys_folder
     (work.folder / INPUT).mkdir(exist_ok=True)
-    runs = []
+    known_runs = []
     for run in session.scalars(select(Run).order_by(Run.id)):
         path = work.folder / INPUT / f"{run.id}.yaml"
         path.write_text(run.content, encoding="utf-8")
-        runs.append({"file": str(path), "site": run.site})
-    site_state = {"runs": runs, "imported": bundle_exchange.imported(session, str(row.purpose))}
+        known_runs.append({"file": str(path), "site": run.site})
+    site_state = {"runs": known_runs, "imported": bundle_exchange.imported(session, str(row.purpose))}
     path = work.folder / INPUT / "known.json"
     path.write_text(json.dumps(site_state), encoding="utf-8")
     scoring_option = ["--evaluate"] if row.purpose == "evaluate" else []

@@ -176,6 +176,14 @@ def test_predict_refuses_what_it_cannot_read_and_writes_nothing(trained, tmp_pat
     assert refused(relay("predict", trained.folder / "out/task_1", tmp_path / "c.png", check=False), 4, "c.png", "no image")
 
 
+def test_predict_passes_over_what_an_operating_system_left_in_a_folder(trained, tmp_path):
+    good = next((trained.data / "Domain1/test/ROIs/image").iterdir())
+    (tmp_path / "a.png").write_bytes(good.read_bytes())
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")
+    relay("predict", trained.folder / "out/task_1", tmp_path, "--out", tmp_path / "masks")
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["a.png"]
+
+
 @pytest.fixture
 def copied(toy):
     """A copy of the phantoms that a test may spoil."""

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from relay_core.errors import ImageError
-from relay_core.imaging.dicom import _coded_size
+from relay_core.imaging.dicom_pixels import coded_size
 from relay_core.imaging.limits import MAX_PIXELS
 from relay_core.imaging.readers import read_image
 from relay_core.imaging.study import read_study
@@ -284,10 +284,10 @@ def test_frames_of_different_scales_and_files_deflated_as_a_whole_are_refused():
 def test_a_coded_size_is_read_from_the_frame_itself():
     content = io.BytesIO()
     Image.fromarray(GREY).save(content, format="JPEG")
-    assert _coded_size(content.getvalue()) == (20, 30)
+    assert coded_size(content.getvalue()) == (20, 30)
     j2k = b"\xff\x4f\xff\x51" + struct.pack(">HH4I", 47, 0, 30, 20, 0, 0)
-    assert _coded_size(j2k) == (20, 30)
-    assert _coded_size(b"\0\0") is None
+    assert coded_size(j2k) == (20, 30)
+    assert coded_size(b"\0\0") is None
 
 
 @pytest.mark.parametrize("name", ["../{}.dcm", "/etc/{}.dcm", "a/../../{}.dcm", "..\\{}.dcm", "C:\\{}.dcm"])

@@ -1,11 +1,13 @@
 """A whole data set predicted: resumed, with bad files, with another checkpoint; and the export from the command line."""
 
 import csv
+import gzip
 import io
 import json
 import shutil
 import zipfile
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,22 @@ def run(exported, site, out, task="task_2", stop=lambda: False):
 
 def table(out):
     return list(csv.DictReader(io.StringIO((out / "measurements.csv").read_text())))
+
+
+def test_nifti_gets_nifti_though_it_does_not_say_its_voxel_size(exported, site, tmp_path):
+    image = sorted((site / "train/ROIs/image").iterdir())[0]
+    with Image.open(image) as opened:
+        grey = np.asarray(opened.convert("L")).T
+    nifti = nib.Nifti1Image(np.ascontiguousarray(grey), None)
+    nifti.header["pixdim"][1:4] = 0
+    image.with_suffix(".nii").write_bytes(nifti.to_bytes())
+    image.unlink()
+    run(exported, site, tmp_path / "out")
+    with zipfile.ZipFile(tmp_path / "out/masks.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".nii.gz")]
+        assert names == [f"train/ROIs/image/{image.stem}.nii.gz"]
+        mask = nib.Nifti1Image.from_bytes(gzip.decompress(archive.read(names[0])))
+    assert mask.shape == grey.shape
 
 
 def test_masks_and_measurements_are_those_of_the_served_model(exported, site, tmp_path):
