@@ -20,7 +20,6 @@ WORTH = 1 << 14
 log = logging.getLogger(__name__)
 
 
-@torch.compiler.assume_constant_result  # so that a compiled function does not break at a file look-up
 def backend(device_type: str, index: int | None = None) -> str:
     """Return what runs the ops on a device: the library `cuda` or `host`, or `torch`.
 
@@ -28,6 +27,11 @@ def backend(device_type: str, index: int | None = None) -> str:
         DeviceError: RELAY_OPS is `cuda`, the device a GPU, and the library or its kernels for this GPU are missing.
     """
     return "torch" if isinstance(library(device_type, index), str) else ("cuda" if device_type == "cuda" else "host")
+
+
+# A compiled function does not break at a file look-up. This is what torch.compiler.assume_constant_result does, which first
+# imports the compiler: 4 seconds at the start of every process.
+backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def worth_calling(x: Tensor) -> bool:

@@ -20,7 +20,6 @@ from relay_core.metrics import (
     metrics_of,
     score_matrices,
     task_of,
-    write_matrix,
 )
 from relay_core.models import make_solver
 
@@ -140,6 +139,8 @@ def write_matrices(
         start: scores of the untrained model by test site, if they are known.
         sequential: whether each row's model grew out of the one above.
     """
+    from relay_core.metrics import write_matrix  # draws, by matplotlib
+
     first = next(iter(next(iter(rows.values())).values()))
     matrices = score_matrices(rows, names, task_of(first), start, sequential)
     lengths = [metric.name for metric in metrics_of(task_of(first)) if metric.unit_key]

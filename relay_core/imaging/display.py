@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
-from pydicom.pixels import apply_voi
 
 from relay_core.errors import ImageError
 from relay_core.imaging import placement
+
+if TYPE_CHECKING:
+    import pydicom
 
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
@@ -86,6 +87,8 @@ def display_of(header: pydicom.Dataset, frame: int = 0) -> Display:
 
 
 def _lookup(holder: pydicom.Dataset) -> tuple[float, npt.NDArray[np.float32]]:
+    from pydicom.pixels import apply_voi
+
     count, first, bits = holder.VOILUTSequence[0].LUTDescriptor[:3]
     count, first = int(count) or 1 << 16, int(first)
     table = apply_voi(np.arange(first, first + count), holder).astype(np.float32)

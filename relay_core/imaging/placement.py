@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 
 from relay_core.errors import ImageError
+
+if TYPE_CHECKING:
+    import pydicom
 
 EVEN = 0.01
 """Largest difference between distances of slices, in mm and as a share of the distance; the larger of both counts."""

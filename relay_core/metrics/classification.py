@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score, multiclass_recall
 
 from relay_core.metrics.intervals import intervals
 
@@ -54,6 +53,8 @@ class ClassificationScores:
 
         Raises ValueError if nothing was added.
         """
+        from torchmetrics.functional.classification import multiclass_f1_score, multiclass_recall
+
         if not self._subjects:
             raise ValueError("no image was scored: the test set is empty")
         probabilities, targets = torch.cat(self._probabilities), torch.cat(self._targets)
@@ -102,6 +103,8 @@ def _mean_area(probabilities: Tensor, targets: Tensor) -> float | None:
 
     A class without images has no curve.
     """
+    from torchmetrics.functional.classification import binary_auroc
+
     present = targets.unique().tolist()
     if len(present) < 2:
         return None

