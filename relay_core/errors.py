@@ -52,6 +52,13 @@ class ImageError(RelayError):
     exit_code = 14
 
 
+class ImageTooLargeError(ImageError):
+    """An image takes more memory or time than one is given."""
+
+    code = "image_too_large"
+    exit_code = 15
+
+
 class CheckpointError(RelayError):
     """A checkpoint is missing, damaged, or was made for other networks."""
 

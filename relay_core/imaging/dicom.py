@@ -148,6 +148,8 @@ def _read_header(content: bytes) -> tuple[pydicom.Dataset, bool]:
             packed = header.file_meta.TransferSyntaxUID.is_compressed
             coded = list(generate_frames(header.PixelData, number_of_frames=frames)) if packed else []
             stored, high = int(header.get("BitsStored") or bits), header.get("HighBit")
+    except MemoryError:
+        raise
     except Exception:  # the same
         raise ImageError(
             "the DICOM file is truncated or damaged: its header or its pixel data cannot be read to the end"

@@ -96,6 +96,8 @@ def to_seg(study: Study, ids: Ids, names: Sequence[str], model: str, version: st
             )  # fmt: skip
             content = io.BytesIO()
             segmentation.save_as(content)
+    except MemoryError:
+        raise
     except Exception as error:  # highdicom raises errors of many types, which quote values of the source
         raise ImageError("highdicom cannot make a SEG of this DICOM source; ask for NIfTI") from error
     return content.getvalue()

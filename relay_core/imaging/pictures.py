@@ -49,6 +49,8 @@ def read_picture(path: Path) -> Picture:
         raise ImageError("has too many pixels") from None
     except Image.UnidentifiedImageError:
         raise ImageError("is no PNG, JPEG or TIFF file that can be read, or its header is damaged") from None
+    except MemoryError:
+        raise
     except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more on damaged files
         raise ImageError("is truncated or damaged: its pixels cannot be decoded") from None
 

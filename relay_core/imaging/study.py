@@ -137,6 +137,8 @@ def _decode_picture(content: bytes, suffix: str, channels: int) -> Study:
             width, height = opened.size
     except Image.DecompressionBombError:
         raise ImageError(f"the image has too many pixels; a slice may have {MAX_PIXELS}") from None
+    except MemoryError:
+        raise
     except Exception:  # decoders raise errors of many types on damaged files
         raise ImageError("the image is no PNG, JPEG or TIFF file that can be read, or its header is damaged") from None
     check_size(1, height, width)
@@ -191,6 +193,8 @@ def _unzip(content: bytes) -> list[bytes]:
                 with archive.open(entry) as opened:
                     files.append(opened.read(entry.file_size + 1))
     except ImageError:
+        raise
+    except MemoryError:
         raise
     except Exception:  # zipfile, zlib and struct have their own errors; RuntimeError: encrypted
         raise ImageError("the archive cannot be read (damaged, encrypted, or of a kind that is not read here)") from None

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from relay_core.inference import onnx_model
     from relay_core.inference.datasets import predict_dataset
     from relay_core.inference.files import CLASSES, predict_files
+    from relay_core.inference.isolation import Decoders
     from relay_core.inference.onnx_model import INPUT, KEY, ModelFacts, OnnxModel, Precision
     from relay_core.inference.outputs import ANSWER, OUTPUTS, SCORE, shapes
     from relay_core.inference.prediction import classify, predict
+    from relay_core.inference.questions import Answer, Question
     from relay_core.inference.served import ServedSolver
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -23,9 +25,11 @@ else:
         {
             "datasets": ["predict_dataset"],
             "files": ["CLASSES", "predict_files"],
+            "isolation": ["Decoders"],
             "onnx_model": ["INPUT", "KEY", "ModelFacts", "OnnxModel", "Precision"],
             "outputs": ["ANSWER", "OUTPUTS", "SCORE", "shapes"],
             "prediction": ["classify", "predict"],
+            "questions": ["Answer", "Question"],
             "served": ["ServedSolver"],
         },
     )

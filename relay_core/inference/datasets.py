@@ -20,7 +20,8 @@ from relay_core.errors import DataError, Problem, Stopped
 from relay_core.files import replace_with
 from relay_core.imaging import NIFTI_SUFFIXES, Study, masks, out_of_distribution, stem_of, suffix_of, write_mask
 from relay_core.inference.measurements import HEADER, class_header, class_row, rows, write_table
-from relay_core.inference.prediction import ModelCall, classify, predict
+from relay_core.inference.prediction import classify, predict
+from relay_core.inference.resolution import ModelCall
 from relay_core.inference.torch_model import torch_run
 
 DONE = "done.jsonl"

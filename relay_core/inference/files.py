@@ -14,7 +14,8 @@ from relay_core.engine import Checkpoint
 from relay_core.errors import DataError, Problem, RelayError
 from relay_core.imaging import Spacing, Study, is_litter, stem_of, suffix_of, write_mask, write_volume
 from relay_core.inference.measurements import class_header, class_row, write_table
-from relay_core.inference.prediction import ModelCall, classify
+from relay_core.inference.prediction import classify
+from relay_core.inference.resolution import ModelCall
 from relay_core.inference.torch_model import torch_run
 
 Made = TypeVar("Made")

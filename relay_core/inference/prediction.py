@@ -5,7 +5,7 @@ Legend: S slices, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,8 @@ import numpy.typing as npt
 from relay_core.errors import ExportError
 from relay_core.imaging import Study, out_of_distribution
 from relay_core.inference.measurements import measure
+from relay_core.inference.resolution import ModelCall
 
-ModelCall = Callable[[npt.NDArray[Any], Sequence[str]], Sequence[npt.NDArray[Any]]]
-"""A model as a function: images (N, C, H, W) float32 in 0..1, and names of outputs -> these outputs; see `OnnxModel`."""
 _PIXELS = 1 << 22
 """Most pixels in the slices that run together."""
 

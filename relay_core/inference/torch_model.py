@@ -9,12 +9,12 @@ import torch
 from relay_core.config import SiteSettings
 from relay_core.engine import Checkpoint, load_solver
 from relay_core.inference.outputs import OUTPUTS
-from relay_core.inference.prediction import ModelCall
+from relay_core.inference.resolution import ModelCall, at_resolution
 from relay_core.inference.served import ServedSolver
 
 
 def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[ModelCall, SiteSettings]:
-    """Return a checkpoint's solver as a `ModelCall`, and the settings that it was trained with.
+    """Return a checkpoint's solver as a `ModelCall` for images of any size, and the settings that it was trained with.
 
     Raises:
         CheckpointError: the checkpoint's settings are not valid here, or its tensors do not fit them.
@@ -28,4 +28,4 @@ def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[ModelCall, 
         output_by_name = dict(zip(names, network(torch.tensor(images, device=device)), strict=True))
         return [output_by_name[name].cpu().numpy() for name in outputs]
 
-    return run, settings
+    return at_resolution(run, settings.resolution), settings

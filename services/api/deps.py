@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Header
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
+from starlette.types import Scope
 
-from services.api.inference import Host, Intake
+from relay_core.inference import Decoders
+from services.api.inference import Host, Intake, Turns
 from services.api.readiness import Probe
 from services.site import ArtifactStore, Doorbell, Identity, Refusal, Role, Settings, audit, auth
 from services.site.db import Database
@@ -34,8 +36,12 @@ class ServiceParts:
     """Holds the models in memory."""
     predictions: CapacityLimiter
     """Limits how many images that people upload are predicted at once, in threads of their own; they may be large."""
+    turns: Turns
+    """Lets each caller have one image predicted at a time."""
     intake: Intake
     """Limits the bytes of images that are in memory at once."""
+    decoders: Decoders
+    """Decode images that people upload, in processes of their own."""
 
 
 async def parts(request: Request) -> ServiceParts:
@@ -49,14 +55,36 @@ Site = Annotated[ServiceParts, Depends(parts)]
 bearer = HTTPBearer(auto_error=False, scheme_name="token", description="`relay_<id>_<secret>`, made by: relay token create")
 
 
+async def identify(scope: Scope) -> Identity | None:
+    """Identify the caller of a request from its headers alone, and keep the identity with the request.
+
+    Returns:
+        The identity; None for an anonymous caller, where such may come in.
+
+    Raises:
+        Refusal: as `require`'s dependency raises it.
+    """
+    request = Request(scope)
+    site: ServiceParts = request.app.state.parts
+    credentials = await bearer(request)
+    if credentials is None and site.settings.serve_anonymous and scope["path"].startswith("/v2/"):
+        return None
+    address = (request.client.host if request.client else "unknown")[:100]
+    identity = await to_thread.run_sync(_identify, site, credentials.credentials if credentials else None, address)
+    scope["relay_identity"] = identity
+    return identity
+
+
 def require(role: Role) -> Callable[..., Identity]:
     """Build a dependency that returns the caller's identity and refuses callers whose role is lower than `role`."""
 
     def caller(
         request: Request, site: Site, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
     ) -> Identity:
-        address = request.client.host if request.client else "unknown"
-        identity = _identify(site, credentials.credentials if credentials else None, address[:100])
+        identity: Identity | None = request.scope.get("relay_identity")
+        if identity is None:
+            address = request.client.host if request.client else "unknown"
+            identity = _identify(site, credentials.credentials if credentials else None, address[:100])
         identity.require(role)
         return identity
 

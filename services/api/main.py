@@ -16,10 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
 from relay_core.errors import RelayError
+from relay_core.inference import Decoders
 from services.api import docs, metrics, problems
-from services.api.deps import ServiceParts
-from services.api.inference import Host, Intake
-from services.api.middleware import MAX_BODY, BodyLimit, RequestContext
+from services.api.deps import ServiceParts, identify
+from services.api.inference import Host, Intake, Turns
+from services.api.middleware import MAX_BODY, BodyLimit, BodyPace, KnownCaller, RequestContext
 from services.api.readiness import Probe
 from services.api.routes import ROUTERS, imports
 from services.site import ArtifactStore, Refusal, Settings, doorbell, load_settings, registry
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
             if thread is not None:
                 await anyio.to_thread.run_sync(thread.join, 5.0)
             site.host.close()
+            site.decoders.close()
             await anyio.to_thread.run_sync(site.doorbell.close)
             site.database.close()
 
@@ -77,6 +79,8 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
     )  # fmt: skip
     app.openapi = docs.schema_of(app)  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, limits=lambda path: _body_limit(path, settings))
+    app.add_middleware(BodyPace)
+    app.add_middleware(KnownCaller, identify=identify)
     app.add_middleware(RequestContext, durations=metrics.durations(meters))
     problems.add_handlers(app)
     for router in ROUTERS:
@@ -108,7 +112,8 @@ def _open(settings: Settings, meters: CollectorRegistry) -> ServiceParts:
     return ServiceParts(
         settings, database, store, doorbell(settings.broker), Probe(settings, database, store, host), meters,
         anyio.CapacityLimiter(STREAM_THREADS), host, anyio.CapacityLimiter(PREDICTIONS),
-        Intake(INTAKE * body_limit, body_limit),
+        Turns(settings.serve_queue), Intake(INTAKE * body_limit),
+        Decoders(settings.decode_memory_mib << 20, settings.decode_seconds),
     )  # fmt: skip
 
 
@@ -120,6 +125,8 @@ def _warm_up(site: ServiceParts) -> None:
     except (RelayError, SQLAlchemyError) as error:
         log.warning("what is in production cannot be read: %s", error)
         return
+    if rows:
+        site.decoders.start()
     for row in rows:
         try:
             with site.host.borrow(row.name, row.version, row.digest):

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from prometheus_client import Histogram
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.api.problems import problem
+from relay_core.errors import RelayError
+from services.api.problems import handle_refusal, problem
 
 MAX_BODY = 2 << 20
 """The most bytes of a request's body, where the address has no limit of its own."""
 DRAIN = 32 << 20
 """The most bytes of a refused body that are still read, so that the client gets to see the answer."""
+GRACE = 10.0
+"""Seconds that a body may wait altogether before it has to come at `PACE`."""
+PACE = 1 << 16
+"""The bytes of a body that must come in a second."""
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -91,6 +99,59 @@ class RequestContext:
             exchange.note(self.durations)
 
 
+class KnownCaller:
+    """Identifies the caller of a request that has a body before a byte of the body is read.
+
+    Args:
+        app: the application that takes the requests of known callers.
+        identify: from a request's scope to its caller; raises Refusal.
+    """
+
+    def __init__(self, app: ASGIApp, identify: Callable[[Scope], Awaitable[object]]) -> None:
+        self.app, self.identify = app, identify
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] == "http" and scope["method"] in _BODY_METHODS:
+            try:
+                await self.identify(scope)
+            except (RelayError, SQLAlchemyError) as error:
+                answer = await handle_refusal(Request(scope), error)
+                answer.headers["Connection"] = "close"  # what comes of the body is not read
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class BodyPace:
+    """Refuses a body that comes slower than any line in use: whoever sends a byte now and then occupies what others need."""
+
+    def __init__(self, app: ASGIApp, grace: float = GRACE) -> None:
+        self.app, self.grace = app, grace
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        spent, size, more = 0.0, 0, True
+
+        async def paced() -> Message:
+            nonlocal spent, size, more
+            if not more:
+                return await receive()  # waits until the client leaves
+            began = time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), self.grace + size / PACE - spent)
+            except TimeoutError:
+                more = False
+                raise HTTPException(408, headers={"Connection": "close"}) from None
+            spent += time.monotonic() - began  # what the application itself takes in between does not count
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            return message
+
+        await self.app(scope, paced, send)
+
+
 class BodyLimit:
     """Refuses a body that is declared, or turns out, to be larger than its address takes.
 
@@ -131,6 +192,9 @@ async def drain(receive: Receive) -> None:
     """Read on after a refusal, up to `DRAIN` bytes, so that the client gets to see the answer."""
     size, more = 0, True
     while more and size < DRAIN:
-        message = await receive()
+        try:
+            message = await receive()
+        except HTTPException:  # it comes too slowly
+            return
         size += len(message.get("body", b""))
         more = message.get("more_body", False)

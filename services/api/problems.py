@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,10 +24,11 @@ MAX_FIELDS = 20
 """The most wrong keys of a request that one problem document lists."""
 log = logging.getLogger(__name__)
 
-_HTTP = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_HTTP = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large", 415: "unsupported_media_type"}
 _SENTENCES = {
     "not_found": "there is nothing at this address",
     "bad_request": "the body cannot be read as what its Content-Type says",
+    "too_slow": "the body comes too slowly; send it again over a better line",
     "too_large": "the body is larger than this address takes",
     "database_unavailable": "the database does not answer; try again in a few seconds",
     "internal": "an error inside the service; its log has more under this request_id",
@@ -72,14 +73,17 @@ def problem(
 
 def add_handlers(app: FastAPI) -> None:
     """Answer every refusal with a problem document."""
-    app.add_exception_handler(RelayError, _handle_refusal)
+    app.add_exception_handler(RelayError, handle_refusal)
     app.add_exception_handler(RequestValidationError, _handle_invalid_request)
     app.add_exception_handler(HTTPException, _handle_http_error)
     for error in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(error, _handle_database_error)
 
 
-async def _handle_refusal(request: Request, error: Exception) -> JSONResponse:
+async def handle_refusal(request: Request, error: Exception) -> JSONResponse:
+    """Return the answer to a request that ends with an error of relay's, or of the database."""
+    if isinstance(error, SQLAlchemyError):
+        return await _handle_database_error(request, error)
     code = getattr(error, "code", "internal")
     if code not in CATALOGUE or code == "internal":
         log.error("refused with %r: %s", code, error, extra={"request_id": request.scope.get("request_id")})

@@ -33,6 +33,7 @@ CATALOGUE: dict[str, Entry] = {
     "method_not_allowed": Entry(405, "This address does not answer that method"),
     "unsupported_media_type": Entry(415, "The body is of a type that is not read here"),
     "too_large": Entry(413, "The body is too large"),
+    "too_slow": Entry(408, "The body comes too slowly"),
     "cursor_invalid": Entry(400, "The page cursor is not from this list"),
     "idempotency_key_missing": Entry(400, "An Idempotency-Key is needed"),
     "idempotency_key_reused": Entry(422, "The Idempotency-Key was used with another body"),
@@ -49,6 +50,7 @@ CATALOGUE: dict[str, Entry] = {
     "preview_missing": Entry(409, "The data set has no preview yet"),
     # models that are served
     "image_invalid": Entry(422, "The image cannot be used"),
+    "image_too_large": Entry(413, "The image takes more memory or time than one is given"),
     "inference_invalid": Entry(400, "The inference request is not valid"),
     "model_invalid": Entry(422, "The exported model cannot be used"),
     "model_unavailable": Entry(503, "The model cannot be served now"),

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 import zlib
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -342,6 +343,7 @@ class Slow:
         self.go, self.calls = threading.Event(), []
 
     size = 1
+    facts = SimpleNamespace(resolution=8)
 
     def __call__(self, images, outputs):
         self.calls.append(len(images))

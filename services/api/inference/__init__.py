@@ -7,13 +7,13 @@ import lazy_loader
 if TYPE_CHECKING:
     from services.api.inference import hosting, oip
     from services.api.inference.batching import Hosted
-    from services.api.inference.hosting import Host, Intake
+    from services.api.inference.hosting import Host, Intake, Turns
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
         ["hosting", "oip"],
         {
             "batching": ["Hosted"],
-            "hosting": ["Host", "Intake"],
+            "hosting": ["Host", "Intake", "Turns"],
         },
     )

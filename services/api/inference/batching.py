@@ -1,7 +1,8 @@
 """Hold one model in memory, and run the requests that wait for it together.
 
 While a batch runs, requests gather; when it ends, those of the same size run as the next batch. So a single caller never
-waits for others, and many callers share the cost of one call of the model.
+waits for others, and many callers share the cost of one call of the model. Callers take turns, and a large request is run
+in parts, so that nobody waits for all that somebody else has asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Results = dict[str, Array]
 BATCH_PIXELS = 1 << 22
-"""The most pixels (images x height x width) that run together, where more than one image waits."""
+"""The most pixels that run together, where more than one image waits: images, at their own size or the network's."""
 BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0)
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,30 @@ class Statistics:
     compute: Times = field(default_factory=Times)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     images: Array
     outputs: frozenset[str]
-    future: Future[Results]
+    caller: str
+    future: Future[Results] = field(default_factory=Future)
     arrived: float = field(default_factory=time.perf_counter)
+    began: float = 0.0
+    taken: int = 0
+    """Images that were taken into batches; the request is in the queue until all are."""
+    parts: list[Results] = field(default_factory=list)
+
+
+@dataclass
+class _Share:
+    """Images `start` to `stop` of a request, in a batch."""
+
+    request: _Request
+    start: int
+    stop: int
+
+    @property
+    def images(self) -> Array:
+        return self.request.images[self.start : self.stop]
 
 
 class Hosted:
@@ -100,7 +119,9 @@ class Hosted:
         self.name, self.version, self.session, self.statistics = name, version, session, statistics
         self._limit, self._most, self._delay = settings.serve_queue, settings.serve_batch, settings.serve_batch_delay
         self._meters, self._labels = meters, (name, str(version))
-        self._waiting: deque[_Request] = deque()
+        self._pixels = session.facts.resolution**2
+        self._waiting: OrderedDict[str, deque[_Request]] = OrderedDict()
+        """Requests by caller, whose turn is next first."""
         self.users = 0
         """The number of `Host.borrow` blocks that use the model now; guarded by the host's lock."""
         self._ready = threading.Condition()
@@ -108,32 +129,34 @@ class Hosted:
         self._thread = threading.Thread(target=self._run_batches, name=f"model-{name}-{version}", daemon=True)
         self._thread.start()
 
-    def submit(self, images: Array, outputs: Sequence[str]) -> Future[Results]:
+    def submit(self, images: Array, outputs: Sequence[str], caller: str = "") -> Future[Results]:
         """Queue a request, and return the future of its results, which hold the outputs that it asks for.
 
         Args:
             images: (N, C, H, W) float32, values 0 to 1.
             outputs: the outputs' names.
+            caller: who asks; callers take turns, and none may have more than half of the queue.
 
         Raises:
             Refusal: `busy` where the queue is full; `model_unavailable` where the model was let go.
         """
-        request = _Request(images, frozenset(outputs), Future())
+        request = _Request(images, frozenset(outputs), caller)
         with self._ready:
             if self._closed:
                 raise Refusal("model_unavailable", "the model was just let go; try again", {"Retry-After": "1"})
-            if len(self._waiting) >= self._limit:
+            own = len(self._waiting.get(caller, ()))
+            if sum(map(len, self._waiting.values())) >= self._limit or own >= max(1, self._limit // 2):
                 self._meters.requests.labels(*self._labels, "busy").inc()
                 raise Refusal(
-                    "busy", f"{self._limit} requests wait for {self.name} already; try again", {"Retry-After": "1"}
+                    "busy", f"{own} requests of yours wait for {self.name} already; try again", {"Retry-After": "1"}
                 )
-            self._waiting.append(request)
+            self._waiting.setdefault(caller, deque()).append(request)
             self._ready.notify()
         return request.future
 
-    def run(self, images: Array, outputs: Sequence[str]) -> list[Array]:
+    def run(self, images: Array, outputs: Sequence[str], caller: str = "") -> list[Array]:
         """Run a request and return its outputs in the order asked for, as `relay_core.inference.predict` calls models."""
-        results = self.submit(images, outputs).result()
+        results = self.submit(images, outputs, caller).result()
         return [results[name] for name in outputs]
 
     def close(self) -> None:
@@ -144,61 +167,92 @@ class Hosted:
 
     def _run_batches(self) -> None:
         while (batch := self._next_batch()) is not None:
-            batch = [request for request in batch if request.future.set_running_or_notify_cancel()]
-            if batch:
-                began = time.perf_counter()
-                try:
-                    results = self._run_batch(batch)
-                except Exception as error:  # whatever the runtime raises is passed to the callers, and the thread goes on
-                    log.error("model %s %d: a call failed: %s", self.name, self.version, type(error).__name__)
-                    self._record(batch, began, ok=False)
-                    for request in batch:
-                        request.future.set_exception(
-                            Refusal("model_unavailable", "the model could not be run on this input")
-                        )
-                else:
-                    self._record(batch, began, ok=True)
-                    for request, result in zip(batch, results, strict=True):
-                        request.future.set_result(result)
+            if not batch:
+                continue
+            began = time.perf_counter()
+            for share in batch:
+                share.request.began = share.request.began or began
+            try:
+                results = self._run_batch(batch)
+            except Exception as error:  # whatever the runtime raises is passed to the callers, and the thread goes on
+                log.error("model %s %d: a call failed: %s", self.name, self.version, type(error).__name__)
+                with self._ready:
+                    for share in batch:
+                        self._drop(share.request)
+                self._record(batch, [share.request for share in batch], began, ok=False)
+                for share in batch:
+                    share.request.future.set_exception(
+                        Refusal("model_unavailable", "the model could not be run on this input")
+                    )
+            else:
+                for share, result in zip(batch, results, strict=True):
+                    share.request.parts.append(result)
+                answered = [share.request for share in batch if share.stop == len(share.request.images)]
+                self._record(batch, answered, began, ok=True)
+                for request in answered:
+                    request.future.set_result(_joined(request.parts))
 
-    def _run_batch(self, batch: list[_Request]) -> list[Results]:
-        outputs = sorted(frozenset().union(*(request.outputs for request in batch)))
-        images = batch[0].images if len(batch) == 1 else np.concatenate([request.images for request in batch])
+    def _run_batch(self, batch: list[_Share]) -> list[Results]:
+        outputs = sorted(frozenset().union(*(share.request.outputs for share in batch)))
+        images = batch[0].images if len(batch) == 1 else np.concatenate([share.images for share in batch])
         batch_outputs = dict(zip(outputs, self.session(images, outputs), strict=True))
-        stops = np.cumsum([len(request.images) for request in batch])
+        stops = np.cumsum([len(share.images) for share in batch])
         return [
-            {name: batch_outputs[name][stop - len(request.images) : stop] for name in request.outputs}
-            for request, stop in zip(batch, stops, strict=True)
+            {name: batch_outputs[name][stop - len(share.images) : stop] for name in share.request.outputs}
+            for share, stop in zip(batch, stops, strict=True)
         ]
 
-    def _next_batch(self) -> list[_Request] | None:
-        """Wait for the oldest request and those of its size that may run with it; None: closed, and all are answered."""
+    def _next_batch(self) -> list[_Share] | None:
+        """Wait for a request; return images of the caller whose turn it is, and of others that may run with them.
+
+        None: closed, and all are answered.
+        """
         with self._ready:
             self._ready.wait_for(lambda: self._waiting or self._closed)
             if not self._waiting:
                 return None
             if self._delay and not self._closed:
-                seconds_left = self._waiting[0].arrived + self._delay / 1000 - time.perf_counter()
+                oldest = min(queue[0].arrived for queue in self._waiting.values())
+                seconds_left = oldest + self._delay / 1000 - time.perf_counter()
                 if seconds_left > 0:
-                    self._ready.wait_for(lambda: sum(len(r.images) for r in self._waiting) >= self._most, seconds_left)
-            first = self._waiting.popleft()
-            batch_limit = min(self._most, max(1, BATCH_PIXELS // math.prod(first.images.shape[2:])))
-            batch, size, rest = [first], len(first.images), deque[_Request]()
-            for request in self._waiting:
-                fits = request.images.shape[1:] == first.images.shape[1:] and size + len(request.images) <= batch_limit
-                (batch if fits else rest).append(request)
-                size += len(request.images) if fits else 0
-            self._waiting = rest
+                    self._ready.wait_for(lambda: self._images_waiting() >= self._most, seconds_left)
+            shape = next(iter(self._waiting.values()))[0].images.shape[1:]
+            room = min(self._most, max(1, BATCH_PIXELS // max(math.prod(shape[1:]), self._pixels)))
+            batch: list[_Share] = []
+            for request in [request for queue in self._waiting.values() for request in queue]:
+                fits = room > 0 and request.images.shape[1:] == shape
+                if fits and request.taken == 0 and not request.future.set_running_or_notify_cancel():
+                    self._drop(request)  # its caller left
+                elif fits:
+                    share = _Share(request, request.taken, min(len(request.images), request.taken + room))
+                    request.taken, room = share.stop, room - len(share.images)
+                    batch.append(share)
+                    if share.stop == len(request.images):
+                        self._drop(request)
+            if batch and batch[0].request.caller in self._waiting:
+                self._waiting.move_to_end(batch[0].request.caller)
             return batch
 
-    def _record(self, batch: list[_Request], began: float, *, ok: bool) -> None:
+    def _images_waiting(self) -> int:
+        return sum(len(request.images) - request.taken for queue in self._waiting.values() for request in queue)
+
+    def _drop(self, request: _Request) -> None:
+        """Take a request out of the queue, where it still is. Called with the lock."""
+        queue = self._waiting.get(request.caller)
+        if queue is not None and request in queue:
+            queue.remove(request)
+            if not queue:
+                del self._waiting[request.caller]
+
+    def _record(self, batch: list[_Share], answered: list[_Request], began: float, *, ok: bool) -> None:
+        """Count a call of the model, and the requests that end with it."""
         ended, statistics = time.perf_counter(), self.statistics
-        count = sum(len(request.images) for request in batch)
+        count = sum(len(share.images) for share in batch)
         statistics.last_ms = int(time.time() * 1000)
         statistics.compute.add(ended - began)
-        for request in batch:
+        for request in answered:
             (statistics.success if ok else statistics.fail).add(ended - request.arrived)
-            statistics.queue.add(began - request.arrived)
+            statistics.queue.add(request.began - request.arrived)
             self._meters.seconds.labels(*self._labels).observe(ended - request.arrived)
             self._meters.requests.labels(*self._labels, "ok" if ok else "failed").inc()
         if ok:
@@ -206,3 +260,9 @@ class Hosted:
             statistics.batches += 1
             self._meters.images.labels(*self._labels).inc(count)
             self._meters.batches.labels(*self._labels).inc()
+
+
+def _joined(parts: list[Results]) -> Results:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

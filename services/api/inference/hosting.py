@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import anyio
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
@@ -137,34 +138,61 @@ class Host:
 
 
 class Intake:
-    """Limits the bytes of images in memory at once, from a request's arrival to its answer.
+    """Limits the bytes of images in memory at once, from their arrival to the answer.
 
     Args:
-        limit: the most bytes of all requests together; a request that comes alone is always taken.
-        most: the bytes that are counted for a request whose length is not declared, and the most for any.
+        limit: the most bytes of all requests together; one caller may have half of it, and a single request always comes in.
     """
 
-    def __init__(self, limit: int, most: int) -> None:
-        self._limit, self._most, self._lock, self._held = limit, most, threading.Lock(), 0
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, Counter[str]()
 
-    @contextmanager
-    def take(self, request: Request) -> Iterator[None]:
-        """Reserve room for a request's body as long as the block lasts. Raises Refusal `busy` where there is none."""
-        declared = request.headers.get("content-length", "")
-        size = (
-            min(int(declared), self._most)
-            if declared.isascii() and declared.isdigit() and len(declared) < 16
-            else self._most
-        )
-        with self._lock:
-            if self._held and self._held + size > self._limit:
-                raise Refusal("busy", "too many images are on their way; try again", {"Retry-After": "1"})
-            self._held += size
+    @asynccontextmanager
+    async def body(self, request: Request, caller: str) -> AsyncIterator[bytes]:
+        """Read a request's body, which counts as long as the block lasts. Raises Refusal `busy` where there is no room."""
+        chunks, size = [], 0
         try:
-            yield
+            async for chunk in request.stream():
+                own, others = self._held[caller] - size, self._held.total() - size
+                if (others and others + size + len(chunk) > self._limit) or (
+                    own and own + size + len(chunk) > self._limit // 2
+                ):
+                    raise Refusal("busy", "too many images are on their way; try again", {"Retry-After": "1"})
+                size += len(chunk)
+                self._held[caller] += len(chunk)
+                chunks.append(chunk)
+            yield b"".join(chunks)
         finally:
-            with self._lock:
-                self._held -= size
+            self._held[caller] -= size
+            if not self._held[caller]:
+                del self._held[caller]
+
+
+class Turns:
+    """Lets each caller have one long piece of work done at a time, while others have theirs.
+
+    Args:
+        limit: the number of pieces of one caller that may wait.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._locks: dict[str, tuple[anyio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def take(self, caller: str) -> AsyncIterator[None]:
+        """Wait for the caller's turn, which lasts as long as the block. Raises Refusal `busy` where too many wait."""
+        lock, users = self._locks.get(caller, (anyio.Lock(), 0))
+        if users > self._limit:
+            raise Refusal("busy", "too many images of yours wait to be predicted; try again", {"Retry-After": "5"})
+        self._locks[caller] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(caller)
+            if users > 1:
+                self._locks[caller] = lock, users - 1
 
 
 def _cost(hosted: Hosted) -> int:

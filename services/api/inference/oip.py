@@ -94,7 +94,9 @@ def compress(body: bytes, accepted: str) -> tuple[bytes, str | None]:
     return body, None
 
 
-def parse(body: bytes, length: str | None, task: Task, channels: int, classes: int, most_pixels: int) -> InferenceRequest:
+def parse(
+    body: bytes, length: str | None, task: Task, channels: int, classes: int, most_pixels: int, most_images: int
+) -> InferenceRequest:
     """Read an inference request and check it.
 
     Args:
@@ -104,6 +106,7 @@ def parse(body: bytes, length: str | None, task: Task, channels: int, classes: i
         channels: the number of channels of the model's input.
         classes: the number of classes of the model's outputs.
         most_pixels: the most pixels, N x H x W, that one request may have.
+        most_images: the most images that one request may have, however small: the network enlarges them.
 
     Raises:
         Refusal: `inference_invalid`, naming the key; `too_large` for more JSON, or a larger answer, than is worked on.
@@ -123,7 +126,7 @@ def parse(body: bytes, length: str | None, task: Task, channels: int, classes: i
     inputs = head.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise invalid("inputs: give one, named image")
-    images = _image(inputs[0], body[split:], channels, most_pixels)
+    images = _image(inputs[0], body[split:], channels, most_pixels, most_images)
     request_id = head.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise invalid("id: a string")
@@ -148,20 +151,15 @@ def _bytes(name: str, shape: Sequence[int], images: Sequence[int]) -> int:
     return TYPES[OUTPUT_TYPES[name]].itemsize * math.prod(next(free) if n < 0 else n for n in shape)
 
 
-def _image(tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: int) -> npt.NDArray[np.float32]:
+def _image(
+    tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: int, most_images: int
+) -> npt.NDArray[np.float32]:
     if tensor.get("name") != "image":
         raise invalid(f"inputs: there is no input {str(tensor.get('name'))[:50]!r}; the model's is image")
     if tensor.get("datatype") != "FP32":
         raise invalid(f"image: datatype {str(tensor.get('datatype'))[:20]!r}; the model takes FP32, values 0 to 1")
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 1 for n in shape):
-        raise invalid("image: shape must be a list of positive whole numbers")
-    if len(shape) != 4 or shape[1] != channels:
-        raise invalid(f"image: shape {shape[:6]}; the model takes [images, {channels}, height, width]")
-    if max(shape[2:]) > MAX_SIDE:
-        raise invalid(f"image: {shape[2]} x {shape[3]} pixels; a side may have {MAX_SIDE}")
-    if shape[0] * shape[2] * shape[3] > most_pixels:
-        raise invalid(f"image: {shape[0]} x {shape[2]} x {shape[3]} pixels; one request may have {most_pixels}")
+    shape: Any = tensor.get("shape")
+    _check_shape(shape, channels, most_pixels, most_images)
     parameters = tensor.get("parameters") or {}
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     count = math.prod(shape)
@@ -179,6 +177,20 @@ def _image(tensor: Mapping[str, Any], raw: bytes, channels: int, most_pixels: in
     if low < -_RANGE or high > 1 + _RANGE:
         raise invalid(f"image: values from {low:g} to {high:g}; black is 0 and white is 1")
     return values
+
+
+def _check_shape(shape: Any, channels: int, most_pixels: int, most_images: int) -> None:
+    """Raise Refusal `inference_invalid` for a shape that the model does not take, or that asks too much."""
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 1 for n in shape):
+        raise invalid("image: shape must be a list of positive whole numbers")
+    if len(shape) != 4 or shape[1] != channels:
+        raise invalid(f"image: shape {shape[:6]}; the model takes [images, {channels}, height, width]")
+    if max(shape[2:]) > MAX_SIDE:
+        raise invalid(f"image: {shape[2]} x {shape[3]} pixels; a side may have {MAX_SIDE}")
+    if shape[0] * shape[2] * shape[3] > most_pixels:
+        raise invalid(f"image: {shape[0]} x {shape[2]} x {shape[3]} pixels; one request may have {most_pixels}")
+    if shape[0] > most_images:
+        raise invalid(f"image: {shape[0]} images; one request to this model may have {most_images}: send several")
 
 
 def _from_json(data: Any, count: int) -> npt.NDArray[np.float32]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -14,7 +12,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from relay_core.errors import ImageError
+from relay_core.inference import Question
 from services.api import pages, schemas
 from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer
 from services.api.docs import ETAG, Responses, changes, refusals, success
@@ -151,8 +149,8 @@ def roll_back_model(
             "content": dict.fromkeys(("image/png", "application/gzip", "application/dicom", "application/zip"), _BYTES),
         },
         **refusals(
-            "bad_request", "too_large", "not_found", "image_invalid", "busy", "model_unavailable", "model_invalid",
-            "artifact_damaged",
+            "bad_request", "too_large", "not_found", "image_invalid", "image_too_large", "busy",
+            "model_unavailable", "model_invalid", "artifact_damaged",
         ),
     },
     openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(UPLOADS, _BYTES)}},
@@ -168,80 +166,37 @@ async def predict_image(
     """Send an image as the body, whatever its Content-Type: PNG, JPEG, TIFF, NIfTI (2-D, or a volume slice by slice), DICOM
     (single or multi-frame), or a zip of a DICOM series. Nothing of it is kept.
     """
-    if site.predictions.statistics().tasks_waiting >= site.settings.serve_queue:
-        raise Refusal("busy", "too many images wait to be predicted; try again", {"Retry-After": "5"})
-    with site.intake.take(request):
-        content = await request.body()
-        return await to_thread.run_sync(_predict, site, name, version, content, output, limiter=site.predictions)
+    async with site.turns.take(caller.token_id), site.intake.body(request, caller.token_id) as content:
+        return await to_thread.run_sync(
+            _predict, site, caller.token_id, name, version, content, output, limiter=site.predictions
+        )
 
 
-def _predict(site: ServiceParts, name: str, version: int | None, content: bytes, output: schemas.Output | None) -> Response:
+def _predict(
+    site: ServiceParts, caller: str, name: str, version: int | None, content: bytes, output: schemas.Output | None
+) -> Response:
     if not content:
         raise Refusal("bad_request", "the body is empty: send the image itself")
     with borrowed(site, name, version) as hosted:
-        body, media_type, warnings = _predicted_output(hosted, content, output)
+        answer = site.decoders.answer(content, _question(hosted, output), partial(hosted.run, caller=caller))
     headers = {"X-Relay-Model": f"{hosted.name}/{hosted.version}", "X-Relay-Provider": hosted.session.provider}
-    if warnings:
-        headers["X-Relay-Warning"] = "; ".join(warnings).encode("ascii", "replace").decode()
-    return Response(body, media_type=media_type, headers=headers)
+    if answer.warnings:
+        headers["X-Relay-Warning"] = "; ".join(answer.warnings).encode("ascii", "replace").decode()
+    return Response(answer.body, media_type=answer.media_type, headers=headers)
 
 
-def _predicted_output(hosted: Hosted, content: bytes, output: schemas.Output | None) -> tuple[bytes, str, list[str]]:
-    """Return the answer's body, its media type, and the warnings."""
-    from relay_core.imaging import read_study
-    from relay_core.inference import classify, predict
-
-    facts, classifies = hosted.session.facts, hosted.session.facts.task == "classification"
-    if classifies and output is not None:
+def _question(hosted: Hosted, output: schemas.Output | None) -> Question:
+    """Return what is asked of a model. Raises Refusal `invalid_request` where it has no such output."""
+    facts = hosted.session.facts
+    if facts.task == "classification" and output is not None:
         message = (
             f"output: {hosted.name} is a classifier, which says one class of an image and has no {output}: leave it out"
         )
         raise Refusal("invalid_request", message)
-    answer: dict[str, Any] = {"model": hosted.name, "version": hosted.version, "provider": hosted.session.provider}
-    study = read_study(content, facts.channels, facts.window)
-    if classifies:
-        answer |= classify(study, hosted.run, facts.classes, facts.looks)
-        return json.dumps(answer).encode(), "application/json", answer["warnings"]
-    prediction = predict(study, hosted.run, facts.classes, facts.looks)
-    answer |= prediction.found
-    return *_as_output(study, prediction.ids, answer, hosted, output or "measurements"), answer["warnings"]
-
-
-def _as_output(study: Any, ids: Any, answer: dict[str, Any], hosted: Hosted, output: schemas.Output) -> tuple[bytes, str]:
-    from relay_core.imaging import masks
-
-    classes = hosted.session.facts.classes
-    if output in ("mask", "overlay") and study.volume:
-        raise Refusal("image_invalid", f"a volume of {len(ids)} slices is no single PNG; ask for nifti, seg or all")
-    match output:
-        case "measurements":
-            return json.dumps(answer).encode(), "application/json"
-        case "mask":
-            return masks.to_png(ids[0], len(classes)), "image/png"
-        case "overlay":
-            return masks.to_overlay(study, ids), "image/png"
-        case "nifti":
-            return masks.to_nifti(study, ids), "application/gzip"
-        case "seg":
-            return masks.to_seg(study, ids, classes, hosted.name, str(hosted.version)), "application/dicom"
-    files = {}
-    for i in range(len(ids)):
-        files[f"overlay-{i + 1:04d}.png" if study.volume else "overlay.png"] = masks.to_overlay(study, ids, i)
-    if not study.volume:
-        files["mask.png"] = masks.to_png(ids[0], len(classes))
-    if study.grid is not None:
-        files["mask.nii.gz"] = masks.to_nifti(study, ids)
-    if study.sources:
-        try:
-            files["mask.dcm"] = masks.to_seg(study, ids, classes, hosted.name, str(hosted.version))
-        except ImageError as error:  # such as a photograph without a frame of reference: the others are of use
-            answer = {**answer, "left_out": {"mask.dcm": str(error)}}
-    files["measurements.json"] = json.dumps(answer, indent=1).encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file, content in files.items():
-            archive.writestr(file, content)
-    return buffer.getvalue(), "application/zip"
+    return Question(
+        hosted.name, hosted.version, hosted.session.provider, facts.task, facts.classes, facts.channels, facts.resolution,
+        facts.window, facts.looks, output or "measurements",
+    )  # fmt: skip
 
 
 @contextmanager

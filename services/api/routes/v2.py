@@ -15,7 +15,7 @@ from services.api.deps import ModelCaller, ServiceParts, Site
 from services.api.docs import refusals, success
 from services.api.inference import Hosted, oip
 from services.api.routes.models import borrowed
-from services.site import Refusal, registry
+from services.site import Identity, Refusal, registry
 from services.site.db import Model
 
 router = APIRouter(prefix="/v2", tags=["inference"])
@@ -23,6 +23,8 @@ INLINE = 1 << 18
 """The most bytes of a request that is read without a thread of its own."""
 MOST_PIXELS = 1 << 25
 """The most pixels of all images of one request together."""
+MOST_SEEN = 1 << 22
+"""The most pixels that the network sees of one request, at its own resolution."""
 VersionPath = Annotated[
     str,
     Path(pattern=r"^([1-9][0-9]{0,8}|production)$", description="A number, or production.", examples=["production"]),
@@ -175,7 +177,7 @@ _INFER: dict[str, Any] = {
 @router.post("/models/{name}/infer", **_INFER)
 async def infer(name: schemas.ModelName, request: Request, site: Site, caller: ModelCaller) -> Response:
     """Run the version in production."""
-    return await _infer(request, site, name, None)
+    return await _infer(request, site, caller, name, None)
 
 
 @router.post("/models/{name}/versions/{version}/infer", **_INFER)
@@ -183,30 +185,33 @@ async def infer_version(
     name: schemas.ModelName, version: VersionPath, request: Request, site: Site, caller: ModelCaller
 ) -> Response:
     """Run a version."""
-    return await _infer(request, site, name, _number(version))
+    return await _infer(request, site, caller, name, _number(version))
 
 
-async def _infer(request: Request, site: ServiceParts, name: str, version: int | None) -> Response:
-    with site.intake.take(request):
-        raw = await request.body()
+async def _infer(request: Request, site: ServiceParts, caller: Identity, name: str, version: int | None) -> Response:
+    address = request.client.host if request.client else "unknown"
+    key = caller.token_id if caller.token_id != "-" else address  # whoever calls without a token
+    async with site.intake.body(request, key) as raw:
         borrowing = borrowed(site, name, version)
         hosted = await to_thread.run_sync(borrowing.__enter__)
         try:
-            return await _run_inference(request, site, hosted, raw)
+            return await _run_inference(request, site, key, hosted, raw)
         finally:
             borrowing.__exit__(None, None, None)
 
 
-async def _run_inference(request: Request, site: ServiceParts, hosted: Hosted, raw: bytes) -> Response:
+async def _run_inference(request: Request, site: ServiceParts, caller: str, hosted: Hosted, raw: bytes) -> Response:
     encoding, length = request.headers.get("content-encoding", "").lower(), request.headers.get(oip.LENGTH)
     limit, facts = site.settings.serve_max_mib << 20, hosted.session.facts
 
     def read() -> oip.InferenceRequest:
         body = oip.decompress(raw, encoding, limit)
-        return oip.parse(body, length, facts.task, facts.channels, len(facts.classes), MOST_PIXELS)
+        return oip.parse(
+            body, length, facts.task, facts.channels, len(facts.classes), MOST_PIXELS, _most_images(facts.resolution)
+        )
 
     inference_request = read() if len(raw) <= INLINE and not encoding else await to_thread.run_sync(read)
-    results = await asyncio.wrap_future(hosted.submit(inference_request.images, list(inference_request.outputs)))
+    results = await asyncio.wrap_future(hosted.submit(inference_request.images, list(inference_request.outputs), caller))
     accepted = request.headers.get("accept-encoding", "")
 
     def write() -> tuple[bytes, int | None, str | None]:
@@ -224,6 +229,11 @@ async def _run_inference(request: Request, site: ServiceParts, hosted: Hosted, r
     return Response(
         body, headers=headers, media_type="application/json" if json_length is None else "application/octet-stream"
     )
+
+
+def _most_images(resolution: int) -> int:
+    """Return how many images one request may have, for a network that makes each of them so large."""
+    return max(1, MOST_SEEN // resolution**2)
 
 
 def _number(version: str) -> int | None:
