@@ -290,6 +290,34 @@ def predict_dataset(
     print(json.dumps(summary) if as_json else text + (f"; {len(result.problems)} left out" if result.problems else ""))
 
 
+@app.command("predict-study")
+def predict_study(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file that relay export-onnx wrote.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Image, NIfTI, DICOM, or a zip of a DICOM series.")],
+    form: Annotated[str, typer.Option(help="measurements, mask, overlay, nifti, seg or all.")] = "measurements",
+    name: Annotated[str, typer.Option(help="What the answer calls the model.")] = "model",
+    version: Annotated[int, typer.Option(min=1, help="The model's version, for the answer.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the answer.")] = Path("prediction"),
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Predict one study with an exported model, as the service does; it is decoded in a process of its own."""
+    from typing import get_args
+
+    from relay_core.cli.output import counting
+    from relay_core.inference import Form
+    from relay_core.inference import predict_study as predict_one
+
+    forms = {form: form for form in get_args(Form)}
+    if form not in forms:
+        raise RelayError(f"--form {form}: one of {', '.join(forms)}")
+    with counting("predicting", as_json) as tell:
+        made = predict_one(model, study, out, name=name, version=version, form=forms[form], device=device, progress=tell)
+    for warning in made["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(json.dumps(made) if as_json else f"wrote {made['path']}")
+
+
 @app.command()
 def samples(
     checkpoint: CheckpointArgument,

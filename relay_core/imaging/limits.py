@@ -24,6 +24,10 @@ MAX_FILES = 4096
 """Most files in an archive with a DICOM series."""
 
 
+MAX_SCANS = 64
+"""Most scans of a JPEG: a progressive one has about ten, and each takes the time of a whole picture."""
+
+
 def check_size(slices: int, height: int, width: int) -> None:
     """Raise ImageError where an image of so many slices, rows and columns is empty or too large to be decoded."""
     if height * width > MAX_PIXELS:

@@ -23,7 +23,7 @@ from PIL import Image
 from relay_core.errors import DataError, ImageError
 from relay_core.imaging.display import Display, stretch
 from relay_core.imaging.grid import Grid
-from relay_core.imaging.limits import MAX_FILES, MAX_PIXELS, MAX_VOXELS, check_size
+from relay_core.imaging.limits import MAX_FILES, MAX_PIXELS, MAX_SCANS, MAX_VOXELS, check_size
 from relay_core.imaging.names import is_litter
 from relay_core.imaging.nifti import read_nifti
 from relay_core.imaging.readers import plane_axes, read_image, to_channels
@@ -142,6 +142,8 @@ def _decode_picture(content: bytes, suffix: str, channels: int) -> Study:
     except Exception:  # decoders raise errors of many types on damaged files
         raise ImageError("the image is no PNG, JPEG or TIFF file that can be read, or its header is damaged") from None
     check_size(1, height, width)
+    if suffix == ".jpg" and content.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"the image is a JPEG of more than {MAX_SCANS} scans; save it anew")
     with _as_file(content, suffix) as path:
         try:
             pixels, _ = read_image(path, channels)  # as in training

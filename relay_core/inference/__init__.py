@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from relay_core.inference.onnx_model import INPUT, KEY, ModelFacts, OnnxModel, Precision
     from relay_core.inference.outputs import ANSWER, OUTPUTS, SCORE, shapes
     from relay_core.inference.prediction import classify, predict
-    from relay_core.inference.questions import Answer, Question
+    from relay_core.inference.questions import Answer, Form, Question
     from relay_core.inference.served import ServedSolver
+    from relay_core.inference.studies import predict_study
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
@@ -29,7 +30,8 @@ else:
             "onnx_model": ["INPUT", "KEY", "ModelFacts", "OnnxModel", "Precision"],
             "outputs": ["ANSWER", "OUTPUTS", "SCORE", "shapes"],
             "prediction": ["classify", "predict"],
-            "questions": ["Answer", "Question"],
+            "questions": ["Answer", "Form", "Question"],
             "served": ["ServedSolver"],
+            "studies": ["predict_study"],
         },
     )

@@ -200,9 +200,15 @@ class _Decoder:
 
     def images(self, message: dict[str, Any], question: Question) -> Any:
         """Return the images that a message announces, after checking that they are what the network takes."""
-        side, shape = question.resolution, list(message.get("shape", ()))
-        known = ("probabilities", "looks") if question.task == "classification" else ("logits", "looks")
-        if shape[1:] != [question.channels, side, side] or not 1 <= shape[0] <= BATCH or tuple(message["run"]) != known:
+        side, shape = question.resolution, message.get("shape", [])
+        known = ["probabilities", "looks"] if question.task == "classification" else ["logits", "looks"]
+        sound = isinstance(shape, list) and len(shape) == 4 and all(type(n) is int for n in shape)
+        if (
+            not sound
+            or shape[1:] != [question.channels, side, side]
+            or not 1 <= shape[0] <= BATCH
+            or message["run"] != known
+        ):
             raise ImageError("the image could not be decoded: the decoder broke off")
         content = self.hear(4 * shape[0] * question.channels * side * side)
         return np.frombuffer(content, np.float32).reshape(shape)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from relay_core.config import Task
+
+if TYPE_CHECKING:
+    from relay_core.inference.onnx_model import ModelFacts
 
 Form = Literal["measurements", "mask", "overlay", "nifti", "seg", "all"]
 """What is wanted of a segmentation; a classifier has measurements alone."""
@@ -29,6 +32,14 @@ class Question:
     looks: dict[str, Any]
     """Feature statistics of the training images by site, see `imaging.out_of_distribution`."""
     form: Form = "measurements"
+
+    @classmethod
+    def about(cls, facts: ModelFacts, model: str, version: int, provider: str, form: Form | None) -> Question:
+        """Return what is asked of an exported model; without a form its measurements, or a classifier's class."""
+        return cls(
+            model, version, provider, facts.task, facts.classes, facts.channels, facts.resolution, facts.window, facts.looks,
+            form or "measurements",
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Return the question as plain data."""

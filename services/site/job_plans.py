@@ -153,6 +153,11 @@ def predict(session: Session, checkpoint_id: str, dataset_id: str) -> JobPlan:
     return JobPlan({"dataset": dataset.id}, 1, checkpoint.run_id, checkpoint.id)
 
 
+def predict_study(model: str, version: int, digest: str, output: str | None) -> JobPlan:
+    """Plan the prediction of one uploaded study with a version of a model, whose file has this digest."""
+    return JobPlan({"model": model, "version": version, "digest": digest, "output": output})
+
+
 def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> JobPlan:
     """Plan the check of every file of a data set. Raises Refusal `not_found`."""
     return JobPlan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})

@@ -19,7 +19,18 @@ from services.site.db import DeviceLease, Job, JobEvent, clock, now
 from services.site.errors import Refusal
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
-Kind = Literal["train", "evaluate", "preflight", "samples", "export", "import", "report", "export_onnx", "predict"]
+Kind = Literal[
+    "train",
+    "evaluate",
+    "preflight",
+    "samples",
+    "export",
+    "import",
+    "report",
+    "export_onnx",
+    "predict",
+    "predict_study",
+]
 
 MOVES: dict[State, frozenset[State]] = {
     "queued": frozenset({"running", "cancelled"}),
@@ -137,6 +148,8 @@ def retry(session: Session, job_id: str, actor: str) -> Job:
     job = locked(session, job_id)
     if job.state not in ("failed", "cancelled"):
         raise Refusal("conflict", f"{job_id} is {job.state}; only a failed or cancelled job can be retried")
+    if job.kind == "predict_study":
+        raise Refusal("conflict", f"{job_id} has ended, and its image is not kept; send the image again")
     audit.record(session, actor, "job.retry", job_id)
     moment = now(session)
     move(job, "queued")
@@ -178,10 +191,16 @@ def end(
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": state, **({"error": error} if error else {})}])
     audit.record(session, actor, f"job.{state}", job.id)
+    artifacts.detach(session, uploaded(job.id))  # nothing of an image is kept when its job is done
     if state != "succeeded" and (bundle_id := job.params.get("import")):
         artifacts.detach(session, bundle_id)  # the file is swept in a day; until then a retry finds it
         audit.record(session, actor, "import.refuse", bundle_id, code=error["code"] if error else state)
     return job
+
+
+def uploaded(job_id: str) -> str:
+    """Return the owner of what was uploaded for a job alone: it is detached when the job ends, and no file of the job."""
+    return f"upload-{job_id}"
 
 
 def move(job: Job, state: State) -> None:

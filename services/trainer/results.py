@@ -19,6 +19,7 @@ from services.trainer.work import PREDICTIONS, STAGED, PreparedJob
 MEDIA_TYPES = {
     ".png": "image/png", ".json": "application/json", ".csv": "text/csv", ".md": "text/markdown; charset=utf-8",
     ".relay": bundle_exchange.MEDIA_TYPE, ".onnx": registry.MEDIA_TYPE, ".zip": "application/zip",
+    ".gz": "application/gzip", ".dcm": "application/dicom",
 }  # fmt: skip
 """Suffix -> media type of the files that are published; run files (.yaml) are not, as they name this machine's folders."""
 CHECKPOINT = "application/vnd.safetensors"
@@ -87,6 +88,8 @@ def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str
         if not name.startswith("evaluation/"):
             result["files"].append(name.replace("/", "."))
             artifacts.attach(session, job.id, name.replace("/", "."), digest, size, media_type)
+    if job.kind == "predict_study":
+        return {**result, "slices": last["slices"], "warnings": last["warnings"]}
     return {**result, **last} if job.kind == "predict" else result
 
 

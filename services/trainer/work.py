@@ -22,6 +22,7 @@ from services.site import (
     artifacts,
     bundle_exchange,
     folders,
+    jobs,
     need,
     registry,
     run_file,
@@ -32,11 +33,13 @@ from services.trainer.folder import write_run_files
 
 INPUT = "input"
 """Name of the folder, below an attempt's, of input files; they do not count as results of the job."""
+UPLOAD = "upload"
+"""Name of a file that was uploaded for a job alone."""
 PREDICTIONS = "predictions"
 """Name of the folder, below an attempt's, of predictions; its single masks are not published, but their archive is."""
 STAGED = "masks"
 """Name of the folder of single masks below `PREDICTIONS`."""
-_ANEW = ("export", "import", "report", "export_onnx")
+_ANEW = ("export", "import", "report", "export_onnx", "predict_study")
 """Kinds of jobs whose attempts begin in an empty folder: the files of an earlier attempt may be incomplete."""
 KEY_VARIABLES = ("RELAY_KEY_PASSPHRASE", "RELAY_KEY_PASSPHRASE_FILE")
 
@@ -189,6 +192,17 @@ def _predict(session: Session, settings: Settings, claim: Claim, work: PreparedJ
     work.command = _core_command(claim, "predict-dataset", str(checkpoint), row.layout, str(path), *options)
 
 
+def _predict_study(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
+    params, folder = work.job.params, work.folder / INPUT
+    uploads = artifacts.attached(session, jobs.uploaded(work.job.id))
+    work.wanted += [(uploads[name].digest, folder / name) for name in ("model.onnx", UPLOAD)]
+    work.inputs[INPUT] = work.job.id
+    work.command = _core_command(
+        claim, "predict-study", str(folder / "model.onnx"), str(folder / UPLOAD), "--name", params["model"],
+        "--version", str(params["version"]), "--form", params["output"] or "measurements", "--out", str(work.folder),
+    )  # fmt: skip
+
+
 def _preflight(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
@@ -272,4 +286,5 @@ def _add_input(work: PreparedJob, flag: str, artifact: artifacts.Artifact | None
 _MAKERS: dict[str, Callable[[Session, Settings, Claim, PreparedJob], None]] = {
     "train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight, "export": _export,
     "import": _import, "report": _report, "export_onnx": _export_onnx, "predict": _predict,
+    "predict_study": _predict_study,
 }  # fmt: skip
