@@ -15,7 +15,7 @@ from relay_core.errors import RelayError
 from services.api import logs
 from services.api.main import create_app
 from services.api.migration import bring_up_to_date
-from services.api.protocol import GuardedProtocol
+from services.api.protocol import guarded
 from services.site import load_settings
 from services.site.db import Database
 
@@ -40,7 +40,7 @@ def main() -> int:
         return error.exit_code
     app = create_app(settings, reconcile=settings.reconcile)
     uvicorn.run(
-        app, http=GuardedProtocol, host=settings.host, port=settings.port, workers=1,
+        app, http=guarded(settings), host=settings.host, port=settings.port, workers=1,
         log_config=None, access_log=False, server_header=False,
         proxy_headers=bool(os.environ.get("FORWARDED_ALLOW_IPS")), timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,

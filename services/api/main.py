@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
     )  # fmt: skip
     app.openapi = docs.schema_of(app)  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, limits=lambda path: _body_limit(path, settings))
-    app.add_middleware(BodyPace)
+    app.add_middleware(BodyPace, grace=settings.body_seconds)
     app.add_middleware(KnownCaller, identify=identify)
     app.add_middleware(RequestContext, durations=metrics.durations(meters))
     problems.add_handlers(app)

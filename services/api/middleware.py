@@ -23,8 +23,6 @@ MAX_BODY = 2 << 20
 """The most bytes of a request's body, where the address has no limit of its own."""
 DRAIN = 32 << 20
 """The most bytes of a refused body that are still read, so that the client gets to see the answer."""
-GRACE = 10.0
-"""Seconds that a body may wait altogether before it has to come at `PACE`."""
 PACE = 1 << 16
 """The bytes of a body that must come in a second."""
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
@@ -123,33 +121,43 @@ class KnownCaller:
 
 
 class BodyPace:
-    """Refuses a body that comes slower than any line in use: whoever sends a byte now and then occupies what others need."""
+    """Refuses a body that comes slower than any line in use: whoever sends a byte now and then occupies what others need.
 
-    def __init__(self, app: ASGIApp, grace: float = GRACE) -> None:
+    Args:
+        app: the application that takes the requests.
+        grace: seconds that a body may keep it waiting, besides those that it needs at `PACE`.
+    """
+
+    def __init__(self, app: ASGIApp, grace: float) -> None:
         self.app, self.grace = app, grace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        spent, size, more = 0.0, 0, True
+        spent, size, more, late = 0.0, 0, True, False
 
         async def paced() -> Message:
-            nonlocal spent, size, more
+            nonlocal spent, size, more, late
             if not more:
                 return await receive()  # waits until the client leaves
             began = time.monotonic()
             try:
                 message = await asyncio.wait_for(receive(), self.grace + size / PACE - spent)
             except TimeoutError:
-                more = False
-                raise HTTPException(408, headers={"Connection": "close"}) from None
+                more, late = False, True
+                raise HTTPException(408) from None
             spent += time.monotonic() - began  # what the application itself takes in between does not count
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
             return message
 
-        await self.app(scope, paced, send)
+        async def closing(message: Message) -> None:
+            if late and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"  # the rest of the body is not waited for
+            await send(message)
+
+        await self.app(scope, paced, closing)
 
 
 class BodyLimit:

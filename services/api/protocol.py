@@ -7,15 +7,16 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_SECONDS = 15.0
-"""Seconds from a connection, or the first byte of a further request on it, until the request's headers are complete."""
-CONNECTIONS = 1024
-"""The most open connections; a client's address may have half of them."""
+from services.site import Settings
 
 
 class GuardedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with a deadline for headers and a limit of connections, which are closed beyond it."""
 
+    header_seconds = 15.0
+    """Seconds from a connection, or the first byte of a further request on it, until the request's headers are complete."""
+    most = 1024
+    """The most open connections; a client's address may have half of them."""
     _deadline: asyncio.TimerHandle | None = None
     _address: str | None = None
 
@@ -24,7 +25,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         self._address = self.client[0] if self.client else None
         own = sum(getattr(connection, "_address", None) == self._address for connection in self.connections)
-        if len(self.connections) > CONNECTIONS or own > CONNECTIONS // 2:
+        if len(self.connections) > self.most or own > self.most // 2:
             transport.abort()
             return
         self._await_headers()
@@ -48,7 +49,7 @@ class GuardedProtocol(H11Protocol):
 
     def _await_headers(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(HEADER_SECONDS, self._too_late)
+            self._deadline = self.loop.call_later(self.header_seconds, self._too_late)
 
     def _forget_deadline(self) -> None:
         if self._deadline is not None:
@@ -59,3 +60,10 @@ class GuardedProtocol(H11Protocol):
         self._deadline = None
         if not self._busy():
             self.transport.abort()
+
+
+def guarded(settings: Settings) -> type[GuardedProtocol]:
+    """Return the protocol with the limits of a site."""
+    return type(
+        "SiteProtocol", (GuardedProtocol,), {"header_seconds": settings.header_seconds, "most": settings.connections}
+    )

@@ -119,6 +119,12 @@ class Settings(BaseSettings):
     """Seconds that decoding one uploaded image may take."""
     serve_anonymous: bool = False
     """Whether the Open Inference Protocol (/v2) answers without a token, for clients that cannot send one."""
+    header_seconds: float = Field(default=15.0, gt=0)
+    """Seconds within which a request's headers must be complete."""
+    body_seconds: float = Field(default=10.0, gt=0)
+    """Seconds that a request's body may keep the API waiting, besides one for each 64 KiB that came."""
+    connections: int = Field(default=1024, ge=2)
+    """The most open connections to the API; one address may have half of them."""
     queue_limit: int = Field(default=10_000, ge=1)
     """Queued jobs beyond which a new one is refused."""
     lockout_failures: int = Field(default=10, ge=1)
