@@ -19,7 +19,7 @@ ImagesArgument = Annotated[
     Path,
     typer.Argument(
         metavar="IMAGES",
-        help="Folder with a volume a study: STUDY.nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, .npz, or a folder STUDY of DICOM.",
+        help="Folder with a volume a study: STUDY.nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, .npz, .dcm, or a folder of DICOM.",
     ),
 ]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The hospital's folder, to write to.")]
@@ -30,6 +30,10 @@ NegativesOption = Annotated[int, typer.Option(min=0, help="Unlabelled slices a s
 PrefixOption = Annotated[str, typer.Option(help="Stands before study ids, where hospitals have the same ones.")]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Studies at a time; 0: one a core.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
+StructuresOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,...", help="Segments of a DICOM SEG, or structures of an RTSTRUCT: labels 1, 2, ..."),
+]
 SELECT = "area: the largest; share: a share of the labelled; threshold: those of some size; all."
 
 
@@ -45,6 +49,7 @@ def mediastinum(
     margin: Annotated[float, typer.Option(min=0, help="Millimetres around the lungs.")] = 10.0,
     hu_min: Annotated[int, typer.Option(help="HU of the value 0; lower ones become it (-1024 keeps air).")] = -160,
     intercept: Annotated[float | None, typer.Option(help="Add this to all values, where they are not HU: -1024.")] = None,
+    structures: StructuresOption = None,
     prefix: PrefixOption = "",
     workers: WorkersOption = 0,
     as_json: JsonOption = False,
@@ -52,7 +57,7 @@ def mediastinum(
     """CT volumes and tumour labels become 16-bit slices, masks and meta.txt; called again, it goes on."""
     from relay_core.preparation import Mediastinum, Selection
 
-    task = Mediastinum(Selection(select, keep, negatives), hu_min, crop, margin, intercept)
+    task = Mediastinum(Selection(select, keep, negatives), hu_min, crop, margin, intercept, _names(structures))
     _run(images, labels, out, task, prefix, workers, as_json)
 
 
@@ -71,6 +76,7 @@ def slices(
     select: Annotated[str, typer.Option(help=SELECT)] = "all",
     keep: KeepOption = None,
     negatives: NegativesOption = 0,
+    structures: StructuresOption = None,
     prefix: PrefixOption = "",
     workers: WorkersOption = 0,
     as_json: JsonOption = False,
@@ -78,8 +84,12 @@ def slices(
     """Any volumes become 8-bit slices, and masks where there are labels; called again, it goes on."""
     from relay_core.preparation import Selection, Slices
 
-    task = Slices(Selection(select, keep, negatives), layout, axis, _window(window), every)
+    task = Slices(Selection(select, keep, negatives), layout, axis, _window(window), every, _names(structures))
     _run(images, labels, out, task, prefix, workers, as_json)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
 def _window(text: str | None) -> tuple[float, float] | None:

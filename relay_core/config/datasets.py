@@ -228,6 +228,38 @@ class MidlineKwargs(SlicedKwargs):
         return [*["background"] * self.background_label, "brain", "midline"]
 
 
+class NnunetKwargs(SlicedKwargs):
+    """A raw data set of nnU-Net: `dataset.json`, `imagesTr`, `labelsTr`; volumes are read slice by slice."""
+
+    num_classes: int = Field(default=2, ge=2, le=256)
+    """Number of classes, the background included, as `labels` of dataset.json has them."""
+    channels: list[int] = Field(default=[0], min_length=1, max_length=3)
+    """Numbers of the channels to read, of channel_names of dataset.json: one, or three that become an image's colours."""
+    axis: Literal["axial", "coronal", "sagittal"] = "axial"
+    """Direction of cutting."""
+    select: Literal["labelled", "all"] = "labelled"
+    """Which slices are used: those that show anything but background, or all."""
+    every: int = Field(default=1, ge=1)
+    """Only every so-many-th slice is used."""
+    window: tuple[float, float] | None = None
+    """Values, such as HU, that become black and white; none: the 0.5 and the 99.5 percentile of each volume."""
+
+    @property
+    def value_window(self) -> tuple[float, float] | None:
+        """Return the values that become black and white, where they are the same for all volumes."""
+        return self.window
+
+    @model_validator(mode="after")
+    def _channels_are_an_image(self) -> Self:
+        if len(self.channels) == 2 or len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"channels is {self.channels}; give one channel, or three different ones")
+        if len(self.channels) == 3 and self.img_channels != 3:
+            raise ValueError("channels names three, and img_channels is 1; set it to 3")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window must rise, not {list(self.window)}")
+        return self
+
+
 DATASETS = Registry(
     "data set", "relay_core.datasets", CommonDatasetKwargs,
     {
@@ -235,6 +267,7 @@ DATASETS = Registry(
         "folder": Entry(FolderKwargs, "relay_core.data.folder:FolderLayout"),
         "mediastinum-tumor": Entry(MediastinumKwargs, "relay_core.data.mediastinum:MediastinumLayout"),
         "midline": Entry(MidlineKwargs, "relay_core.data.midline:MidlineLayout"),
+        "nnunet": Entry(NnunetKwargs, "relay_core.data.nnunet:NnunetLayout"),
     },
 )  # fmt: skip
 """Data sets by name."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relay_core.errors import DataError, Problem
-from relay_core.imaging import SUFFIXES, Spacing, is_litter, one_form, read_image, stem_of, suffix_of
+from relay_core.imaging import SUFFIXES, Spacing, is_litter, one_form, read_image, read_mask, stem_of, suffix_of
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -35,11 +35,18 @@ class Pair:
     """Class id of the whole image for classification; None for segmentation."""
     spacing: Spacing | None = None
     """Millimetres of a pixel, row then column, where a table gives them rather than the image file."""
+    slice: int | None = None
+    """Number of the slice, where image and mask are volumes."""
 
     @property
     def name(self) -> str:
-        """The file stem of the image."""
-        return stem_of(self.image)
+        """The file stem of the image, with the number of the slice where there is one."""
+        return stem_of(self.image) if self.slice is None else f"{stem_of(self.image)}-{self.slice:04d}"
+
+    def shown(self, folder: Path) -> str:
+        """The image as problems and reports name it: relative to the site's folder, with its slice."""
+        name = relative(self.image, folder)
+        return name if self.slice is None else f"{name}, slice {self.slice}"
 
 
 @dataclass
@@ -76,6 +83,15 @@ class Layout(ABC):
         """Read an image as `imaging.readers.read_image` gives it: (C, H, W), uint8 or float32 in 0..1, and the spacing."""
         channels: int = kwargs.img_channels
         return read_image(path, channels)
+
+    def read_pair_image(self, pair: Pair, kwargs: Any) -> tuple[npt.NDArray[Any], Spacing | None]:
+        """Read the image of a pair; a layout overrides this where a file holds more than one image."""
+        return self.read_image(pair.image, kwargs)
+
+    def read_pair_mask(self, pair: Pair, kwargs: Any) -> npt.NDArray[Any]:
+        """Read the mask of a pair as `imaging.readers.read_mask` gives it: (H, W), values as they stand in the file."""
+        assert pair.mask is not None
+        return read_mask(pair.mask, pair.image)
 
     def refine(self, ids: npt.NDArray[np.uint8], pair: Pair, kwargs: Any) -> npt.NDArray[np.uint8]:
         """Return the final class ids (H, W) of a pair; a layout overrides this where the mask alone does not decide them."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from relay_core.config import DATASETS, CommonDatasetKwargs, dataset_class
 from relay_core.data import site
-from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error, relative
+from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error
 from relay_core.data.site import THREADS, Decoder, Sample, SiteData, to_unit
 from relay_core.errors import DataError, Problem
 from relay_core.imaging import Spacing
@@ -95,7 +95,7 @@ def survey(
             class_pixels += sample.class_counts
             sizes[sample.original.height, sample.original.width] += 1
             usable[split].append(pair)
-            by_digest[split].setdefault(sample.digest, []).append(relative(pair.image, folder))
+            by_digest[split].setdefault(sample.digest, []).append(pair.shown(folder))
         report.counts[split] = len(listing.pairs)
         report.subjects[split] = len({pair.subject for pair in listing.pairs})
         report.class_shares[split] = (class_pixels / max(int(class_pixels.sum()), 1)).tolist()

@@ -22,7 +22,7 @@ from torch import Tensor
 from relay_core.config import CommonDatasetKwargs
 from relay_core.data.pairs import Layout, Pair, Split, relative
 from relay_core.errors import DataError, Problem
-from relay_core.imaging import Spacing, read_mask
+from relay_core.imaging import Spacing
 
 IN_MEMORY_BYTES = 2 * 1024**3
 """A split of up to so many bytes after resizing is kept in memory; a larger one is decoded batch by batch."""
@@ -91,7 +91,7 @@ class Decoder:
             DataError: if the pair cannot be used; it holds one problem for each thing that is wrong with either file.
         """
         problems: list[Problem] = []
-        image = self._read_or_note(lambda: self.layout.read_image(pair.image, self.kwargs), pair.image, problems)
+        image = self._read_or_note(lambda: self.layout.read_pair_image(pair, self.kwargs), pair.image, problems)
         is_classification = self.kwargs.task == "classification"
         ids = self._read_class(pair, problems) if is_classification else self._read_class_ids(pair, image, problems)
         if problems or image is None or ids is None:
@@ -110,7 +110,7 @@ class Decoder:
     def _read_class_ids(self, pair: Pair, image: Any, problems: list[Problem]) -> npt.NDArray[np.uint8] | None:
         mask = pair.mask
         assert mask is not None
-        values = self._read_or_note(lambda: read_mask(mask, pair.image), mask, problems)
+        values = self._read_or_note(lambda: self.layout.read_pair_mask(pair, self.kwargs), mask, problems)
         ids = None if values is None else self._read_or_note(lambda: self._map_to_class_ids(values, mask), mask, problems)
         if image is not None and values is not None and image[0].shape[1:] != values.shape:
             (ih, iw), (mh, mw) = image[0].shape[1:], values.shape

@@ -23,7 +23,8 @@ class Slice:
     @property
     def key(self) -> str:
         """The study and file name that identify the slice when slices, not studies, are split."""
-        return f"{self.pair.subject}/{self.pair.image.name}"
+        number = "" if self.pair.slice is None else f"/{self.pair.slice}"
+        return f"{self.pair.subject}/{self.pair.image.name}{number}"
 
 
 class SlicedLayout(Layout):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         read_mask,
         stem_of,
         suffix_of,
+        to_channels,
         write_mask,
         write_volume,
     )
@@ -44,6 +45,7 @@ else:
                 "read_mask",
                 "stem_of",
                 "suffix_of",
+                "to_channels",
                 "write_mask",
                 "write_volume",
             ],

@@ -10,7 +10,8 @@ import lazy_loader
 if TYPE_CHECKING:
     from relay_core.preparation.run import REPORT, prepare
     from relay_core.preparation.selection import Selection
-    from relay_core.preparation.slicing import Mediastinum, Slices
+    from relay_core.preparation.slicing import AXES, Mediastinum, Slices, turned
+    from relay_core.preparation.volumes import SUFFIXES, Volume, read_volume
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
@@ -18,6 +19,7 @@ else:
         {
             "run": ["REPORT", "prepare"],
             "selection": ["Selection"],
-            "slicing": ["Mediastinum", "Slices"],
+            "slicing": ["AXES", "Mediastinum", "Slices", "turned"],
+            "volumes": ["SUFFIXES", "Volume", "read_volume"],
         },
     )

@@ -77,7 +77,9 @@ class PreparationJob:
         study, inputs = self.source.study, self.inputs()
         forget(self.out, study)
         try:
-            volume = read_volume(self.source.image, self.source.labels, rescaled=self.task.rescaled)
+            volume = read_volume(
+                self.source.image, self.source.labels, rescaled=self.task.rescaled, structures=self.task.structures
+            )
             cut = self.task.cut(study, volume)
         except DataError as error:
             return error.problems[0]

@@ -69,6 +69,8 @@ class Mediastinum:
     """Margin around the lungs in millimetres."""
     intercept: float | None = None
     """Number that is added to all values to give HU; None: the values are HU."""
+    structures: tuple[str, ...] = ()
+    """Names of the segments of a SEG, or structures of an RT structure set, that become the labels 1, 2, ...; empty: all."""
     layout: ClassVar[str] = "mediastinum"
     word: ClassVar[str] = "tumour"
 
@@ -126,6 +128,8 @@ class Slices:
     """Values that become black and white; None: the 0.5th and 99.5th percentiles of the volume."""
     every: int = 1
     """Step between the slices that are considered: 1 takes each slice, 2 every other one."""
+    structures: tuple[str, ...] = ()
+    """Names of the segments of a SEG, or structures of an RT structure set, that become the labels 1, 2, ...; empty: all."""
     rescaled: ClassVar[bool] = False
     word: ClassVar[str] = "labelled"
 
@@ -150,20 +154,21 @@ class Slices:
             labels = (labels > 0).astype(np.uint8)
         elif labels is not None and labels.max() > 255:
             _fail(study, f"has the label value {labels.max()}; a mask holds 0 to 255, so renumber the labels")
-        values, axes = self._turned(volume.values), AXES[self.axis]
+        values, axes = turned(volume.values, self.axis), AXES[self.axis]
         spacing = None if volume.spacing is None else tuple(volume.spacing[axis] for axis in axes)
         selection = self.selection if labels is not None else Selection("all")
-        turned_labels = None if labels is None else self._turned(labels)
+        turned_labels = None if labels is None else turned(labels, self.axis)
 
         def code(part: Array) -> npt.NDArray[np.uint8]:
             return np.rint(np.clip((part.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
         return _cut(values, turned_labels, spacing, _whole_box(values), self.every, selection, code, (low, high), notes)
 
-    def _turned(self, values: Array) -> Array:
-        """Return the volume with the cutting axis first; coronal and sagittal slices are flipped so that the head is up."""
-        turned = values.transpose(AXES[self.axis])
-        return turned if self.axis == "axial" else turned[:, ::-1]
+
+def turned(values: Array, axis: str) -> Array:
+    """Return an LPS volume with the cutting axis first; coronal and sagittal slices are flipped so that the head is up."""
+    standing = values.transpose(AXES[axis])
+    return standing if axis == "axial" else standing[:, ::-1]
 
 
 def _cut(

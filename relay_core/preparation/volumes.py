@@ -1,4 +1,4 @@
-"""Read a volume and its labels from NIfTI, NRRD, MetaImage, npz or a DICOM series, and check that they fit.
+"""Read a volume and its labels from NIfTI, NRRD, MetaImage, npz or DICOM, and check that they fit.
 
 Every failure is a `DataError` with one `Problem`, whose file is a bare file name.
 Legend: S slices, from the feet to the head; H rows, from front to back; W columns, from the patient's right to left (LPS).
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +19,9 @@ import SimpleITK as sitk
 
 from relay_core.errors import DataError, ImageError, Problem
 from relay_core.imaging import EVEN, Grid, floats, is_litter, read_dicom, read_nifti, tells_rescaling
+from relay_core.preparation import dicom_labels
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", ".dcm")
 _GRID = frozenset({"Spacing", "Origin", "Direction"})
 _UNDECODABLE = "cannot be decoded (truncated, not a volume, or its data file is missing)"
 
@@ -45,7 +46,9 @@ class _Read:
     known: frozenset[str]
     """The names in `_GRID` whose values the file gives."""
     grid: Grid | None = None
-    """Of a NIfTI file."""
+    """Of a NIfTI file or a DICOM series."""
+    frame_of_reference: str | None = None
+    """FrameOfReferenceUID of a DICOM series."""
 
 
 def suffix_of(path: Path) -> str | None:
@@ -66,18 +69,21 @@ def files_of(path: Path) -> list[Path]:
     return sorted(file for file in path.parent.iterdir() if file.name.startswith(f"{stem_of(path)}.") and file.is_file())
 
 
-def read_volume(image: Path, labels: Path | None, *, rescaled: bool = False) -> Volume:
+def read_volume(image: Path, labels: Path | None, *, rescaled: bool = False, structures: Sequence[str] = ()) -> Volume:
     """Read a study's volume and labels, turned to LPS.
 
     Args:
         image: the volume's file, or the folder of a DICOM series.
         labels: the labels' file or folder; None: there are no labels.
         rescaled: whether DICOM files must say how their values are rescaled, as CT files do.
+        structures: of labels in a DICOM SEG or RT structure set the names that become 1, 2, ...; see `dicom_labels`.
 
     Raises:
         DataError: if a volume cannot be read, or the labels lie on another grid than the image.
     """
     image_read = _read(image, ("volume", "image"), rescaled)
+    if labels is not None and (drawn := _drawn(labels)) is not None:
+        return _with_drawn_labels(image_read, labels, drawn, structures)
     label_read = None if labels is None else _read_labels(labels, image_read.grid)
     own, theirs = image_read.grid, None if label_read is None else label_read.grid
     if own is not None and theirs is not None and own.affine is None and theirs.affine is not None:
@@ -97,6 +103,28 @@ def read_volume(image: Path, labels: Path | None, *, rescaled: bool = False) -> 
     return Volume(values, _as_whole_numbers(labels, sitk.GetArrayFromImage(oriented_labels)), spacing)
 
 
+def _drawn(labels: Path) -> bytes | None:
+    """The content of a DICOM SEG or RT structure set; None where labels are a volume."""
+    files = files_of(labels) if labels.is_dir() else [labels]
+    if len(files) != 1 or (labels.is_file() and suffix_of(labels) != ".dcm"):
+        return None
+    content = files[0].read_bytes()
+    return content if content[128:132] == b"DICM" and dicom_labels.kind_of(content) else None
+
+
+def _with_drawn_labels(image: _Read, path: Path, content: bytes, structures: Sequence[str]) -> Volume:
+    """An image with the labels that were drawn on it in DICOM."""
+    if not {"Origin", "Direction", "Spacing"} <= image.known:
+        _fail(path, "labels: are drawn in the patient, and the image does not say where it lies")
+    oriented = sitk.DICOMOrient(image.image, "LPS")
+    try:
+        labels = dicom_labels.read_labels(content, oriented, image.frame_of_reference, structures)
+    except ImageError as error:
+        _fail(path, f"labels: {error}")
+    columns, rows, slices = oriented.GetSpacing()
+    return Volume(sitk.GetArrayFromImage(oriented), labels, (slices, rows, columns))
+
+
 def _fail(path: Path, message: str) -> NoReturn:
     raise DataError("a volume cannot be used", [Problem(path.name, message)])
 
@@ -110,7 +138,7 @@ def _read_labels(path: Path, image: Grid | None) -> _Read:
 
 def _read(path: Path, names: tuple[str, ...], rescaled: bool, like: Grid | None = None) -> _Read:
     try:
-        if path.is_dir():
+        if path.is_dir() or suffix_of(path) == ".dcm":
             return _read_series(path, rescaled)
         if suffix_of(path) == ".npz":
             return _read_npz(path, names)
@@ -158,7 +186,7 @@ def _read_itk(path: Path) -> sitk.Image:
 
 
 def _read_series(folder: Path, rescaled: bool) -> _Read:
-    files = files_of(folder)
+    files = files_of(folder) if folder.is_dir() else [folder]
     if not files:
         _fail(folder, "is empty; put the DICOM files of one series there, or take the folder away")
     contents = []
@@ -175,7 +203,9 @@ def _read_series(folder: Path, rescaled: bool) -> _Read:
     if rescaled and not all(tells_rescaling(header) for header in series.headers):
         _fail(folder, "has no RescaleSlope and RescaleIntercept: its values are not HU; --intercept -1024 adds that number")
     standing = series.grid.turned(series.values.transpose(2, 1, 0))
-    return _placed(standing, series.grid, series.grid.turned_sizes(series.spacing))
+    placed = _placed(standing, series.grid, series.grid.turned_sizes(series.spacing))
+    frame = series.headers[0].get("FrameOfReferenceUID")
+    return replace(placed, frame_of_reference=str(frame) if frame else None)
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> _Read:
