@@ -36,14 +36,14 @@ def measure(study: Study, ids: npt.NDArray[Any], sure: npt.NDArray[Any], names: 
     counts = np.bincount(ids.ravel(), minlength=len(names))
     classes = [
         {"id": i, "name": name, "pixels": int(counts[i]), **_size(study, int(counts[i])),
-         "confidence": round(float(sure[i] / counts[i]), 4) if counts[i] else None}
+         "confidence": significant(sure[i] / counts[i], 4) if counts[i] else None}
         for i, name in enumerate(names) if i > 0
     ]  # fmt: skip
     result: dict[str, Any] = {
         "width": int(ids.shape[2]), "height": int(ids.shape[1]), "slices": len(ids),
         "spacing_mm": None if study.spacing is None else list(study.spacing),
         "classes": classes,
-        "mean_confidence": round(float(sure.sum() / ids.size), 4),
+        "mean_confidence": significant(sure.sum() / ids.size, 4),
     }  # fmt: skip
     if not study.volume and (ratios := cup_to_disc(ids[0], names)) is not None:
         result["cup_to_disc"] = ratios
@@ -55,8 +55,13 @@ def _size(study: Study, count: int) -> dict[str, float | None]:
     if study.volume:
         if spacing is None or spacing[0] is None:
             return {"volume_mm3": None}
-        return {"volume_mm3": round(count * spacing[0] * spacing[1] * spacing[2], 4)}
-    return {"area_mm2": round(count * spacing[1] * spacing[2], 4) if spacing is not None else None}
+        return {"volume_mm3": significant(count * spacing[0] * spacing[1] * spacing[2])}
+    return {"area_mm2": significant(count * spacing[1] * spacing[2]) if spacing is not None else None}
+
+
+def significant(value: float, digits: int = 6) -> float:
+    """Round to so many significant digits, so that nothing small becomes 0."""
+    return float(f"{value:.{digits}g}")
 
 
 def cup_to_disc(ids: npt.NDArray[Any], names: Sequence[str]) -> dict[str, float | None] | None:
@@ -81,9 +86,9 @@ def cup_to_disc(ids: npt.NDArray[Any], names: Sequence[str]) -> dict[str, float 
         return {"vertical": None, "horizontal": None, "area": None}
     ratios = [_extent(cup, axis) / _extent(disc, axis) for axis in (1, 0)]
     return {
-        "vertical": round(ratios[0], 4),
-        "horizontal": round(ratios[1], 4),
-        "area": round(float(cup.sum() / disc.sum()), 4),
+        "vertical": significant(ratios[0], 4),
+        "horizontal": significant(ratios[1], 4),
+        "area": significant(cup.sum() / disc.sum(), 4),
     }
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from relay_core.errors import ExportError
 from relay_core.imaging import Study, out_of_distribution
-from relay_core.inference.measurements import measure
+from relay_core.inference.measurements import measure, significant
 from relay_core.inference.resolution import ModelCall
 
 _PIXELS = 1 << 22
@@ -87,9 +87,9 @@ def classify(
     best = int(mean.argmax())
     return {
         "width": study.pixels.shape[3], "height": study.pixels.shape[2], "slices": len(study),
-        "class": best, "class_name": names[best], "confidence": round(float(mean[best]), 4),
+        "class": best, "class_name": names[best], "confidence": significant(mean[best], 4),
         "probabilities": [
-            {"id": i, "name": name, "probability": round(float(p), 4)}
+            {"id": i, "name": name, "probability": significant(p, 4)}
             for i, (name, p) in enumerate(zip(names, mean, strict=True))
         ],
         **_ood_entries([features for _, features in batches], looks, "class"),

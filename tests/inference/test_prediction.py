@@ -238,3 +238,17 @@ def test_masks_of_real_slices_lie_where_the_slices_lie(tmp_path, name):
     assert {uid for _, _, uid in made.get_source_image_uids()} == {source.SOPInstanceUID}
     affine = made.get_volume().affine
     np.testing.assert_allclose(affine[:3, 3], source.ImagePositionPatient, atol=1e-4)
+
+
+def test_what_is_small_is_not_nothing():
+    from relay_core.imaging import Study
+    from relay_core.inference.measurements import measure
+
+    pixels = np.zeros((1, 1, 8, 8), np.uint8)
+    ids = np.zeros((1, 8, 8), np.uint8)
+    ids[0, 2, 3] = 1
+    found = measure(Study("nifti", pixels, (None, 0.0002, 0.0003), False), ids, np.array([60.0, 1e-7]), ("b", "cell"))
+    assert found["classes"][0]["area_mm2"] == pytest.approx(6e-8)
+    assert found["classes"][0]["confidence"] == pytest.approx(1e-7)
+    stack = measure(Study("nifti", pixels, (0.001, 0.0002, 0.0003), True), ids, np.array([60.0, 1]), ("b", "cell"))
+    assert stack["classes"][0]["volume_mm3"] == pytest.approx(6e-11)
