@@ -59,7 +59,7 @@ def _size(study: Study, count: int) -> dict[str, float | None]:
     return {"area_mm2": significant(count * spacing[1] * spacing[2]) if spacing is not None else None}
 
 
-def significant(value: float, digits: int = 6) -> float:
+def significant(value: float, digits: int = 7) -> float:
     """Round to so many significant digits, so that nothing small becomes 0."""
     return float(f"{value:.{digits}g}")
 
