@@ -33,6 +33,8 @@ _SYNTAXES = {
     "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91",  # JPEG 2000
 }  # fmt: skip
 """Transfer syntaxes that are read: none of them inflates a whole file."""
+_NO_IMAGES = {"RTDOSE": "a dose", "RTSTRUCT": "an RT structure set", "SEG": "a segmentation"}
+"""Modality -> what a file of it is that looks like an image, or goes with one."""
 _RLE = "1.2.840.10008.1.2.5"
 _ONE_SERIES = (
     "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Rows", "Columns", "SamplesPerPixel",
@@ -140,6 +142,7 @@ def _read_header(content: bytes) -> tuple[pydicom.Dataset, bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(io.BytesIO(content))
+            _require_image(header)
             frames, rows, columns = int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns)
             samples, bits = int(header.get("SamplesPerPixel") or 1), int(header.BitsAllocated)
             photometric = str(header.PhotometricInterpretation)
@@ -148,7 +151,7 @@ def _read_header(content: bytes) -> tuple[pydicom.Dataset, bool]:
             packed = header.file_meta.TransferSyntaxUID.is_compressed
             coded = list(generate_frames(header.PixelData, number_of_frames=frames)) if packed else []
             stored, high = int(header.get("BitsStored") or bits), header.get("HighBit")
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception:  # the same
         raise ImageError(
@@ -177,6 +180,20 @@ def _read_header(content: bytes) -> tuple[pydicom.Dataset, bool]:
                 raise ImageError("the DICOM file's compressed pixels have another size than its header says")
     del header.PixelData
     return header, photometric == "RGB" and bool(coded) and dicom_pixels.is_jfif(coded[0])
+
+
+def _require_image(header: pydicom.Dataset) -> None:
+    """Raise ImageError for what is no image of a patient: an index, a report, a plan, a dose, a segmentation."""
+    modality = str(header.get("Modality") or "")
+    if modality in _NO_IMAGES:
+        raise ImageError(f"the DICOM file is {_NO_IMAGES[modality]}, not an image; send the images")
+    if "PixelData" not in header:
+        kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+        name = pydicom.uid.UID(str(kind)).name[:60] if kind else "no image"
+        raise ImageError(f"the DICOM file holds no pixels ({name}): it is no image, or damaged before them")
+    missing = [name for name in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if not header.get(name)]
+    if missing:
+        raise ImageError(f"the DICOM file holds pixels and no {', '.join(missing)}: nobody can tell what they show")
 
 
 def tells_rescaling(header: pydicom.Dataset) -> bool:

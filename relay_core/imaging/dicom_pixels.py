@@ -100,6 +100,8 @@ def _padding(values: npt.NDArray[Any], header: pydicom.Dataset) -> npt.NDArray[n
 
 def coded_size(frame: bytes) -> tuple[int, int] | None:
     """Return rows and columns that a compressed frame itself states (JPEG, JPEG-LS, JPEG 2000); else None."""
+    if frame[4:8] == b"jP  ":
+        raise ImageError("the DICOM file's pixels are a JP2 file, whose colours may be in any order; send it uncompressed")
     if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SOC, SIZ
         right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
         return bottom - top, right - left

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -126,9 +127,20 @@ def _decode(content: bytes, channels: int) -> Study:
         if content.startswith(magic):
             return _decode_picture(content, suffix, channels)
     packed = content[:2] == b"\x1f\x8b"
+    if packed and _begins_as_dicom(content):
+        raise ImageError("the image is DICOM within gzip; send it unpacked, or a series as a zip")
     if packed or content[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c"):
         return _decode_nifti(content, ".nii.gz" if packed else ".nii", channels)
+    if content[:4] in (b"\x08\0\x05\0", b"\x08\0\0\0", b"\0\x08\0\x05", b"\x02\0\0\0", b"\x02\0\x01\0", b"\x08\0\x16\0"):
+        raise ImageError("the image looks like DICOM without its preamble; save it as a DICOM file (PS3.10)")
     raise ImageError("the image is of no kind that is read here: send PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a series")
+
+
+def _begins_as_dicom(packed: bytes) -> bool:
+    try:
+        return zlib.decompressobj(31).decompress(packed[:4096], 132)[128:] == b"DICM"
+    except zlib.error:
+        return False
 
 
 def _decode_picture(content: bytes, suffix: str, channels: int) -> Study:
