@@ -100,6 +100,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Overrides random_seed.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files below OUT.")] = False,
+    without_pretrained: Annotated[
+        bool, typer.Option("--without-pretrained", help="Start from nothing where the run asks for ImageNet weights.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a run: all its sites in order on one machine, or one site of a real relay."""
@@ -114,6 +117,7 @@ def train(
         resume=resume,
         as_json=as_json,
         tensorboard=tensorboard,
+        pretraining=not without_pretrained,
     )
     if not matrices:
         return

@@ -15,6 +15,7 @@ from relay_core.errors import RunFileError
 from relay_core.events import Emit, Stop
 
 if TYPE_CHECKING:
+    from relay_core.config import RunFile
     from relay_core.metrics import ScoreMatrix
 
 
@@ -54,9 +55,19 @@ def _sinks(out: Path, title: str, as_json: bool, tensorboard: bool, brief: bool 
         yield tee(*sinks)
 
 
+def _tell_notes(run: RunFile) -> None:
+    """Say what a file in the published vocabulary asks for that is done otherwise here."""
+    notes = run.notes
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        notes.append("train.batch_size counts the images of all devices together; the published code counts each device's")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def run_relay(
     run: str, overrides: list[str], out: Path, data_root: Path | None, *, device: str, title: str = "",
     site: int | None = None, resume: bool = False, as_json: bool = False, tensorboard: bool = False,
+    pretraining: bool = True,
 ) -> dict[str, ScoreMatrix]:  # fmt: skip
     """Train a run file or one of its sites; return the site x test-set matrices.
 
@@ -67,10 +78,13 @@ def run_relay(
     from relay_core.engine import RelayRun, choose_device, processes
 
     loaded = load_run(run, overrides)
+    loaded.pretraining = pretraining
     if site is not None and site not in loaded.all_ids:
         raise RunFileError(f"--site {site}: the run file has the sites {', '.join(map(str, loaded.all_ids))}")
     chosen_device = choose_device(device)
     quiet = int(os.environ.get("RANK", "0")) > 0
+    if not quiet:
+        _tell_notes(loaded)
     with processes(chosen_device), stop_on_signal() as stop:
         if quiet:
             return RelayRun(loaded, out, data_root, chosen_device, site, resume, stop=stop)()

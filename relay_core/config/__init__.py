@@ -54,10 +54,11 @@ from relay_core.config.strategies import (
     StrategyKwargs,
     strategy_facts,
 )
-from relay_core.config.train import OptimizerSettings, SchedulerSettings, TrainSettings
+from relay_core.config.train import FUSED, OptimizerSettings, SchedulerSettings, TrainSettings
 
 __all__ = [
     "DATASETS",
+    "FUSED",
     "LOSSES",
     "MODELS",
     "SEQUENCES",

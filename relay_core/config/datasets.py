@@ -149,6 +149,8 @@ class SlicedKwargs(CommonDatasetKwargs):
     """Share of the studies, or slices, held out for testing; 0: none."""
     split_seed: int = 1234
     """Seed of that split."""
+    test_count: int | None = Field(default=None, ge=0)
+    """Number of studies, or slices, held out for testing instead of a share."""
     test_studies: list[str] | None = None
     """The studies held out for testing, by name, instead of a share."""
     negatives_per_positive: float | None = Field(default=None, ge=0)

@@ -12,6 +12,21 @@ class LossKwargs(Settings):
     """What every loss has."""
 
 
+class DiceTerm(Settings):
+    """The Dice within another loss."""
+
+    background: bool = False
+    """Count the background class too."""
+    smooth: float = Field(default=1.0, ge=0)
+    """Added to numerator and denominator."""
+    per_sample: bool = False
+    """Dice of each sample, then the mean, instead of the whole batch as one."""
+    square: bool = False
+    """Square the probabilities in the denominator."""
+    generalised: bool = False
+    """Generalised Dice, whose classes weigh the less, the larger they are; of the settings above only `smooth` counts."""
+
+
 class ExpLogKwargs(LossKwargs):
     """Exponential logarithmic loss of soft Dice, plus cross entropy (the paper's)."""
 
@@ -25,6 +40,8 @@ class ExpLogKwargs(LossKwargs):
     """Factor of the cross entropy term."""
     ceiling: float = Field(default=1 - 1e-4, gt=0, le=1)
     """Dice is clamped here, where the gradient of the Dice term would grow without bound; 1: the published form."""
+    dice: DiceTerm | None = None
+    """The Dice term; none: soft Dice of the foreground over the whole batch."""
 
 
 class CrossEntropyKwargs(LossKwargs):

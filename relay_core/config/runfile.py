@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from relay_core.config.explain import Source, explain, suggestion
 from relay_core.config.outside import outside_paths
+from relay_core.config.published import translated
 from relay_core.config.reading import merge, read_file, read_text, recipes
 from relay_core.config.site import SiteSettings
 from relay_core.errors import RunFileError
@@ -27,6 +28,8 @@ class RunFile:
     raw: dict[str, Any]
     sources: list[Source] = field(repr=False)
     overrides: dict[str, Any] = field(default_factory=dict)
+    pretraining: bool = True
+    """Whether networks may start from ImageNet weights; False leaves `pretrain` out of account."""
 
     @property
     def base(self) -> Path:
@@ -49,9 +52,10 @@ class RunFile:
         Raises:
             RunFileError: there is no such site, or its merged settings are not valid; the message names file, line and key.
         """
-        merged = self._merged(task_id)
+        merged = translated(self._merged(task_id))
         try:
-            return SiteSettings.model_validate(merged)
+            settings = SiteSettings.model_validate(merged)
+            return settings if self.pretraining else settings.without_pretraining()
         except ValidationError as error:
             prefixes = self._prefixes(task_id)
             raise RunFileError(explain(error, merged, SiteSettings, self.sources, prefixes)) from None
@@ -93,6 +97,14 @@ class RunFile:
         merged = merge(self.raw["common"], {"dataset": entry})
         merged = merge(merged, (self.raw["current_tasks"].get("task_confs") or {}).get(task_id) or {})
         return merge(merged, self.overrides)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return a line for each key of the published vocabulary that is read and has no meaning here, each once."""
+        notes: list[str] = []
+        for task_id in self.all_ids:
+            translated(self._merged(task_id), notes.append)
+        return list(dict.fromkeys(notes))
 
     def _prefixes(self, task_id: int) -> list[tuple[tuple[str | int, ...], int]]:
         """Return where the file may define a site's settings, most specific first, as the `prefixes` of `explain`."""

@@ -19,7 +19,10 @@ from relay_core.errors import RunFileError
 LATER = {
     "dataset.kwargs.class_names": None,
     "dataset.kwargs.task": "segmentation",
+    "train.solver_num_epochs": None,
     "train.loss.kwargs.per_sample": False,
+    "train.loss.kwargs.dice": None,
+    "dataset.kwargs.test_count": None,
     "model.kwargs.D_img_kwargs.mapping_kwargs": {"num_layers": 8},
     "model.kwargs.D_label_kwargs.mapping_kwargs": {"num_layers": 8},
 }

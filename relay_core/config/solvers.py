@@ -10,7 +10,7 @@ from relay_core.config.base import Settings
 from relay_core.config.registry import Choice, Entry, Registry
 
 Norm = Literal["batch", "instance", "group", "layer", "none"]
-Activation = Literal["relu", "lrelu", "elu", "silu"]
+Activation = Literal["relu", "lrelu", "elu", "silu", "gelu"]
 Task = Literal["segmentation", "classification"]
 
 IMAGENET_RESNETS = (

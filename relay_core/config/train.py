@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,19 @@ from relay_core.config.explain import suggestion
 from relay_core.config.losses import LossSettings
 
 Augmentation = Literal["none", "standard", "published"]
+
+
+_ARGUMENTS = {
+    "Adam": {"betas", "eps", "amsgrad", "fused"}, "AdamW": {"betas", "eps", "amsgrad", "fused"},
+    "SGD": {"momentum", "dampening", "nesterov", "fused"},
+    "NAdam": {"betas", "eps", "momentum_decay", "decoupled_weight_decay"},
+    "RAdam": {"betas", "eps", "decoupled_weight_decay"}, "Adamax": {"betas", "eps"},
+    "Adagrad": {"lr_decay", "initial_accumulator_value", "eps", "fused"}, "Adadelta": {"rho", "eps"},
+    "RMSprop": {"alpha", "eps", "centered", "momentum"},
+}  # fmt: skip
+"""Class name in torch.optim -> its arguments beside those of all."""
+FUSED = tuple(name for name, arguments in _ARGUMENTS.items() if "fused" in arguments)
+"""Optimizers that can go over all parameters in one pass."""
 
 
 class SchedulerSettings(Settings):
@@ -38,7 +52,7 @@ class SchedulerSettings(Settings):
 class OptimizerSettings(Settings):
     """An optimizer of torch.optim and its arguments."""
 
-    name: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    name: Literal["Adam", "AdamW", "SGD", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop"] = "Adam"
     """Class name in torch.optim."""
     kwargs: dict[str, Any] = {"lr": 0.001}
     """Its arguments: lr, betas, weight_decay, momentum, ..."""
@@ -47,8 +61,7 @@ class OptimizerSettings(Settings):
 
     @model_validator(mode="after")
     def _known_arguments(self) -> Self:
-        arguments = {"lr", "weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable"}
-        arguments |= {"momentum", "dampening", "nesterov"} if self.name == "SGD" else {"betas", "eps", "amsgrad"}
+        arguments = {"lr", "weight_decay", "maximize", "foreach", "capturable", "differentiable"} | _ARGUMENTS[self.name]
         for key in self.kwargs:
             if key not in arguments:
                 raise ValueError(f"torch.optim.{self.name} has no argument {key!r}{suggestion(key, arguments)}")
@@ -68,6 +81,8 @@ class TrainSettings(Settings):
     """Budget in passes over the site's training images; give this or `num_mimgs`."""
     solver_num_mimgs: float | None = Field(default=None, gt=0)
     """Budget of the solver alone, in millions of images; none: the whole budget."""
+    solver_num_epochs: int | None = Field(default=None, ge=1)
+    """Budget of the solver alone, in passes over the site's training images; give this or `solver_num_mimgs`."""
     batch_size: int = Field(default=16, ge=2)
     """Images a step over all processes, replayed ones included."""
     precision: Literal["32", "16", "bf16", "64"] = "32"
@@ -105,6 +120,8 @@ class TrainSettings(Settings):
     def _one_budget(self) -> Self:
         if (self.num_mimgs is None) == (self.num_epochs is None):
             raise ValueError("give either num_mimgs (millions of images) or num_epochs, and not both")
+        if self.solver_num_mimgs is not None and self.solver_num_epochs is not None:
+            raise ValueError("give either solver_num_mimgs (millions of images) or solver_num_epochs, and not both")
         return self
 
     def steps(self, images: int) -> int:
@@ -116,7 +133,9 @@ class TrainSettings(Settings):
 
     def solver_steps(self, images: int) -> int:
         """Return the number of steps in which the solver learns at a site with `images` training images."""
-        all_steps = self.steps(images)
-        return all_steps if self.solver_num_mimgs is None else min(
-            all_steps, round(self.solver_num_mimgs * 1e6 / self.batch_size)
-        )  # fmt: skip
+        shown: float = math.inf
+        if self.solver_num_mimgs is not None:
+            shown = self.solver_num_mimgs * 1e6
+        elif self.solver_num_epochs is not None:
+            shown = images * self.solver_num_epochs
+        return min(self.steps(images), round(shown / self.batch_size) if shown < math.inf else self.steps(images))

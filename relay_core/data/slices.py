@@ -31,7 +31,9 @@ class SlicedLayout(Layout):
     """The base of layouts of slices: splits by study or slice, limited negatives, and classes of whole slices."""
 
     def has_test(self, folder: Path, kwargs: SlicedKwargs) -> bool:
-        """Return whether the settings set studies apart for testing, by `test_share` or `test_studies`."""
+        """Return whether the settings set studies apart for testing, by `test_share`, `test_count` or `test_studies`."""
+        if kwargs.test_studies is None and kwargs.test_count is not None:
+            return kwargs.test_count > 0
         return kwargs.test_share > 0 if kwargs.test_studies is None else bool(kwargs.test_studies)
 
     def choose(
@@ -81,7 +83,8 @@ def _assign_splits(slices: Sequence[Slice], folder: Path, kwargs: SlicedKwargs, 
                             f"there are {', '.join(sorted(studies)[:5])}{', ...' if len(studies) > 5 else ''}")  # fmt: skip
         return {study: "test" if study in kwargs.test_studies else "train" for study in studies}
     names = studies if kwargs.split_by == "study" else {s.key for s in slices}
-    return split_subjects(names, kwargs.test_share, kwargs.split_seed)
+    share = kwargs.test_share if kwargs.test_count is None else min(kwargs.test_count / max(len(names), 1), 1.0)
+    return split_subjects(names, share, kwargs.split_seed)
 
 
 def _fewer_negatives(slices: list[Slice], ratio: float, positive: Callable[[Slice], bool]) -> list[Slice]:

@@ -32,15 +32,20 @@ def _axes(per_sample: bool) -> tuple[int, ...]:
 
 
 def soft_dice(
-    logits: Tensor, ids: Tensor, background: bool = False, smooth: float = 1.0, per_sample: bool = False
+    logits: Tensor,
+    ids: Tensor,
+    background: bool = False,
+    smooth: float = 1.0,
+    per_sample: bool = False,
+    square: bool = False,
 ) -> Tensor:
-    """Return the soft Dice of each class that counts, (2 |p y| + smooth) / (|p| + |y| + smooth).
+    """Return the soft Dice of each class that counts, (2 |p y| + smooth) / (|p| + |y| + smooth); `square`: |p^2| + |y^2|.
 
     Shape: over the whole batch (classes,), or with `per_sample` (N, classes).
     """
     p, y = _regions(logits, ids, background)
     axes = _axes(per_sample)
-    total = p.sum(dim=axes) + y.sum(dim=axes)
+    total = (p.square() if square else p).sum(dim=axes) + y.sum(dim=axes)
     return (2 * (p * y).sum(dim=axes) + smooth) / (total + smooth).clamp(min=_TINY)
 
 

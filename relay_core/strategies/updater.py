@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from relay_core import distributed
-from relay_core.config import OptimizerSettings
+from relay_core.config import FUSED, OptimizerSettings
 from relay_core.errors import TrainingDiverged
 
 PATIENCE = 20
@@ -41,7 +41,8 @@ class Updater:
     ) -> None:
         self.what, self.settings, self.accumulate, self.clip = what, settings, accumulate, clip
         self.parameters = list(parameters)
-        kwargs = {"fused": True, **settings.kwargs}  # one pass over all parameters: 5 times faster on a CPU
+        # one pass over all parameters: 5 times faster on a CPU
+        kwargs = {**({"fused": True} if settings.name in FUSED else {}), **settings.kwargs}
         self.optimizer: torch.optim.Optimizer = getattr(torch.optim, settings.name)(self.parameters, **kwargs)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(enabled=half)

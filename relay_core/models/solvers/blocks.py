@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "lrelu": lambda: nn.LeakyReLU(0.01, inplace=True),
     "elu": lambda: nn.ELU(inplace=True),
     "silu": lambda: nn.SiLU(inplace=True),
+    "gelu": nn.GELU,
 }
 
 

@@ -152,7 +152,8 @@ class ResNetEncoder(nn.Module):
         if settings.pretrain_file is None and folder is None:
             raise CheckpointError(
                 f"pretrain: true needs ImageNet weights of {self.name} in a local file: set pretrain_file, or "
-                f"{PRETRAINED} to the folder of {self.name}.safetensors (relay convert-checkpoint --pretrained makes one)"
+                f"{PRETRAINED} to the folder of {self.name}.safetensors (relay convert-checkpoint --pretrained makes one); "
+                "--without-pretrained trains on without them"
             )
         self.load_pretrained(Path(settings.pretrain_file or Path(str(folder)) / f"{self.name}.safetensors"))
 
