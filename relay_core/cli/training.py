@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stop_on_signal(said: str = "stopping: writing a checkpoint") -> Iterator[Stop]:
-    """Yield a function that returns whether SIGTERM or SIGINT has arrived; a second SIGINT ends the process at once.
+    """Yield a function that returns whether SIGTERM, SIGINT or SIGHUP has arrived; a second SIGINT ends the process at once.
 
     Each signal is answered with the line `said` on standard error.
     """
@@ -34,7 +34,8 @@ def stop_on_signal(said: str = "stopping: writing a checkpoint") -> Iterator[Sto
         asked = True
         print(said, file=sys.stderr, flush=True)
 
-    previous_handlers = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous_handlers = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield lambda: asked
     finally:

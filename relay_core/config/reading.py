@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,13 @@ def _check_size(path: Path, size: int) -> None:
 
 def _parse(text: str, path: Path) -> tuple[dict[str, Any], Source, str | None]:
     """Return the mapping without `extends`, its source, and what it extends (None: nothing). Raises RunFileError."""
+    too_many = f"{path}: a run file of more than {MAX_VALUES} values, aliases written out, is not read"
     try:
+        if _has_more_values(text):  # before a tree of them is built, which takes seconds
+            raise RunFileError(too_many)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if _count_values(node, {}) > MAX_VALUES:
-            raise RunFileError(f"{path}: a run file of more than {MAX_VALUES} values, aliases written out, is not read")
+            raise RunFileError(too_many)
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise RunFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
@@ -116,6 +120,14 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], Source, str | None]:
             raise RunFileError(f"{source.where((key,))}: unknown key {key!r}{suggestion(str(key), TOP_KEYS)}")
     base = raw.pop("extends", None)
     return raw, source, None if base is None else str(base)
+
+
+def _has_more_values(text: str) -> bool:
+    """Whether a text has more than `MAX_VALUES` values, aliases not written out; reads no further than that."""
+    starts = (yaml.ScalarEvent, yaml.AliasEvent, yaml.CollectionStartEvent)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    values = (1 for event in yaml.parse(text, Loader=loader) if isinstance(event, starts))
+    return next(islice(values, MAX_VALUES, None), None) is not None
 
 
 def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:

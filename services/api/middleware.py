@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay_core.errors import RelayError
@@ -25,6 +26,8 @@ DRAIN = 32 << 20
 """The most bytes of a refused body that are still read, so that the client gets to see the answer."""
 PACE = 1 << 16
 """The bytes of a body that must come in a second."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that a request may have; metrics count any other as OTHER."""
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -66,7 +69,8 @@ class _Exchange:
         """Write the log line and record the duration, except of event streams, which last as long as their clients want."""
         seconds = time.perf_counter() - self.began
         if not self.stream:
-            durations.labels(self.scope["method"], self.route, str(self.status)).observe(seconds)
+            method = self.scope["method"] if self.scope["method"] in METHODS else "OTHER"
+            durations.labels(method, self.route, str(self.status)).observe(seconds)
         client = self.scope.get("client")
         facts = {
             "request_id": self.id, "method": self.scope["method"], "path": self.scope["path"], "status": self.status,
@@ -87,6 +91,10 @@ class RequestContext:
             return
         exchange = _Exchange(scope, send)
         try:
+            if (refused := _refused_at_once(scope)) is not None:
+                refused.headers["Connection"] = "close"
+                await refused(scope, receive, exchange.send)
+                return
             await self.app(scope, receive, exchange.send)
         except Exception:
             log.exception("unhandled error", extra={"request_id": exchange.id})
@@ -95,6 +103,16 @@ class RequestContext:
             await problem(scope, "internal")(scope, receive, exchange.send)
         finally:
             exchange.note(self.durations)
+
+
+def _refused_at_once(scope: Scope) -> JSONResponse | None:
+    """The answer to a request that nobody may make: of an invented method, or whose body has two lengths."""
+    if scope["method"] not in METHODS:
+        return problem(scope, "method_not_allowed", "there is no such method here", {"Allow": ", ".join(sorted(METHODS))})
+    headers = Headers(scope=scope)
+    if "transfer-encoding" in headers and "content-length" in headers:
+        return problem(scope, "bad_request", "Content-Length and Transfer-Encoding contradict each other: send one")
+    return None
 
 
 class KnownCaller:

@@ -71,7 +71,7 @@ class Service:
 
 
 def run_up(home: Path, **overrides: Any) -> None:
-    """Serve a whole site until Ctrl-C or SIGTERM.
+    """Serve a whole site until Ctrl-C, SIGTERM, or the end of the terminal (SIGHUP).
 
     Args:
         home: folder that the site keeps everything in.
@@ -82,8 +82,11 @@ def run_up(home: Path, **overrides: Any) -> None:
         RelayError: another `relay up` serves the same folder, a later version used it, the site's key cannot be made, or
             the API does not come up.
     """
+    os.umask(0o077)  # what a site keeps, names of files included, is its owner's alone
     settings = load_settings(embedded=True, home=home.absolute(), instance=secrets.token_hex(8), **overrides)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.chmod(0o700)
     with _locked(settings.home), _stop_signals() as stop_asked:
         with _database(settings) as database:
             bring_up_to_date(database)
@@ -199,9 +202,9 @@ def _locked(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT and SIGTERM set; restore their handlers afterwards."""
-    stop_asked = threading.Event()
-    handlers = {n: signal.signal(n, lambda number, frame: stop_asked.set()) for n in (signal.SIGINT, signal.SIGTERM)}
+    """Yield an event that SIGINT, SIGTERM and SIGHUP set; restore their handlers afterwards."""
+    stop_asked, numbers = threading.Event(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {n: signal.signal(n, lambda number, frame: stop_asked.set()) for n in numbers}
     try:
         yield stop_asked
     finally:

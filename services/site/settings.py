@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     def database(self) -> URL:
         """Return the database's URL, with its password."""
         if self.database_url is None:
-            return make_url(f"sqlite:///{self.home.absolute() / 'relay.db'}")
+            return URL.create("sqlite", database=str(self.home.absolute() / "relay.db"))
         return _with_password(self.database_url, self.database_password, "database_url")
 
     @property

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Work until SIGTERM or SIGINT; return the exit code."""
+    """Work until SIGTERM, SIGINT or SIGHUP; return the exit code."""
     try:
         settings = load_settings()
     except RelayError as error:
@@ -31,7 +31,7 @@ def main() -> int:
     def leave(number: int, frame: Any) -> None:
         leave_requested.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, leave)
     worker_loop = WorkerLoop(settings, leave_requested.is_set)
     while not leave_requested.is_set():

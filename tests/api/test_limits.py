@@ -92,6 +92,23 @@ def test_headers_that_are_half_sent_are_not_waited_for(strict):
         assert answered(kept) == b""
 
 
+def test_invented_methods_are_refused_and_leave_no_trace_in_the_metrics(strict):
+    for i in range(50):
+        with connect(strict, f"M{i}X /api/v1/jobs HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+            assert answered(connection).startswith(b"HTTP/1.1 405 ")
+    text = strict.anonymous.get("/metrics").text
+    assert 'method="OTHER"' in text
+    assert "M1X" not in text
+
+
+def test_a_body_of_two_lengths_is_refused(strict):
+    two = head("/api/v1/jobs", strict.tokens["operator"], 5, **{"Transfer-Encoding": "chunked"})
+    with connect(strict, two + "0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+        answer = answered(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1, "what follows is no request"
+
+
 def test_one_address_cannot_hold_every_connection(strict):
     many = []
     try:

@@ -290,3 +290,15 @@ def test_no_torch_at_start():
 
     code = "import sys, relay_core.config, relay_core.events, relay_core.errors; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_of_masses_of_values_is_refused_before_it_is_built():
+    import time
+
+    from relay_core.config import parse_run
+
+    for text in ("a: [" + "[]," * 340_000 + "]", "? " * 500_000, "a: &x [1]\nb: [" + "*x, " * 250_000 + "]"):
+        began = time.process_time()
+        with pytest.raises(RunFileError, match=r"values|not valid YAML"):
+            parse_run(text)
+        assert time.process_time() - began < 5, "it took 21 s"

@@ -79,6 +79,12 @@ def test_the_audit_log_refuses_changes_and_shows_tampering(site: SiteKit) -> Non
     for statement in ("UPDATE audit SET actor = 'you' WHERE seq = 2", "DELETE FROM audit WHERE seq = 5"):
         with pytest.raises(DBAPIError, match="append-only"), site.database.write() as session:
             session.execute(text(statement))
+    columns = "seq, at, actor, action, subject, detail, previous, hash"
+    again = f"INTO audit ({columns}) SELECT seq, at, 'you', action, subject, detail, previous, hash FROM audit WHERE seq = 2"
+    sqlite = site.database.engine.dialect.name == "sqlite"
+    for verb in ("INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE") if sqlite else ("INSERT",):
+        with pytest.raises(DBAPIError), site.database.write() as session:
+            session.execute(text(f"{verb} {again}"))
     with site.database.read() as session:
         assert audit.verify(session) == (5, heads[-1])
         assert audit.verify(session, heads[2]) == (5, heads[-1])

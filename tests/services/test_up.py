@@ -256,6 +256,21 @@ def test_a_download_goes_on_where_it_broke(monkeypatch: pytest.MonkeyPatch, tmp_
     assert part.read_bytes() == content[:10]
 
 
+def test_a_home_of_any_name_keeps_everything_in_it_to_itself(tmp_path: Path, phantom_data: Path) -> None:
+    folder = tmp_path / "50% of #1 ? ü"
+    folder.mkdir()
+    up = Up(folder, phantom_data)
+    try:
+        assert up.token
+        assert (up.home / "relay.db").is_file()
+        for name in ("", "relay.db", "logs", "keys", "secret-key"):
+            assert (up.home / name).stat().st_mode & 0o077 == 0, f"{name or 'the home'} is open to others"
+    finally:
+        os.kill(up.process.pid, signal.SIGHUP)  # the terminal was closed
+        assert up.process.wait(60) == 0
+    until(lambda: not up.children(), 10, "nothing of it is left")
+
+
 def test_one_home_one_site(up: Up) -> None:
     other = up.relay("up", "--home", str(up.home), "--port", str(free_port()))
     assert other.returncode == 1
