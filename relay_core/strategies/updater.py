@@ -61,13 +61,14 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
         loss = loss / self.accumulate if self.accumulate > 1 else loss
         self.scaler.scale(loss).backward()
+        # at every call, not only before a step: so a checkpoint in between holds what is true of all processes
+        distributed.average_gradients(self.parameters)
         self.pending += 1
         if self.pending == self.accumulate:
             self._step(progress)
             self.pending = 0
 
     def _step(self, progress: float) -> None:
-        distributed.average_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)

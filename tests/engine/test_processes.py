@@ -11,12 +11,12 @@ from relay_core.engine.checkpoint import newest
 from tests.ports import free_port
 
 
-def train(toy, run, out, processes):
+def train(toy, run, out, processes, *options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", f"--nproc-per-node={processes}",
                                           "--master-addr=127.0.0.1", f"--master-port={free_port()}"]  # fmt: skip
     command = [sys.executable, *launcher, "-m", "relay_core", "train", str(run), "--data-root", str(toy.data), "--device",
-               "cpu", "--out", str(toy.folder / out)]  # fmt: skip
+               "cpu", "--out", str(toy.folder / out), *options]  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (toy.folder / out / "events.jsonl").read_text().splitlines()
@@ -76,3 +76,18 @@ def test_a_solver_accumulates_the_same_gradient(toy):
     )  # fmt: skip
     one, two = (train(toy, run, f"out{n}", n) for n in (1, 2))
     compare(one, two, rel=2e-4, abs=1e-5)
+
+
+def test_stopped_in_the_middle_of_an_accumulation_two_processes_go_on_bit_equal(toy):
+    run = toy.write(
+        sites=1, train={"accumulate_grad_batches": 3, "checkpoint_seconds": 0},
+        model={"kwargs": {"solver_kwargs": {"norm": "group"}, "pl_weight": 2, "G_reg_interval": 2}},
+    )  # fmt: skip
+    train(toy, run, "out", 2)
+    whole = newest(toy.folder / "out/task_1", print)
+    whole.path.unlink()
+    left = newest(toy.folder / "out/task_1", print)
+    assert left.meta["step"] == 5
+    assert left.meta["optimizers"]["solver"]["pending"] == 2
+    train(toy, run, "out", 2, "--resume")
+    assert newest(toy.folder / "out/task_1", print).digest == whole.digest
