@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import Depends, Header
 from starlette.responses import Response, StreamingResponse
@@ -14,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from services.api.deps import ServiceParts
 from services.api.docs import Responses, success
 from services.api.schemas import Absent
-from services.site import Refusal
+from services.site import Identity, Refusal, audit
 from services.site.db import Artifact
 
 _TEXT = {"required": True, "schema": {"type": "string"}}
@@ -76,6 +77,21 @@ def download(description: str, media_type: str) -> Responses:
     return {**whole, **part}
 
 
+def note_download(site: ServiceParts, caller: Identity, subject: str, artifact: Artifact, part: Part | None = None) -> None:
+    """Write into the audit log who fetches which file.
+
+    Args:
+        site: the site's parts.
+        caller: who fetches it.
+        subject: what the file belongs to, an id, and its name where there are several.
+        artifact: the file.
+        part: the bytes that are asked for; None: all.
+    """
+    asked = part.range if part is not None else None
+    with site.database.write() as session:
+        audit.record(session, caller.actor, "download", subject[:200], digest=artifact.digest, range=asked)
+
+
 def stored(
     site: ServiceParts, artifact: Artifact, media_type: str, filename: str | None = None, body: bool = True,
     part: Part | None = None,
@@ -101,7 +117,7 @@ def stored(
         "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(artifact.digest)).decode()}:",
     }
     if filename is not None:
-        headers["Content-Disposition"] = f'attachment; filename="{filename}"'
+        headers["Content-Disposition"] = _attachment(filename)
     if part is not None:
         headers["Accept-Ranges"] = "bytes"
     if not body:
@@ -116,3 +132,10 @@ def stored(
         status, chunks = 206, site.store.read_part(artifact.digest, *byte_range)
     first = next(chunks, b"")
     return StreamingResponse(chain([first], chunks), status, media_type=media_type, headers=headers)
+
+
+def _attachment(filename: str) -> str:
+    """Return Content-Disposition for a file name of any letters (RFC 6266, RFC 8187)."""
+    plain = re.sub(r"[^A-Za-z0-9._ -]", "_", filename)
+    extended = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'

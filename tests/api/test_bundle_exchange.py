@@ -87,10 +87,10 @@ def test_a_download_goes_on_where_it_broke(small_site, what):
     content = os.urandom(2_500_000)
     row = small_site.export(content=content) if what == "export" else small_site.checkpoint(content=content)
     path = f"/api/v1/{what}s/{row.id}/download"
-    tag = small_site.viewer.head(path).headers["etag"]
+    tag = small_site.operator.head(path).headers["etag"]
 
     def get(ranged: str, **headers: str) -> httpx.Response:
-        return small_site.viewer.get(path, headers={"Range": ranged, **headers})
+        return small_site.operator.get(path, headers={"Range": ranged, **headers})
 
     size = len(content)
     for asked, first, last in (

@@ -51,8 +51,7 @@ def test_a_checkpoint_that_holds_images_of_patients_is_not_handed_out(site):
     row = site.checkpoint()
     with site.database.write() as session:
         session.get_one(Run, row.run_id).strategy = "rehearsal"
-    for answer in (site.viewer.get, site.operator.get):
-        refused(answer(f"/api/v1/checkpoints/{row.id}/download"), 403, "real_images")
+    refused(site.operator.get(f"/api/v1/checkpoints/{row.id}/download"), 403, "real_images")
     refused(
         site.operator.post("/api/v1/exports", json={"checkpoint_id": row.id}, headers={"Idempotency-Key": row.id}),
         403,
@@ -64,9 +63,9 @@ def test_a_download_is_verified_and_says_what_it_is(site):
     content = os.urandom(3_500_000)
     row = site.checkpoint(content=content)
     path = f"/api/v1/checkpoints/{row.id}/download"
-    answer = site.viewer.get(path)
+    answer = site.operator.get(path)
     assert answer.content == content
-    head = site.viewer.head(path)
+    head = site.operator.head(path)
     assert head.content == b""
     for got in (answer, head):
         assert got.headers["content-length"] == str(len(content))
@@ -75,17 +74,21 @@ def test_a_download_is_verified_and_says_what_it_is(site):
         assert got.headers["repr-digest"] == f"sha-256=:{digest}:"
         assert got.headers["content-disposition"] == f'attachment; filename="{row.id}.safetensors"'
         assert got.headers["content-type"] == "application/octet-stream"
+    (fetched,) = site.audited("download", row.id)  # a look at its size fetches nothing
+    assert fetched.actor.startswith("test operator (")
+    assert fetched.detail == {"digest": row.digest, "range": None}
+    refused(site.viewer.get(path), 403, "forbidden")
 
 
 def test_bytes_that_were_changed_on_disk_are_not_passed_on(site):
     small, large = site.checkpoint(content=b"small" * 100), site.checkpoint(content=os.urandom(3_000_000))
     for row in (small, large):
         site.damage(row.digest)
-    refused(site.viewer.get(f"/api/v1/checkpoints/{small.id}/download"), 500, "artifact_damaged")
+    refused(site.operator.get(f"/api/v1/checkpoints/{small.id}/download"), 500, "artifact_damaged")
     with pytest.raises(httpx.RemoteProtocolError):
-        site.viewer.get(f"/api/v1/checkpoints/{large.id}/download")
+        site.operator.get(f"/api/v1/checkpoints/{large.id}/download")
     site.store.path(small.digest).unlink()
-    refused(site.viewer.get(f"/api/v1/checkpoints/{small.id}/download"), 500, "artifact_damaged")
+    refused(site.operator.get(f"/api/v1/checkpoints/{small.id}/download"), 500, "artifact_damaged")
 
 
 def test_an_evaluation_gives_its_matrix(site):

@@ -13,7 +13,7 @@ from services.api import options, pages, schemas
 from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, check_version, etag
 from services.api.docs import ETAG, LOCATION, changes, refusals, success
 from services.api.pages import PageQuery
-from services.api.streaming import HEADERS, stored
+from services.api.streaming import HEADERS, note_download, stored
 from services.site import ACTIVE, Refusal, artifacts, audit, folders, need
 from services.site.db import Dataset, Job
 
@@ -131,7 +131,9 @@ def preview_dataset(
     index: Annotated[int, Query(ge=0, le=31, description="Which of the pictures that the preflight drew.")] = 0,
 ) -> Response:
     """A picture that the last preflight drew."""
-    return stored(site, _preview(site, dataset_id, index), "image/png")
+    picture = _preview(site, dataset_id, index)
+    note_download(site, caller, f"{dataset_id}/{index}", picture)
+    return stored(site, picture, "image/png")
 
 
 def _preview(site: ServiceParts, dataset_id: str, index: int) -> artifacts.Artifact:

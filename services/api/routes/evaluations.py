@@ -11,7 +11,7 @@ from services.api import pages, schemas
 from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
 from services.api.pages import PageQuery
-from services.api.streaming import HEADERS, stored
+from services.api.streaming import HEADERS, note_download, stored
 from services.site import Refusal, artifacts, need
 from services.site.db import Evaluation
 
@@ -106,6 +106,7 @@ def get_report(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer) 
         report = artifacts.attached(session, need(session, Evaluation, evaluation_id).id).get("report.json")
     if report is None:
         raise Refusal("not_found", f"{evaluation_id} was not signed yet: POST it to /api/v1/exports")
+    note_download(site, caller, f"{evaluation_id}/report.json", report)
     return stored(site, report, "application/json", f"{evaluation_id}.json")
 
 

@@ -21,7 +21,7 @@ from relay_core.errors import RelayError
 from services.api import schemas
 from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
-from services.api.streaming import HEADERS, stored
+from services.api.streaming import HEADERS, note_download, stored
 from services.site import TERMINAL, Refusal, artifacts, need
 from services.site.db import Job, JobEvent, Metric
 
@@ -199,6 +199,7 @@ def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer) -> Re
     file = _files(site, job_id).get(name)
     if file is None:
         raise Refusal("not_found", f"{job_id} left no such file; see {router.prefix}/{job_id}/files")
+    note_download(site, caller, f"{job_id}/{name}", file)
     return stored(site, file, file.media_type, filename=name)
 
 

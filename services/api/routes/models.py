@@ -19,7 +19,7 @@ from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, nee
 from services.api.docs import ETAG, LOCATION, Responses, changes, refusals, success
 from services.api.inference import Hosted
 from services.api.pages import PageQuery
-from services.api.streaming import PartQuery, download, stored
+from services.api.streaming import PartQuery, download, note_download, stored
 from services.site import Identity, Refusal, artifacts, job_plans, jobs, registry
 from services.site.db import Artifact, Model, Promotion
 
@@ -98,6 +98,7 @@ def download_model(
     with site.database.read() as session:
         row = registry.version(session, name, version)
         artifact = session.get_one(Artifact, row.digest)
+    note_download(site, caller, f"{name}/{version}", artifact, part)
     return stored(site, artifact, registry.MEDIA_TYPE, filename=f"{name}-{version}.onnx", part=part)
 
 
