@@ -59,6 +59,13 @@ class ImageTooLargeError(ImageError):
     exit_code = 15
 
 
+class DecoderError(RelayError):
+    """The process that decodes images cannot be started; the image is not to blame."""
+
+    code = "decoder_unavailable"
+    exit_code = 16
+
+
 class CheckpointError(RelayError):
     """A checkpoint is missing, damaged, or was made for other networks."""
 

@@ -301,6 +301,8 @@ def predict_study(
     form: Annotated[str, typer.Option(help="measurements, mask, overlay, nifti, seg or all.")] = "measurements",
     name: Annotated[str, typer.Option(help="What the answer calls the model.")] = "model",
     version: Annotated[int, typer.Option(min=1, help="The model's version, for the answer.")] = 1,
+    decode_memory: Annotated[int, typer.Option(min=256, help="MiB that decoding may take.")] = 3072,
+    decode_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds that decoding may take.")] = 60.0,
     out: Annotated[Path, typer.Option(help="Folder for the answer.")] = Path("prediction"),
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -309,14 +311,17 @@ def predict_study(
     from typing import get_args
 
     from relay_core.cli.output import counting
-    from relay_core.inference import Form
+    from relay_core.inference import Decoders, Form
     from relay_core.inference import predict_study as predict_one
 
     forms = {form: form for form in get_args(Form)}
     if form not in forms:
         raise RelayError(f"--form {form}: one of {', '.join(forms)}")
     with counting("predicting", as_json) as tell:
-        made = predict_one(model, study, out, name=name, version=version, form=forms[form], device=device, progress=tell)
+        made = predict_one(
+            model, study, out, name=name, version=version, form=forms[form], device=device, progress=tell,
+            decoders=Decoders(decode_memory << 20, decode_seconds),
+        )  # fmt: skip
     for warning in made["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     print(json.dumps(made) if as_json else f"wrote {made['path']}")

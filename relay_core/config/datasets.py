@@ -76,6 +76,11 @@ class CommonDatasetKwargs(Settings):
         """Return the measured values, such as HU, that become black and white; None: the images hold shades only."""
         return None
 
+    @property
+    def served_otherwise(self) -> str | None:
+        """Return why a served model would see other images than in training; None: it sees the same."""
+        return None
+
     @field_validator("out_range")
     @classmethod
     def _range_rises(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -244,7 +249,14 @@ class NnunetKwargs(SlicedKwargs):
     every: int = Field(default=1, ge=1)
     """Only every so-many-th slice is used."""
     window: tuple[float, float] | None = None
-    """Values, such as HU, that become black and white; none: the 0.5 and the 99.5 percentile of each volume."""
+    """Values, such as HU, that become black and white; none: the smallest and the largest of each slice."""
+
+    @property
+    def served_otherwise(self) -> str | None:
+        """Return why a served model would see other images than in training; None: it sees the same."""
+        if self.axis != "axial":
+            return f"it learned from {self.axis} slices, and the service cuts volumes into axial ones"
+        return "it learned from three channels, and the service reads one volume" if len(self.channels) > 1 else None
 
     @property
     def value_window(self) -> tuple[float, float] | None:

@@ -21,10 +21,11 @@ _LOSSES = {
     "DCAndCELoss": "dice_ce", "DCAndTopKLoss": "dice_topk", "TopKLoss": "dice_topk", "DistillationLoss": "cross_entropy",
 }  # fmt: skip
 """Class name of a loss -> its name here."""
-_OF_TORCH = (
-    "size_average", "ignore_index", "reduce", "reduction", "label_smoothing", "aggregate", "square", "tau", "logits"
-)  # fmt: skip
-"""Settings of the published losses that ours do not have."""
+_OF_TORCH: dict[str, tuple[Any, ...]] = {
+    "size_average": (True,), "ignore_index": (-100,), "reduce": (True,), "reduction": ("mean",), "label_smoothing": (0,),
+    "aggregate": ("sum",), "square": (False,), "tau": (), "logits": (),
+}  # fmt: skip
+"""Setting of the published losses that ours do not have -> values that change nothing."""
 _CLOSE = {
     "PenaltyGDiceLoss": "its penalty is not here: generalised Dice alone is used",
     "SSLoss": "it is read as the asymmetric similarity loss",
@@ -123,6 +124,8 @@ def _strategy(choice: Kwargs, kwargs: Any, note: Callable[[str], object]) -> Kwa
         goes_on = kwargs.pop("load_state_dict_from_previous_task")
         if choice.get("name") == "baseline" and not goes_on:
             kwargs.setdefault("mode", "local")
+        elif not goes_on:
+            note("strategy.kwargs.load_state_dict_from_previous_task is read and has no effect: checkpoint.load says so")
     if choice.get("name") == "owm":
         _rename(kwargs, {"a_lambda": "decay"})
     return {**choice, "kwargs": kwargs}
@@ -193,10 +196,12 @@ def _loss(name: str, kwargs: Kwargs, note: Callable[[str], object]) -> Kwargs:
         batch = kwargs.pop("batch_dice")
         if name in ("SoftDiceLoss", "IoULoss"):
             kwargs["per_sample"] = not batch
-    if isinstance(percent := kwargs.get("k"), int | float) and percent > 1:
+        elif not batch:
+            note(f"train.loss.kwargs.batch_dice is read and has no effect: {_LOSSES[name]} is over the whole batch")
+    if isinstance(percent := kwargs.get("k"), int | float) and percent >= 1:
         kwargs["k"] = percent / 100
-    for key in _OF_TORCH:
-        if key in kwargs and kwargs.pop(key) not in (None, -100, "mean", 0, 0.0, False, "sum"):
+    for key, neutral in _OF_TORCH.items():
+        if key in kwargs and kwargs.pop(key) not in (None, *neutral):
             note(f"train.loss.kwargs.{key} is read and has no effect: {_LOSSES[name]} has no such setting")
     return {"name": _LOSSES[name], "kwargs": kwargs}
 
@@ -210,14 +215,13 @@ def _optimizer(optimizer: Kwargs, note: Callable[[str], object], prefix: str) ->
     lr = (optimizer.get("kwargs") or {}).get("lr", 0.001)
     match name:
         case "CosineAnnealingLR" if kwargs:
-            if kwargs.pop("T_max", None) is not None:
-                note(f"{prefix}.lr_scheduler.kwargs.T_max is read and has no effect: half a cosine spans the site's budget")
-            final = kwargs.pop("eta_min", 0.0) / lr
+            final = float(kwargs.pop("eta_min", 0.0)) / float(lr)
         case "LinearLR":
-            final = kwargs.pop("end_factor", 1.0)
-            name = "linear"
+            name, final = "linear", float(kwargs.pop("end_factor", 1.0))
         case "ConstantLR":
             name, final = "constant", 0.0
         case _:
             return optimizer
+    for key in kwargs:
+        note(f"{prefix}.lr_scheduler.kwargs.{key} is read and has no effect: the rate follows the site's budget")
     return {**optimizer, "lr_scheduler": {"name": name, **({"final": final} if final else {})}}

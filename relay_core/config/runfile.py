@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class RunFile:
         Raises:
             RunFileError: there is no such site, or its merged settings are not valid; the message names file, line and key.
         """
-        merged = translated(self._merged(task_id))
+        merged = _in_our_words(self._merged(task_id))
         try:
             settings = SiteSettings.model_validate(merged)
             return settings if self.pretraining else settings.without_pretraining()
@@ -103,7 +103,7 @@ class RunFile:
         """Return a line for each key of the published vocabulary that is read and has no meaning here, each once."""
         notes: list[str] = []
         for task_id in self.all_ids:
-            translated(self._merged(task_id), notes.append)
+            _in_our_words(self._merged(task_id), notes.append)
         return list(dict.fromkeys(notes))
 
     def _prefixes(self, task_id: int) -> list[tuple[tuple[str | int, ...], int]]:
@@ -147,6 +147,14 @@ def parse_run(text: str, name: str = "run.yaml") -> RunFile:
     path = Path(name)
     raw, sources = read_text(text, path)
     return _check(RunFile(path, raw, sources))
+
+
+def _in_our_words(merged: dict[str, Any], note: Callable[[str], object] = lambda text: None) -> dict[str, Any]:
+    """Return the settings of a site in our words; where they make no sense, as they are, for the settings to refuse."""
+    try:
+        return translated(merged, note)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return merged
 
 
 def _check(run: RunFile) -> RunFile:

@@ -18,7 +18,7 @@ from relay_core.config import NnunetKwargs
 from relay_core.data.pairs import Listing, Pair, Split, relative
 from relay_core.data.slices import Slice, SlicedLayout
 from relay_core.errors import DataError, Problem
-from relay_core.imaging import Spacing, is_litter, to_channels
+from relay_core.imaging import Spacing, is_litter, stretch, to_channels
 from relay_core.preparation import AXES, SUFFIXES, Volume, read_volume, turned
 
 DESCRIPTION, IMAGES, LABELS = "dataset.json", "imagesTr", "labelsTr"
@@ -75,9 +75,9 @@ class NnunetLayout(SlicedLayout):
         planes, spacing = [], None
         for channel in kwargs.channels:
             file = pair.image.with_name(f"{pair.subject}_{channel:04d}{suffix}")
-            volume, (low, high) = _read(file, pair.mask, kwargs.window)
-            plane = turned(volume.values, kwargs.axis)[pair.slice].astype(np.float32)
-            planes.append(np.clip((plane - np.float32(low)) / np.float32(high - low), 0, 1))
+            volume = _read(file, pair.mask)
+            plane = turned(volume.values, kwargs.axis)[pair.slice]
+            planes.append(_shades(plane, kwargs.window))
             if volume.spacing is not None:
                 _, rows, columns = AXES[kwargs.axis]
                 spacing = volume.spacing[rows], volume.spacing[columns]
@@ -88,7 +88,7 @@ class NnunetLayout(SlicedLayout):
         """Read the labels (H, W) of a slice."""
         assert pair.slice is not None
         assert pair.mask is not None
-        labels = _read(pair.image, pair.mask, kwargs.window)[0].labels
+        labels = _read(pair.image, pair.mask).labels
         assert labels is not None
         return np.ascontiguousarray(turned(labels, kwargs.axis)[pair.slice])
 
@@ -167,24 +167,28 @@ def _slices_of(case: str, image: Path, labels: Path, kwargs: NnunetKwargs) -> li
 @lru_cache(4096)
 def _labelled(image: Path, labels: Path, axis: str, *stamps: int) -> tuple[bool, ...]:
     """Whether each slice shows anything but background."""
-    found = _read(image, labels, None)[0].labels
+    found = _read(image, labels).labels
     assert found is not None
     return tuple(bool(plane.any()) for plane in turned(found, axis))
 
 
-def _read(image: Path, labels: Path, window: tuple[float, float] | None) -> tuple[Volume, tuple[float, float]]:
-    """Return a case, and the values that are black and white; the last cases stay in memory."""
+def _shades(plane: npt.NDArray[Any], window: tuple[float, float] | None) -> npt.NDArray[np.float32]:
+    """Return a slice's values as shades, as a served model shows NIfTI: by the window, or from its own extremes."""
+    if window is None:
+        return stretch(plane)
+    low, high = window
+    return np.clip((plane.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def _read(image: Path, labels: Path) -> Volume:
+    """Return a case; the last cases stay in memory."""
     with _lock:  # threads that want slices of one case wait for it, rather than all reading it
-        return _cached(image, labels, window, *_stamp(image), *_stamp(labels))
+        return _cached(image, labels, *_stamp(image), *_stamp(labels))
 
 
 @lru_cache(6)
-def _cached(
-    image: Path, labels: Path, window: tuple[float, float] | None, *stamps: int
-) -> tuple[Volume, tuple[float, float]]:
-    volume = read_volume(image, labels)
-    low, high = window or (float(x) for x in np.percentile(volume.values, (0.5, 99.5)))
-    return volume, (low, high if high > low else low + 1)
+def _cached(image: Path, labels: Path, *stamps: int) -> Volume:
+    return read_volume(image, labels)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -33,6 +33,8 @@ def export_checkpoint(
         raise ExportError(
             f"{checkpoint.path}: strategy {settings.strategy.name} keeps real images: nothing of its checkpoints is exported"
         )
+    if (why := settings.data.served_otherwise) is not None:
+        raise ExportError(f"{checkpoint.path} is not exported: {why}")
     tests = site_data(checkpoint, settings, run, data_root, "test")
     if not tests:
         raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")

@@ -40,7 +40,10 @@ def serve(control: socket.socket) -> None:
         if "end" in order:
             control.sendall(json.dumps({"status": _end(order["end"])}).encode())
             continue
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no memory, or too many processes
+            pid = -1
         if pid == 0:
             control.close()
             _work(descriptors[0], order)
@@ -51,8 +54,11 @@ def serve(control: socket.socket) -> None:
 
 def _end(pid: int) -> int:
     """Kill a fork, if it lives, and return how it ended: its exit code, or a signal's number as a negative one."""
-    os.kill(pid, signal.SIGKILL)  # its number is not given away before `waitpid`
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        os.kill(pid, signal.SIGKILL)  # its number is not given away before `waitpid`
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except (ProcessLookupError, ChildProcessError):
+        return 0
 
 
 def _work(descriptor: int, limits: dict[str, Any]) -> None:
@@ -79,11 +85,11 @@ def confine(limits: dict[str, Any]) -> None:
     grown = _address_space() + limits["memory"]
     for kind, value in (
         (resource.RLIMIT_AS, grown),
-        (resource.RLIMIT_CPU, limits["cpu"]),
         (resource.RLIMIT_FSIZE, limits["file"]),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 5))  # SIGXCPU first, which says why
     with contextlib.suppress(OSError):  # where memory runs out, the kernel ends this process, not the API
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -135,6 +141,7 @@ def main() -> None:
     _import_readers()
     gc.freeze()  # forks share what they do not touch
     with socket.socket(fileno=os.dup(0)) as control:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # no fork keeps an end of this socket
         control.sendall(b"{}")
         serve(control)
 

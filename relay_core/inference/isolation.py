@@ -5,6 +5,7 @@ What comes from a decoder is not trusted either: it is bytes whose number is kno
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from relay_core.errors import ImageError, ImageTooLargeError
+from relay_core.errors import DecoderError, ExportError, ImageError, ImageTooLargeError
 from relay_core.inference.questions import Answer, Question
 from relay_core.inference.resolution import ModelCall
 
@@ -31,7 +33,13 @@ MEMORY = 3072 << 20
 FILE = 1 << 20
 """Bytes that a decoder may write to one temporary file beyond twice the upload's."""
 SECONDS = 60.0
-"""Seconds that decoding may take, and encoding the answer."""
+"""Seconds that decoding may take."""
+PIXEL = 2e-6
+"""Seconds more, for each pixel of a decoded study, to shrink it and to encode the answer, beside `SECONDS` again."""
+PATIENCE = 30.0
+"""Seconds that the server of decoders has to answer."""
+MEDIA_TYPES = ("application/json", "image/png", "application/gzip", "application/dicom", "application/zip")
+BROKEN = "the image could not be decoded: the decoder broke off"
 ANSWER = 1 << 30
 """Most bytes of an answer."""
 BATCH = 32
@@ -74,11 +82,14 @@ class Decoders:
         with tempfile.TemporaryDirectory(prefix="relay-") as folder, self._decoder(folder, len(content)) as decoder:
             decoder.say(json.dumps(question.to_json()).encode())
             decoder.say(content)
-            seen = 0
+            seen = size = 0
             while True:
                 message = decoder.heard()
-                if "decoded" in message:
-                    decoded(*(int(n) for n in message["decoded"]))
+                if "decoded" in message and not size:
+                    slices, rows, columns = _sizes(message["decoded"])
+                    size = slices * rows * columns
+                    decoder.seconds = self._seconds + size * PIXEL
+                    decoded(slices, rows, columns)
                 elif "run" in message:
                     images = decoder.images(message, question)
                     results = [np.ascontiguousarray(result, np.float32) for result in run(images, message["run"])]
@@ -88,19 +99,20 @@ class Decoders:
                     seen += len(images)
                     progress(seen)
                 elif "media_type" in message:
-                    body = decoder.hear(ANSWER)
-                    return Answer(body, str(message["media_type"]), tuple(str(text) for text in message["warnings"]))
+                    if message["media_type"] not in MEDIA_TYPES:
+                        raise ImageError(BROKEN)
+                    warnings = [str(text).replace("\r", " ").replace("\n", " ") for text in message.get("warnings", ())]
+                    return Answer(decoder.hear(ANSWER), message["media_type"], tuple(warnings))
                 elif "memory" in message:
                     raise ImageTooLargeError(f"decoding the image takes more than {self._memory >> 20} MiB of memory")
-                elif message.get("code") == ImageTooLargeError.code:
-                    raise ImageTooLargeError(str(message["message"]))
                 else:
-                    raise ImageError(str(message.get("message", "the image could not be decoded")))
+                    kinds = {kind.code: kind for kind in (ImageTooLargeError, ExportError)}
+                    raise kinds.get(str(message.get("code")), ImageError)(str(message.get("message", BROKEN)))
 
     def start(self) -> None:
         """Start the server of decoders, so that the first caller does not wait for it."""
         with self._lock:
-            self._ask({"end": 0}, start_only=True)
+            self._alive()
 
     def close(self) -> None:
         """End the server; decoders that still work end with their connections."""
@@ -112,40 +124,54 @@ class Decoders:
         ours, theirs = socket.socketpair()
         with ours:
             order = {
-                "memory": self._memory, "cpu": max(1, int(self._seconds * 2)), "folder": folder,
+                "memory": self._memory, "cpu": max(1, int(self._seconds * 20)), "folder": folder,
                 "file": 2 * size + FILE,
             }  # fmt: skip
             with theirs, self._lock:
-                pid = int(self._ask(order, theirs.fileno())["pid"])
-            decoder = _Decoder(Connection(ours.detach()), self._seconds, lambda: self._end(pid))
+                pid, server = self._fork(order, theirs.fileno())
+            decoder = _Decoder(ours, self._seconds, lambda: self._end(pid, server))
             try:
                 yield decoder
             finally:
                 decoder.close()
 
-    def _end(self, pid: int) -> int:
+    def _end(self, pid: int, server: subprocess.Popen[bytes]) -> int:
+        """End a decoder, and return how it ended; one whose server is gone ends with its connection."""
         with self._lock:
-            return int(self._ask({"end": pid}).get("status", 0)) if self._server is not None else 0
+            if self._server is not server or server.poll() is not None:
+                return 0
+            return int((self._asked({"end": pid}) or {}).get("status", 0))
 
-    def _ask(self, order: dict[str, Any], descriptor: int | None = None, *, start_only: bool = False) -> dict[str, Any]:
-        """Send an order to the server, and return its answer; start it where it does not live. Called with the lock."""
+    def _fork(self, order: dict[str, Any], descriptor: int) -> tuple[int, subprocess.Popen[bytes]]:
+        """Have a decoder forked that speaks through a socket; return its number and its server. Called with the lock."""
         for _ in range(2):
-            if self._server is None or self._server.poll() is not None:
-                self._stop()
-                self._start()
-            if start_only:
-                return {}
-            assert self._control is not None
-            try:
-                socket.send_fds(self._control, [json.dumps(order).encode()], [] if descriptor is None else [descriptor])
-                if reply := self._control.recv(MESSAGE):
-                    return dict(json.loads(reply))
-            except OSError:
-                pass
+            server = self._alive()
+            reply = self._asked(order, descriptor)
+            if reply is not None and int(reply["pid"]) > 0:
+                return int(reply["pid"]), server
+            if reply is not None:
+                break
+        raise DecoderError("no process could be made to decode the image (memory, or too many processes); try again")
+
+    def _alive(self) -> subprocess.Popen[bytes]:
+        """Return the server, which is started where it does not live. Called with the lock."""
+        if self._server is None or self._server.poll() is not None:
             self._stop()
-            if "end" in order:  # it was a child of the server that is gone
-                return {}
-        raise ImageError("the decoder could not be started; try again")
+            self._start()
+        assert self._server is not None
+        return self._server
+
+    def _asked(self, order: dict[str, Any], descriptor: int | None = None) -> dict[str, Any] | None:
+        """Send an order to the server, and return its answer; None: it died of it, or does not answer."""
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [json.dumps(order).encode()], [] if descriptor is None else [descriptor])
+            if reply := self._control.recv(MESSAGE):
+                return dict(json.loads(reply))
+        except (OSError, ValueError):
+            pass
+        self._stop()
+        return None
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -158,9 +184,15 @@ class Decoders:
                 start_new_session=True,
             )  # fmt: skip
         self._control = ours
-        if not ours.recv(MESSAGE):
+        ours.settimeout(PATIENCE * 2)  # it imports the readers
+        try:
+            started = ours.recv(MESSAGE)
+        except OSError:
+            started = b""
+        if not started:
             self._stop()
-            raise ImageError("the decoder could not be started; try again")
+            raise DecoderError("the process that decodes images could not be started; try again")
+        ours.settimeout(PATIENCE)
 
     def _stop(self) -> None:
         if self._control is not None:
@@ -174,9 +206,10 @@ class Decoders:
 class _Decoder:
     """One decoder at work: what is said to it and heard of it, until its time is used up."""
 
-    def __init__(self, connection: Connection, seconds: float, end: Callable[[], int]) -> None:
-        self._connection, self._seconds, self._end = connection, seconds, end
-        self._late, self._lock = False, threading.Lock()
+    def __init__(self, ours: socket.socket, seconds: float, end: Callable[[], int]) -> None:
+        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
+        self.seconds, self._end = seconds, end
+        self._whole, self._late, self._lock = seconds, False, threading.Lock()
         self._status: int | None = None
 
     def say(self, content: Any) -> None:
@@ -190,7 +223,7 @@ class _Decoder:
         except ValueError:
             message = None
         if not isinstance(message, dict):
-            raise ImageError("the image could not be decoded: the decoder broke off")
+            raise ImageError(BROKEN)
         return message
 
     def hear(self, most: int) -> bytes:
@@ -209,14 +242,15 @@ class _Decoder:
             or not 1 <= shape[0] <= BATCH
             or message["run"] != known
         ):
-            raise ImageError("the image could not be decoded: the decoder broke off")
+            raise ImageError(BROKEN)
         content = self.hear(4 * shape[0] * question.channels * side * side)
         return np.frombuffer(content, np.float32).reshape(shape)
 
     def close(self) -> None:
         """End it, and let go of the connection."""
-        self._killed()
         self._connection.close()
+        self._socket.close()
+        self._killed()
 
     def _killed(self) -> int:
         """End it where it lives, and return how it ended."""
@@ -228,7 +262,8 @@ class _Decoder:
     @contextmanager
     def _in_time(self) -> Iterator[None]:
         """Give it so many seconds for what is done in the block. Raises ImageError where it dies."""
-        timer = threading.Timer(self._seconds, self._too_late)
+        began, given = time.monotonic(), self.seconds
+        timer = threading.Timer(given, self._too_late)
         timer.daemon = True
         timer.start()
         try:
@@ -236,14 +271,24 @@ class _Decoder:
         except (EOFError, OSError):
             status = self._killed()
             if self._late or status == -signal.SIGXCPU:
-                raise ImageTooLargeError(f"decoding the image takes more than {self._seconds:g} seconds") from None
+                raise ImageTooLargeError(f"decoding the image takes more than {self._whole:g} seconds") from None
             raise ImageError("the image could not be decoded: the decoder died of it (damaged, or too large)") from None
         finally:
             timer.cancel()
+            self.seconds = max(given - (time.monotonic() - began), 0.001)
 
     def _too_late(self) -> None:
         self._late = True
-        self._killed()  # which whoever waits for it notices
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # whoever waits for it notices, whatever becomes of the server
+        self._killed()
+
+
+def _sizes(found: Any) -> tuple[int, int, int]:
+    """Return slices, rows and columns as a decoder says them. Raises ImageError for anything else."""
+    if not isinstance(found, list) or len(found) != 3 or not all(type(n) is int and 0 < n < 1 << 31 for n in found):
+        raise ImageError(BROKEN)
+    return found[0], found[1], found[2]
 
 
 def send(to: Connection, message: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ SUFFIXES = {
 
 def predict_study(
     model: Path, upload: Path, out: Path, *, name: str, version: int, form: Form | None, device: str,
-    progress: Callable[[int, int], object], decoders: Decoders | None = None,
+    progress: Callable[[int, int], object], decoders: Decoders,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict a study, and write the answer to `out/prediction` with the suffix of its kind.
 
@@ -33,7 +33,7 @@ def predict_study(
         form: what is wanted of a segmentation; None: measurements.
         device: auto, cpu, cuda or cuda:N, for the network.
         progress: called with the number of slices done and their total.
-        decoders: what decodes; default: its own, with the usual limits.
+        decoders: what decodes; they are closed at the end.
 
     Returns:
         Plain data: `path`, `slices`, `warnings`.
@@ -50,15 +50,13 @@ def predict_study(
         slices = count
         progress(0, count)
 
-    own = decoders or Decoders()
     try:
-        answer = own.answer(
+        answer = decoders.answer(
             upload.read_bytes(), Question.about(network.facts, name, version, network.provider, form), network, decoded,
             lambda seen: progress(seen, slices),
         )  # fmt: skip
     finally:
-        if decoders is None:
-            own.close()
+        decoders.close()
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"prediction{SUFFIXES[answer.media_type]}"
     write_atomically(path, answer.body)

@@ -121,6 +121,8 @@ def _segment_masks(
             raise ImageError(
                 "is a segmentation on another grid than its image; resample it on the grid of the image"
             ) from None
+        if np.count_nonzero(matched.array) != np.count_nonzero(volume.array):
+            raise ImageError(f"is a segmentation of another part of the body: {name!r} lies outside its image")
         yield name, np.asarray(matched.array) > 0
 
 

@@ -51,6 +51,7 @@ CATALOGUE: dict[str, Entry] = {
     # models that are served
     "image_invalid": Entry(422, "The image cannot be used"),
     "image_too_large": Entry(413, "The image takes more memory or time than one is given"),
+    "decoder_unavailable": Entry(503, "Images cannot be decoded now"),
     "inference_invalid": Entry(400, "The inference request is not valid"),
     "model_invalid": Entry(422, "The exported model cannot be used"),
     "model_unavailable": Entry(503, "The model cannot be served now"),

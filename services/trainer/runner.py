@@ -206,6 +206,8 @@ class Runner:
             self._fail(heart, "out_of_memory", "memory ran out: take a smaller train.batch_size, or a larger machine")
         elif os.strerror(errno.ENOSPC) in message:
             self._requeue(heart, "storage_full", "the volume of running jobs is full; make room, then retry the job")
+        elif output.last.get("error") == "decoder_unavailable":
+            self._requeue(heart, "decoder_unavailable", str(output.last.get("message", "")))
         elif "error" in output.last and output.last["error"] != Stopped.code:
             self._fail(heart, str(output.last["error"]), _public_message(output.clean(message)))
         else:

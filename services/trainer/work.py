@@ -199,6 +199,7 @@ def _predict_study(session: Session, settings: Settings, claim: Claim, work: Pre
     work.inputs[INPUT] = work.job.id
     work.command = _core_command(
         claim, "predict-study", str(folder / "model.onnx"), str(folder / UPLOAD), "--name", params["model"],
+        "--decode-memory", str(settings.decode_memory_mib), "--decode-seconds", str(settings.decode_seconds),
         "--version", str(params["version"]), "--form", params["output"] or "measurements", "--out", str(work.folder),
     )  # fmt: skip
 

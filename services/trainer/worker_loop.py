@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -14,16 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
-from services.site import Settings, jobs, leases, workers
+from services.site import Settings, artifacts, jobs, leases, workers
 from services.site.db import Database, Job, now
 from services.trainer.runner import Runner
 
 TIDY_EVERY = 3600.0
+KEEP_ANSWERS = 86400.0
+"""Seconds that the answer of a job of a study can be downloaded."""
 KEEP_DAYS = 14
 """Days that a failed or cancelled job can be retried from its checkpoints."""
 log = logging.getLogger(__name__)
@@ -36,10 +40,28 @@ def tidy(database: Database, work: Path) -> int:
         cutoff = now(session) - KEEP_DAYS * 86400
         for folder in work.glob("job-*"):
             job = session.get(Job, folder.name)
-            if job is None or job.state == "succeeded" or (job.state in jobs.TERMINAL and (job.finished_at or 0) < cutoff):
+            study_ended = job is not None and job.kind == "predict_study" and job.state in jobs.TERMINAL
+            ended_long_ago = job is not None and job.state in jobs.TERMINAL and (job.finished_at or 0) < cutoff
+            if job is None or study_ended or ended_long_ago or job.state == "succeeded":
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
     return removed
+
+
+def forget_study(database: Database, work: Path, job_id: str) -> None:
+    """Remove what a job of a study that has ended left in its folder: the study, which is a patient's image."""
+    with contextlib.suppress(SQLAlchemyError, RelayError), database.read() as session:
+        job = session.get(Job, job_id)
+        if job is not None and job.kind == "predict_study" and job.state in jobs.TERMINAL:
+            shutil.rmtree(work / job_id, ignore_errors=True)
+
+
+def forget_answers(database: Database) -> None:
+    """Let go of the answers of studies that ended `KEEP_ANSWERS` ago."""
+    with database.write() as session:
+        old = select(Job.id).where(Job.kind == "predict_study", Job.finished_at < now(session) - KEEP_ANSWERS)
+        for job_id in session.scalars(old):
+            artifacts.detach(session, job_id)
 
 
 class WorkerLoop:
@@ -72,6 +94,7 @@ class WorkerLoop:
         if time.monotonic() - self._tidied > TIDY_EVERY:
             self._tidied = time.monotonic()
             tidy(self.database, self.settings.work_folder)
+            forget_answers(self.database)
         with self.database.write() as session:
             claim = leases.claim(
                 session, worker=self.worker, host=platform.node(), devices=self.devices, lease=self.settings.lease
@@ -80,6 +103,7 @@ class WorkerLoop:
             return False
         log.info("%s: attempt %d on %s", claim.job_id, claim.attempt, ", ".join(claim.devices) or "no device")
         Runner(self.database, self.settings, self.leaving)(claim)
+        forget_study(self.database, self.settings.work_folder, claim.job_id)
         return True
 
     def close(self) -> None:

@@ -223,6 +223,29 @@ def test_a_large_study_becomes_a_job(strict, exported, tmp_path):
             assert late.read(name) == soon.read(name)
     with strict.database.read() as session:
         assert artifacts.attached(session, jobs.uploaded(job["id"])) == {}, "the study is not kept"
+    assert not (strict.settings.work_folder / job["id"]).exists()
+    other = strict.client(strict.token("viewer"))
+    for path in ("files", "files/prediction.zip"):
+        refused(other.get(f"/api/v1/jobs/{job['id']}/{path}"), 403, "forbidden")
+    ok(strict.operator.get(f"/api/v1/jobs/{job['id']}/files"))
+
+
+def test_a_study_whose_job_fails_is_not_kept_either(strict):
+    from services.trainer.worker_loop import WorkerLoop
+
+    send = {"content": b"no image", "headers": {"Prefer": "respond-async"}}
+    sent = [ok(strict.viewer.post("/api/v1/models/fundus/predict", **send), 202)["id"] for _ in range(4)]
+    refused(strict.viewer.post("/api/v1/models/fundus/predict", **send), 429, "busy")
+    worker = WorkerLoop(strict.settings, lambda: False)
+    try:
+        assert worker.work_once()
+    finally:
+        worker.close()
+    job = ok(strict.viewer.get(f"/api/v1/jobs/{sent[0]}"))
+    assert (job["state"], job["error"]["code"]) == ("failed", "image_invalid")
+    assert not (strict.settings.work_folder / sent[0]).exists()
+    for job_id in sent[1:]:
+        ok(strict.operator.post(f"/api/v1/jobs/{job_id}/cancel"), 202)
 
 
 def test_a_study_too_large_to_wait_for_becomes_a_job_by_itself(strict, tmp_path):

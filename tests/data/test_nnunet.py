@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from relay_core.config import NnunetKwargs
 from relay_core.data import load_site, preflight
@@ -76,7 +77,7 @@ def test_labelled_slices_are_read_in_one_orientation(site):
     ("axis", "slices", "size"), [("axial", 6, (20, 24)), ("coronal", 20, (6, 24)), ("sagittal", 24, (6, 20))]
 )
 def test_any_axis_and_all_slices(site, axis, slices, size):
-    data = load(site, axis=axis, select="all")
+    data = load(site, axis=axis, select="all", window=(-100, 500))
     assert len(data) == 4 * slices
     assert (data.originals[0].height, data.originals[0].width) == size
     assert len(load(site, axis=axis, select="all", every=2)) == 4 * slices / 2
@@ -91,6 +92,20 @@ def test_three_channels_are_an_image_and_a_window_is_heeded(site):
     assert NnunetKwargs(window=(-100, 500)).value_window == (-100, 500)
     one, _ = load(site, channels=[1], img_channels=3, window=(-100, 500)).unit_batch([0])
     assert (one[0, 0] == one[0, 2]).all()
+
+
+@pytest.mark.parametrize("window", [None, (-100, 500)])
+def test_a_served_model_sees_what_it_saw_in_training(site, window):
+    from relay_core.imaging import read_study
+
+    data = load(site, select="all", size=24, window=window)
+    case = data.subjects[0]
+    study = read_study((site / f"imagesTr/{case}_0000.nii.gz").read_bytes(), 1, window)
+    served = torch.from_numpy(study.batch(0, 6))
+    learned = [data._decoder.read(pair)[0] for pair in data._pairs if pair.subject == case]
+    torch.testing.assert_close(served, torch.from_numpy(np.stack(learned)))
+    for kwargs in ({"axis": "coronal"}, {"channels": [0, 1, 2], "img_channels": 3}):
+        assert NnunetKwargs(**kwargs).served_otherwise
 
 
 def test_a_slice_can_be_classified(site):

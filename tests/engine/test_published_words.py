@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from relay_core.cli.training import run_relay
-from relay_core.config import load_run
+from relay_core.config import load_run, parse_run
 from relay_core.config.published import translated
 from relay_core.config.reading import merge
+from relay_core.errors import RunFileError
 from tests.cli.test_cli import relay
 from tests.conftest import MODEL
 
@@ -106,6 +107,34 @@ WORDS = [
 def test_keys_become_ours(part, theirs, ours):
     found = translated({part: theirs})[part]
     assert found.get("kwargs", found) == ours
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"loss": {"name": ["x"]}}, {"loss": {"name": "ExpLogLoss", "kwargs": [1]}},
+        {"loss": {"name": "ExpLogLoss", "kwargs": {"dice_kwargs": 5}}},
+        {"loss": {"name": "ExpLogLoss", "kwargs": {"wce_kwargs": [1]}}},
+        {"optimizer": {"kwargs": {"lr": 0}, "lr_scheduler": {"name": "CosineAnnealingLR", "kwargs": {"eta_min": 1}}}},
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_by_the_file_and_key(toy, train):
+    raw = yaml.safe_load(small(toy, "sequential").read_text())
+    raw["common"]["train"] |= train
+    with pytest.raises(RunFileError, match=r"run\.yaml"):
+        parse_run(yaml.safe_dump(raw), "run.yaml")
+
+
+def test_numbers_as_yaml_reads_them_and_what_is_told():
+    notes = []
+    scheduler = {"name": "CosineAnnealingLR", "kwargs": {"eta_min": "1e-6", "T_max": 5}}
+    given = {"optimizer": {"kwargs": {"lr": 1e-3}, "lr_scheduler": scheduler},
+             "loss": {"name": "CrossEntropyLoss", "kwargs": {"ignore_index": 0, "reduction": "sum"}}}  # fmt: skip
+    found = translated({"train": given}, notes.append)["train"]
+    assert found["optimizer"]["lr_scheduler"] == {"name": "CosineAnnealingLR", "final": pytest.approx(1e-3)}
+    assert [note.split(" is read")[0] for note in notes] == [
+        "train.loss.kwargs.ignore_index", "train.loss.kwargs.reduction", "train.optimizer.lr_scheduler.kwargs.T_max",
+    ]  # fmt: skip
 
 
 def test_our_own_words_are_left_alone():

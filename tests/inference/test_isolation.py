@@ -4,7 +4,10 @@ import gzip
 import io
 import os
 import signal
+import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +18,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from relay_core.errors import ImageError, ImageTooLargeError
+from relay_core.errors import ExportError, ImageError, ImageTooLargeError
 from relay_core.inference import Decoders, Question
 from relay_core.inference.isolation import _Decoder
 from tests.imaging import dicoms
@@ -160,6 +163,38 @@ def test_the_server_of_decoders_is_started_again(decoders):
     assert b'"width": 30' in decoders.answer(png(GREY), ASKED, network).body
 
 
+def test_a_server_that_dies_while_a_decoder_works_stops_nobody(decoders):
+    """The decoder goes on, ends, and a new server is neither waited for nor hit by what belongs to the old one."""
+    done = []
+
+    def outlives(images, outputs):
+        os.kill(decoders._server.pid, signal.SIGKILL)
+        decoders._server.wait()
+        done.append(decoders.answer(png(GREY), ASKED, network).media_type)
+        return network(images, outputs)
+
+    assert decoders.answer(png(GREY), ASKED, outlives).media_type == "application/json"
+    server = decoders._server.pid
+    assert done == ["application/json"]
+    assert decoders.answer(png(GREY), ASKED, network).media_type == "application/json"
+    assert decoders._server.pid == server
+
+
+def test_a_model_that_overflows_is_not_the_images_fault(decoders):
+    def overflows(images, outputs):
+        return [result * np.float32(np.nan) for result in network(images, outputs)]
+
+    with pytest.raises(ExportError, match="not finite"):
+        decoders.answer(png(GREY), ASKED, overflows)
+
+
+def test_a_decoder_that_works_for_ever_runs_out_of_processor_time():
+    script = "from relay_core.inference.decoder import confine\n"
+    script += "confine({'memory': 1 << 30, 'cpu': 1, 'file': 1, 'folder': '/tmp'})\nwhile True: pass"
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGXCPU
+
+
 def test_decoders_know_no_secret_and_leave_no_file(decoders, tmp_path, monkeypatch):
     import tempfile
 
@@ -193,8 +228,14 @@ def test_decoders_know_no_secret_and_leave_no_file(decoders, tmp_path, monkeypat
     ],
 )
 def test_a_decoder_that_was_taken_over_is_not_believed(message):
-    with pytest.raises(ImageError, match="broke off"):
-        _Decoder(None, 1, lambda: 0).images(message, ASKED)
+    ours, theirs = socket.socketpair()
+    decoder = _Decoder(ours, 1, lambda: 0)
+    try:
+        with pytest.raises(ImageError, match="broke off"):
+            decoder.images(message, ASKED)
+    finally:
+        decoder.close()
+        theirs.close()
 
 
 def test_what_calls_it_hears_sizes_and_progress_and_may_end_it(decoders):

@@ -150,6 +150,11 @@ def test_holes_and_order(tmp_path):
         (lambda f: structure_set(f, {}), [], "holds no structure"),
         (lambda f: structure_set(f, {"a": [(2.5, box((2, 4), (2, 4)))]}), [], "do not lie in the slices"),
         (lambda f: structure_set(f, drawn())[:-300], [], "labels: "),
+        (
+            lambda f: seg(dicoms.stack(np.zeros(SHAPE, np.int16), at=[7.5 + 2.5 * i for i in range(6)]), labels()),
+            [],
+            "another part of the body",
+        ),
         (lambda f: seg(dicoms.stack(np.zeros((6, 20, 24), np.int16), gap=3.0), labels()), [], "another grid"),
     ],
 )

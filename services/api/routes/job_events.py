@@ -22,7 +22,7 @@ from services.api import schemas
 from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
 from services.api.streaming import HEADERS, note_download, stored
-from services.site import TERMINAL, Refusal, artifacts, need
+from services.site import TERMINAL, Identity, Refusal, artifacts, need
 from services.site.db import Job, JobEvent, Metric
 
 POLL = 0.5
@@ -177,12 +177,12 @@ def _thinned_query(job_id: str, filters: dict[str, Any], every: int) -> Any:
     return select(numbered).where(numbered.c.back % stride == 0).order_by(numbered.c.site, numbered.c.name, numbered.c.step)
 
 
-@router.get("/{job_id}/files", responses=refusals("not_found"))
+@router.get("/{job_id}/files", responses=refusals("forbidden", "not_found"))
 def list_files(job_id: schemas.JobId, site: Site, caller: Viewer) -> list[schemas.StoredFile]:
     """The files that the job left."""
     return [
         schemas.StoredFile(name=name, size=file.size, media_type=file.media_type, digest=file.digest)
-        for name, file in _files(site, job_id).items()
+        for name, file in _files(site, job_id, caller).items()
     ]
 
 
@@ -191,18 +191,22 @@ def list_files(job_id: schemas.JobId, site: Site, caller: Viewer) -> list[schema
     response_class=Response,
     responses={
         **success(200, "The file, of the type that the list says.", media_type="*/*", headers=HEADERS),
-        **refusals("not_found", "artifact_damaged"),
+        **refusals("forbidden", "not_found", "artifact_damaged"),
     },
 )
 def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer) -> Response:
     """One file that the job left; its bytes are verified while they are sent."""
-    file = _files(site, job_id).get(name)
+    file = _files(site, job_id, caller).get(name)
     if file is None:
         raise Refusal("not_found", f"{job_id} left no such file; see {router.prefix}/{job_id}/files")
     note_download(site, caller, f"{job_id}/{name}", file)
     return stored(site, file, file.media_type, filename=name)
 
 
-def _files(site: ServiceParts, job_id: str) -> dict[str, artifacts.Artifact]:
+def _files(site: ServiceParts, job_id: str, caller: Identity) -> dict[str, artifacts.Artifact]:
+    """Return the files of a job; those of a study, which are a patient's, go to whoever sent it, and to operators."""
     with site.database.read() as session:
-        return artifacts.attached(session, need(session, Job, job_id).id)
+        job = need(session, Job, job_id)
+        if job.kind == "predict_study" and job.created_by != caller.actor:
+            caller.require("operator")
+        return artifacts.attached(session, job.id)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Header, Query, Request, Response
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from relay_core.inference import Question
@@ -21,7 +21,7 @@ from services.api.inference import Hosted
 from services.api.pages import PageQuery
 from services.api.streaming import PartQuery, download, note_download, stored
 from services.site import Identity, Refusal, artifacts, job_plans, jobs, registry
-from services.site.db import Artifact, Model, Promotion
+from services.site.db import Artifact, Job, Model, Promotion
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"])
 VersionQuery = Annotated[
@@ -38,6 +38,8 @@ PREDICTED = {
 _BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 WAITING_PIXELS = 1 << 25
 """The most pixels of a study, all slices together, that its caller waits for; a larger one becomes a job."""
+STUDIES = 4
+"""The most jobs of studies of one caller that may wait or run."""
 UPLOADS = ("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/dicom", "application/gzip",
            "application/zip")  # fmt: skip
 
@@ -158,6 +160,7 @@ def roll_back_model(
         },
         **refusals(
             "bad_request", "too_large", "not_found", "image_invalid", "image_too_large", "busy", "too_slow", "queue_full",
+            "decoder_unavailable",
             "storage_full", "model_unavailable", "model_invalid", "artifact_damaged",
         ),
     },
@@ -224,6 +227,12 @@ def _predict(site: ServiceParts, caller: Identity, name: str, version: int | Non
 
 def _queue(site: ServiceParts, caller: Identity, hosted: Hosted, upload: _Upload) -> Response:
     """Make a job of a prediction; the upload is kept until the job has ended."""
+    with site.database.read() as session:
+        own = select(func.count()).select_from(Job).where(
+            Job.kind == "predict_study", Job.created_by == caller.actor, Job.state.in_(jobs.ACTIVE)
+        )  # fmt: skip
+        if (session.scalar(own) or 0) >= STUDIES:
+            raise Refusal("busy", f"{STUDIES} studies of yours wait already; try again later", {"Retry-After": "60"})
     need_room(site, len(upload.content))
     stored_upload = (*site.store.put([upload.content]), "application/octet-stream")
     with site.database.write() as session:
