@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from relay_core.errors import RelayError
 from relay_core.inference.answers import answer
-from relay_core.inference.isolation import MESSAGE, send
+from relay_core.inference.isolation import MESSAGE, NO_MEMORY, send
 from relay_core.inference.questions import Question
 
 
@@ -71,6 +71,8 @@ def _work(descriptor: int, limits: dict[str, Any]) -> None:
             code = 0
     except (EOFError, BrokenPipeError):  # nobody waits for the answer
         code = 0
+    except MemoryError:  # no memory may be left to say so
+        code = NO_MEMORY
     finally:
         os._exit(code)
 
@@ -113,9 +115,6 @@ def _answer(asker: Connection) -> None:
 
     try:
         made = answer(content, question, run, lambda *size: send(asker, {"decoded": size}))
-    except MemoryError:
-        gc.collect()
-        send(asker, {"memory": True})
     except RelayError as error:
         send(asker, {"code": error.code, "message": str(error)})
     else:

@@ -28,6 +28,8 @@ from relay_core.inference.resolution import ModelCall
 
 MESSAGE = 1 << 20
 """Most bytes of a message of JSON."""
+NO_MEMORY = 3
+"""Exit code of a decoder whose memory ran out."""
 MEMORY = 3072 << 20
 """Bytes that a decoder may use beyond what it starts with."""
 FILE = 1 << 20
@@ -103,8 +105,6 @@ class Decoders:
                         raise ImageError(BROKEN)
                     warnings = [str(text).replace("\r", " ").replace("\n", " ") for text in message.get("warnings", ())]
                     return Answer(decoder.hear(ANSWER), message["media_type"], tuple(warnings))
-                elif "memory" in message:
-                    raise ImageTooLargeError(f"decoding the image takes more than {self._memory >> 20} MiB of memory")
                 else:
                     kinds = {kind.code: kind for kind in (ImageTooLargeError, ExportError)}
                     raise kinds.get(str(message.get("code")), ImageError)(str(message.get("message", BROKEN)))
@@ -129,7 +129,7 @@ class Decoders:
             }  # fmt: skip
             with theirs, self._lock:
                 pid, server = self._fork(order, theirs.fileno())
-            decoder = _Decoder(ours, self._seconds, lambda: self._end(pid, server))
+            decoder = _Decoder(ours, self._memory, self._seconds, lambda: self._end(pid, server))
             try:
                 yield decoder
             finally:
@@ -206,7 +206,8 @@ class Decoders:
 class _Decoder:
     """One decoder at work: what is said to it and heard of it, until its time is used up."""
 
-    def __init__(self, ours: socket.socket, seconds: float, end: Callable[[], int]) -> None:
+    def __init__(self, ours: socket.socket, memory: int, seconds: float, end: Callable[[], int]) -> None:
+        self._memory = memory
         self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
         self.seconds, self._end = seconds, end
         self._whole, self._late, self._lock = seconds, False, threading.Lock()
@@ -272,6 +273,8 @@ class _Decoder:
             status = self._killed()
             if self._late or status == -signal.SIGXCPU:
                 raise ImageTooLargeError(f"decoding the image takes more than {self._whole:g} seconds") from None
+            if status == NO_MEMORY:
+                raise ImageTooLargeError(f"decoding the image takes more than {self._memory >> 20} MiB") from None
             raise ImageError("the image could not be decoded: the decoder died of it (damaged, or too large)") from None
         finally:
             timer.cancel()

@@ -116,9 +116,10 @@ def test_what_was_seen_to_take_gigabytes_or_minutes_is_refused_at_once(decoders,
 
 def test_memory_and_time_are_limited():
     content = png(np.zeros((5000, 5000), np.uint8))
-    small = Decoders(memory=60 << 20)
+    small = Decoders(memory=100 << 20)
     try:
-        with pytest.raises(ImageTooLargeError, match="60 MiB"):
+        # a library in C that gets no memory may end the process before it can say why
+        with pytest.raises(ImageError, match=r"100 MiB|died of it"):
             small.answer(content, ASKED, network)
         assert b'"width": 30' in small.answer(png(GREY), ASKED, network).body
     finally:
@@ -229,7 +230,7 @@ def test_decoders_know_no_secret_and_leave_no_file(decoders, tmp_path, monkeypat
 )
 def test_a_decoder_that_was_taken_over_is_not_believed(message):
     ours, theirs = socket.socketpair()
-    decoder = _Decoder(ours, 1, lambda: 0)
+    decoder = _Decoder(ours, 1, 1, lambda: 0)
     try:
         with pytest.raises(ImageError, match="broke off"):
             decoder.images(message, ASKED)
