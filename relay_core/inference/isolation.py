@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from relay_core.errors import DecoderError, ExportError, ImageError, ImageTooLargeError
-from relay_core.inference.questions import Answer, Question
+from relay_core.inference.questions import SUFFIXES, Answer, Question
 from relay_core.inference.resolution import ModelCall
 
 MESSAGE = 1 << 20
@@ -40,7 +40,6 @@ PIXEL = 2e-6
 """Seconds more, for each pixel of a decoded study, to shrink it and to encode the answer, beside `SECONDS` again."""
 PATIENCE = 30.0
 """Seconds that the server of decoders has to answer."""
-MEDIA_TYPES = ("application/json", "image/png", "application/gzip", "application/dicom", "application/zip")
 BROKEN = "the image could not be decoded: the decoder broke off"
 ANSWER = 1 << 30
 """Most bytes of an answer."""
@@ -101,7 +100,7 @@ class Decoders:
                     seen += len(images)
                     progress(seen)
                 elif "media_type" in message:
-                    if message["media_type"] not in MEDIA_TYPES:
+                    if message["media_type"] not in SUFFIXES:
                         raise ImageError(BROKEN)
                     warnings = [str(text).replace("\r", " ").replace("\n", " ") for text in message.get("warnings", ())]
                     return Answer(decoder.hear(ANSWER), message["media_type"], tuple(warnings))

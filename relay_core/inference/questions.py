@@ -14,6 +14,13 @@ Form = Literal["measurements", "mask", "overlay", "nifti", "seg", "all"]
 """What is wanted of a segmentation; a classifier has measurements alone."""
 
 
+SUFFIXES = {
+    "application/json": ".json", "image/png": ".png", "application/gzip": ".nii.gz", "application/dicom": ".dcm",
+    "application/zip": ".zip",
+}  # fmt: skip
+"""Suffix of a file with an answer, by its media type."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked, and what must be known of the model to answer."""

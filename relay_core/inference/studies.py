@@ -9,13 +9,7 @@ from typing import Any
 from relay_core.files import write_atomically
 from relay_core.inference.isolation import Decoders
 from relay_core.inference.onnx_model import OnnxModel
-from relay_core.inference.questions import Form, Question
-
-SUFFIXES = {
-    "application/json": ".json", "image/png": ".png", "application/gzip": ".nii.gz", "application/dicom": ".dcm",
-    "application/zip": ".zip",
-}  # fmt: skip
-"""Suffix of a file with an answer, by its media type."""
+from relay_core.inference.questions import SUFFIXES, Form, Question
 
 
 def predict_study(

@@ -153,9 +153,9 @@ def predict(session: Session, checkpoint_id: str, dataset_id: str) -> JobPlan:
     return JobPlan({"dataset": dataset.id}, 1, checkpoint.run_id, checkpoint.id)
 
 
-def predict_study(model: str, version: int, digest: str, output: str | None) -> JobPlan:
-    """Plan the prediction of one uploaded study with a version of a model, whose file has this digest."""
-    return JobPlan({"model": model, "version": version, "digest": digest, "output": output})
+def predict_study(model: str, version: int, output: str | None) -> JobPlan:
+    """Plan the prediction of one study with a version of a model; study and model are attached to `jobs.uploaded`."""
+    return JobPlan({"model": model, "version": version, "output": output})
 
 
 def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> JobPlan:

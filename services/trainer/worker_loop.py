@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
-from services.site import Settings, artifacts, jobs, leases, workers
-from services.site.db import Database, Job, now
+from services.site import Settings, jobs, leases, workers
+from services.site.db import Attachment, Database, Job, now
 from services.trainer.runner import Runner
 
 TIDY_EVERY = 3600.0
@@ -60,8 +60,7 @@ def forget_answers(database: Database) -> None:
     """Let go of the answers of studies that ended `KEEP_ANSWERS` ago."""
     with database.write() as session:
         old = select(Job.id).where(Job.kind == "predict_study", Job.finished_at < now(session) - KEEP_ANSWERS)
-        for job_id in session.scalars(old):
-            artifacts.detach(session, job_id)
+        session.execute(delete(Attachment).where(Attachment.owner.in_(old)))
 
 
 class WorkerLoop:

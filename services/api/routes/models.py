@@ -237,7 +237,7 @@ def _queue(site: ServiceParts, caller: Identity, hosted: Hosted, upload: _Upload
     stored_upload = (*site.store.put([upload.content]), "application/octet-stream")
     with site.database.write() as session:
         row = registry.version(session, hosted.name, hosted.version)
-        plan = job_plans.predict_study(row.name, row.version, row.digest, upload.output)
+        plan = job_plans.predict_study(row.name, row.version, upload.output)
         job, _ = jobs.submit(
             session, kind="predict_study", params=plan.params, actor=caller.actor, key=None, body=plan.params,
             queue_limit=site.settings.queue_limit,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, StringConstraints
 
+from relay_core.inference import Form
 from services.api.schemas.common import (
     EXAMPLE_CHECKPOINT,
     EXAMPLE_JOB,
@@ -25,7 +26,7 @@ ModelName = Annotated[
 ]
 Version = Annotated[int, Field(ge=1, lt=1 << 31, examples=[1])]
 Reason = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$"), Field(examples=["fewer false cups"])]
-Output = Literal["measurements", "mask", "overlay", "nifti", "seg", "all"]
+Output = Form
 
 _PROOF: dict[str, JsonValue] = {
     "precision": "fp32", "bytes": 63659659, "opset": 20,
