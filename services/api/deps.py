@@ -55,6 +55,11 @@ Site = Annotated[ServiceParts, Depends(parts)]
 bearer = HTTPBearer(auto_error=False, scheme_name="token", description="`relay_<id>_<secret>`, made by: relay token create")
 
 
+def client_address(request: Request) -> str:
+    """Return the address that a request comes from."""
+    return (request.client.host if request.client else "unknown")[:100]
+
+
 async def identify(scope: Scope) -> Identity | None:
     """Identify the caller of a request from its headers alone, and keep the identity with the request.
 
@@ -69,8 +74,8 @@ async def identify(scope: Scope) -> Identity | None:
     credentials = await bearer(request)
     if credentials is None and site.settings.serve_anonymous and scope["path"].startswith("/v2/"):
         return None
-    address = (request.client.host if request.client else "unknown")[:100]
-    identity = await to_thread.run_sync(_identify, site, credentials.credentials if credentials else None, address)
+    token = credentials.credentials if credentials else None
+    identity = await to_thread.run_sync(_identify, site, token, client_address(request))
     scope["relay_identity"] = identity
     return identity
 
@@ -83,8 +88,7 @@ def require(role: Role) -> Callable[..., Identity]:
     ) -> Identity:
         identity: Identity | None = request.scope.get("relay_identity")
         if identity is None:
-            address = request.client.host if request.client else "unknown"
-            identity = _identify(site, credentials.credentials if credentials else None, address[:100])
+            identity = _identify(site, credentials.credentials if credentials else None, client_address(request))
         identity.require(role)
         return identity
 

@@ -10,6 +10,7 @@ from services.api.routes import (
     job_events,
     jobs,
     models,
+    predictions,
     runs,
     system,
     v2,
@@ -26,6 +27,7 @@ ROUTERS = (
     exports.router,
     imports.router,
     models.router,
+    predictions.router,
     v2.router,
     audit.router,
 )

@@ -11,10 +11,10 @@ from sqlalchemy import select
 
 import relay_core
 from services.api import schemas
-from services.api.deps import ModelCaller, ServiceParts, Site
+from services.api.deps import ModelCaller, ServiceParts, Site, client_address
 from services.api.docs import refusals, success
 from services.api.inference import Hosted, oip
-from services.api.routes.models import borrowed
+from services.api.routes.predictions import borrowed
 from services.site import Identity, Refusal, registry
 from services.site.db import Model
 
@@ -189,8 +189,7 @@ async def infer_version(
 
 
 async def _infer(request: Request, site: ServiceParts, caller: Identity, name: str, version: int | None) -> Response:
-    address = request.client.host if request.client else "unknown"
-    key = caller.token_id if caller.token_id != "-" else address  # whoever calls without a token
+    key = caller.token_id if caller.token_id != "-" else client_address(request)  # whoever calls without a token
     async with site.intake.body(request, key) as raw:
         borrowing = borrowed(site, name, version)
         hosted = await to_thread.run_sync(borrowing.__enter__)
