@@ -113,6 +113,8 @@ class Settings(BaseSettings):
     """Number of requests that may wait for one model; further ones are answered with 429."""
     serve_max_mib: int = Field(default=256, ge=1)
     """Largest size in MiB of an image, or of an inference request, that is taken in."""
+    serve_studies: int = Field(default=4, ge=1)
+    """Jobs of large studies of one caller that may wait or run; further ones are answered with 429."""
     decode_memory_mib: int = Field(default=3072, ge=256)
     """Memory in MiB that decoding one uploaded image may take, in a process of its own."""
     decode_seconds: float = Field(default=60.0, gt=0)

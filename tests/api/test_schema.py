@@ -91,8 +91,9 @@ parameters = {{ "path.job_id" = {{ dictionary = "ended", probability = 1.0 }} }}
 
 
 def test_every_answer_is_a_documented_one(tmp_path, exported):
-    # Many requests come with wrong tokens on purpose: the lockout after failed logins is tested elsewhere.
-    with running(tmp_path, None, RELAY_LOCKOUT_FAILURES="1000000") as site, site.worker():
+    # Many requests come with wrong tokens on purpose, and no job of a study ends: both limits are tested elsewhere.
+    limits = {"RELAY_LOCKOUT_FAILURES": "1000000", "RELAY_SERVE_STUDIES": "1000000"}
+    with running(tmp_path, None, **limits) as site, site.worker():
         ended = site.submit()["id"]
         site.finish(site.claim(ended))
         site.attach(ended, "samples.png", b"picture", "image/png")

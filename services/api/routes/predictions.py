@@ -35,8 +35,6 @@ PREDICTED = {
 _BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 WAITING_PIXELS = 1 << 25
 """The most pixels of a study, all slices together, that its caller waits for; a larger one becomes a job."""
-STUDIES = 4
-"""The most jobs of studies of one caller that may wait or run."""
 UPLOADS = ("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/dicom", "application/gzip",
            "application/zip")  # fmt: skip
 
@@ -127,8 +125,8 @@ def _queue(site: ServiceParts, caller: Identity, hosted: Hosted, upload: _Upload
         own = select(func.count()).select_from(Job).where(
             Job.kind == "predict_study", Job.created_by == caller.actor, Job.state.in_(jobs.ACTIVE)
         )  # fmt: skip
-        if (session.scalar(own) or 0) >= STUDIES:
-            raise Refusal("busy", f"{STUDIES} studies of yours wait already; try again later", {"Retry-After": "60"})
+        if (session.scalar(own) or 0) >= (most := site.settings.serve_studies):
+            raise Refusal("busy", f"{most} studies of yours wait already; try again later", {"Retry-After": "60"})
     need_room(site, len(upload.content))
     stored_upload = (*site.store.put([upload.content]), "application/octet-stream")
     with site.database.write() as session:
