@@ -18,8 +18,8 @@ from relay_core.config import NnunetKwargs
 from relay_core.data.pairs import Listing, Pair, Split, relative
 from relay_core.data.slices import Slice, SlicedLayout
 from relay_core.errors import DataError, Problem
-from relay_core.imaging import Spacing, is_litter, stretch, to_channels
-from relay_core.preparation import AXES, SUFFIXES, Volume, read_volume, turned
+from relay_core.imaging import Display, Spacing, is_litter, stretch, to_channels
+from relay_core.preparation import AXES, SUFFIXES, Volume, read_volume, stem_of, suffix_of, turned
 
 DESCRIPTION, IMAGES, LABELS = "dataset.json", "imagesTr", "labelsTr"
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -147,11 +147,8 @@ def _files(folder: Path) -> dict[str, Path]:
     """Return stem -> file of the volumes in a folder."""
     if not folder.is_dir():
         raise DataError(f"{folder.parent} has no folder {folder.name}; expected {NnunetLayout.expected}")
-    files = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
-        if suffix and path.is_file() and not is_litter(path.name):
-            files[path.name[: -len(suffix)]] = path
+    volumes = (path for path in sorted(folder.iterdir()) if suffix_of(path) and path.is_file() and not is_litter(path.name))
+    files = {stem_of(path): path for path in volumes}
     if not files:
         raise DataError(f"{folder} holds no volume ({', '.join(SUFFIXES)}); sets of 2-D pictures are data set folder")
     return files
@@ -174,10 +171,7 @@ def _labelled(image: Path, labels: Path, axis: str, *stamps: int) -> tuple[bool,
 
 def _shades(plane: npt.NDArray[Any], window: tuple[float, float] | None) -> npt.NDArray[np.float32]:
     """Return a slice's values as shades, as a served model shows NIfTI: by the window, or from its own extremes."""
-    if window is None:
-        return stretch(plane)
-    low, high = window
-    return np.clip((plane.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+    return stretch(plane) if window is None else Display.between(*window).shades(plane)
 
 
 def _read(image: Path, labels: Path) -> Volume:

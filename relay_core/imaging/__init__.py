@@ -8,7 +8,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from relay_core.imaging import masks, out_of_distribution
     from relay_core.imaging.dicom import read_dicom, tells_rescaling
-    from relay_core.imaging.display import stretch
+    from relay_core.imaging.display import Display, stretch
     from relay_core.imaging.drawing import as_array, overlay, palette, to_uint8
     from relay_core.imaging.grid import Grid
     from relay_core.imaging.names import is_litter, one_form
@@ -33,7 +33,7 @@ else:
         ["masks", "out_of_distribution"],
         {
             "dicom": ["read_dicom", "tells_rescaling"],
-            "display": ["stretch"],
+            "display": ["Display", "stretch"],
             "drawing": ["as_array", "overlay", "palette", "to_uint8"],
             "grid": ["Grid"],
             "names": ["is_litter", "one_form"],

@@ -30,6 +30,11 @@ class Display:
     inverted: bool = False
     """Whether the largest value is black."""
 
+    @classmethod
+    def between(cls, low: float, high: float) -> Display:
+        """The linear display of which `low` is black and `high` is white."""
+        return cls(((low + high + 1) / 2, high - low + 1))
+
     def shades(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Slices (n, ...) of measured values as shades."""
         if self.lookup is not None:

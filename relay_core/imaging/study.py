@@ -102,8 +102,7 @@ def read_study(content: bytes, channels: int, window: tuple[float, float] | None
         return study
     if study.kind == "dicom":
         _require_measurements(study)
-    low, high = window
-    return replace(study, display=Display(((low + high + 1) / 2, high - low + 1)))
+    return replace(study, display=Display.between(*window))
 
 
 def _require_measurements(study: Study) -> None:

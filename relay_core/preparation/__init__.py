@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from relay_core.preparation.run import REPORT, prepare
     from relay_core.preparation.selection import Selection
     from relay_core.preparation.slicing import AXES, Mediastinum, Slices, turned
-    from relay_core.preparation.volumes import SUFFIXES, Volume, read_volume
+    from relay_core.preparation.volumes import SUFFIXES, Volume, read_volume, stem_of, suffix_of
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
@@ -20,6 +20,6 @@ else:
             "run": ["REPORT", "prepare"],
             "selection": ["Selection"],
             "slicing": ["AXES", "Mediastinum", "Slices", "turned"],
-            "volumes": ["SUFFIXES", "Volume", "read_volume"],
+            "volumes": ["SUFFIXES", "Volume", "read_volume", "stem_of", "suffix_of"],
         },
     )
