@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Notes = list[str]
 Kwargs = dict[str, Any]
 
 _NORMS = {"bn": "batch", "ln": "layer", "in": "instance", "gn": "group", None: "none"}
@@ -35,7 +34,7 @@ _CLOSE = {
 _MEANINGLESS: dict[str, dict[str, str]] = {
     "train": {
         "pin_memory": "images go to the device without a setting",
-        "prefetch": "images are decoded ahead without a setting",
+        "prefetch": "images are in memory, or decoded for their batch where a set is too large for that",
         "reload_dataloaders_every_epoch": "the files are checked once, before the training",
         "fast_dev_run": "a try is a small num_mimgs",
     },

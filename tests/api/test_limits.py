@@ -69,10 +69,8 @@ def test_bodies_that_trickle_hold_up_nobody_and_end(strict):
 @pytest.mark.parametrize("token", [None, "relay_0000000000_wrong"])
 def test_a_body_is_not_read_before_its_sender_is_known(strict, path, token):
     with connect(strict, head(path, token, 1 << 20)) as connection:  # and not a byte of it
-        began = time.monotonic()
         answer = answered(connection)
-        assert time.monotonic() - began < 2.5, "sooner than a body's deadline"
-    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert answer.startswith(b"HTTP/1.1 401 "), "not 408, the answer to who waits for the body"
     assert b"connection: close" in answer.lower()
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "unauthenticated"
 

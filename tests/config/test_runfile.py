@@ -292,13 +292,12 @@ def test_no_torch_at_start():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_file_of_masses_of_values_is_refused_before_it_is_built():
-    import time
+def test_a_file_of_masses_of_values_is_refused_before_it_is_built(monkeypatch):
+    """A tree of them takes 20 seconds to build."""
+    from relay_core.config import parse_run, reading
 
-    from relay_core.config import parse_run
+    monkeypatch.setattr(reading.yaml, "compose", lambda *args, **kwargs: pytest.fail("the tree is built"))
 
     for text in ("a: [" + "[]," * 340_000 + "]", "? " * 500_000, "a: &x [1]\nb: [" + "*x, " * 250_000 + "]"):
-        began = time.process_time()
         with pytest.raises(RunFileError, match=r"values|not valid YAML"):
             parse_run(text)
-        assert time.process_time() - began < 5, "it took 21 s"

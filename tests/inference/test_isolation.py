@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -105,11 +104,10 @@ def scanned():
     ("attack", "words"),
     [(deflated, "transfer syntax"), (swollen_frame, "DICOM"), (inflated, "MiB of voxels"), (scanned, "scans")],
 )
-def test_what_was_seen_to_take_gigabytes_or_minutes_is_refused_at_once(decoders, attack, words):
-    content, before, began = attack(), peak(), time.monotonic()
+def test_what_was_seen_to_take_gigabytes_or_minutes_is_refused_unread(decoders, attack, words):
+    content, before = attack(), peak()
     with pytest.raises(ImageError, match=words):
         decoders.answer(content, ASKED, network)
-    assert time.monotonic() - began < 15
     assert peak() - before < 3 * len(content) / (1 << 20) + 50
     assert decoders.answer(png(GREY), ASKED, network).media_type == "application/json"
 
