@@ -23,22 +23,30 @@ from relay_core.files import replace_with, write_atomically
 
 @dataclass(frozen=True)
 class Provenance:
-    """Holds what the next hop needs to know of the bundle that it starts from: its digest and its history."""
+    """Holds what the next hop needs to know of the bundle that it starts from."""
 
     digest: str
+    """Digest of the bundle."""
     history: list[history.Record]
+    """Where its model has been."""
+    checkpoint: str | None = None
+    """Content digest of the checkpoint that went into the bundle, where the bundle was made here."""
 
     @classmethod
     def read(cls, path: Path) -> Provenance:
         """Read a `provenance.json`. Raises BundleError `history_broken`, `bundle_damaged`."""
         content = canonical.load(path.read_bytes(), path.name)
-        if not isinstance(content, dict) or content.keys() != {"digest", "history"} or not is_digest(content["digest"]):
+        fields = content if isinstance(content, dict) else {}
+        checkpoint = fields.get("checkpoint")
+        known = fields.keys() - {"checkpoint"} == {"digest", "history"} and is_digest(fields["digest"])
+        if not known or not (checkpoint is None or is_digest(checkpoint)):
             raise BundleError("history_broken", f"{path.name} does not say where the model has been")
-        return cls(content["digest"], history.check(content["history"], None))
+        return cls(fields["digest"], history.check(fields["history"], None), checkpoint)
 
     def to_json(self) -> bytes:
         """Return the content of `provenance.json`."""
-        return canonical.dump({"digest": self.digest, "history": self.history})
+        made_here = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
+        return canonical.dump({"digest": self.digest, "history": self.history, **made_here})
 
 
 def export_bundle(
@@ -61,7 +69,7 @@ def export_bundle(
 
     Raises:
         BundleError: `bundle_incomplete`, `bundle_other_run`, `weights_invalid`, `bundle_too_large`, `key_missing`,
-            `key_locked`, `signer_unknown`, `signer_revoked`, `history_broken`, `hop_out_of_order`.
+            `key_locked`, `signer_unknown`, `signer_revoked`, `history_broken`, `hop_out_of_order`, `parent_differs`.
         CheckpointError: the checkpoint is damaged.
         OSError: the target is not writable, or the disk is full.
     """
@@ -115,7 +123,7 @@ def export_bundle(
         members["signature.json"] = signing.sign(_bundle_name(manifest_data), digests, manifest_data["recipient"], keys)
         _write_bundle(target, members, weights_file, recipient_entry.card.age if recipient_entry else None, progress)
     digest = signing.root_digest(digests)
-    write_beside(target.parent / "bundle", members, Provenance(digest, records))
+    write_beside(target.parent / "bundle", members, Provenance(digest, records, source.digest))
     return BundleFacts.of(manifest_data, records, digest, keys.roster, target)
 
 
@@ -130,7 +138,7 @@ def _require_exportable(meta: Mapping[str, Any], run: RunFile, parent: Provenanc
     """Require that a checkpoint may leave the site and that its history has no gap.
 
     Raises:
-        BundleError: `bundle_other_run`, `weights_invalid`, `bundle_incomplete`, `hop_out_of_order`.
+        BundleError: `bundle_other_run`, `weights_invalid`, `bundle_incomplete`, `hop_out_of_order`, `parent_differs`.
     """
     if meta["run"] != run.digest:
         raise BundleError("bundle_other_run", "the checkpoint was trained with another run file than the one given")
@@ -158,6 +166,13 @@ def _require_exportable(meta: Mapping[str, Any], run: RunFile, parent: Provenanc
         raise BundleError("bundle_other_run", "the parent's history is of another run")
     if parent is not None and parent.history[-1]["task_id"] != (run.task_ids[position - 1] if position else None):
         raise BundleError("hop_out_of_order", f"the parent is not of the site before {meta['site']}")
+    base = meta.get("base")  # older versions did not say
+    if parent is not None and base and parent.digest != base["bundle"] and parent.checkpoint != base["checkpoint"]:
+        raise BundleError(
+            "parent_differs",
+            f"the training of {meta['site']} did not begin from the bundle {parent.digest[:16]} that --parent names: name "
+            "the one that it began from, or train again from this one",
+        )
 
 
 def _handed_over_tensors(meta: Mapping[str, Any], stored: Mapping[str, weights.Stored]) -> dict[str, weights.Stored]:

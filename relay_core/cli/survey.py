@@ -24,6 +24,7 @@ def survey_json(found: Survey, previews: Sequence[str]) -> dict[str, Any]:
         "counts": report.counts,
         "subjects": report.subjects,
         "class_shares": report.class_shares,
+        "digests": report.digests,
         "sizes": _sizes(found),
         "duplicates": [list(files) for files in report.duplicates],
         "repeats": {split: [list(files) for files in groups] for split, groups in report.repeats.items()},

@@ -27,7 +27,7 @@ from relay_core.config.outside import outside_values
 from relay_core.config.reading import recipes
 from relay_core.config.registry import Entry, Registry
 from relay_core.config.runfile import RunFile, load_run, parse_run
-from relay_core.config.site import SiteSettings
+from relay_core.config.site import CheckpointSettings, SiteSettings
 from relay_core.config.solvers import (
     SOLVERS,
     CifarResNetKwargs,
@@ -65,6 +65,7 @@ __all__ = [
     "SOLVERS",
     "STRATEGIES",
     "BaselineKwargs",
+    "CheckpointSettings",
     "CifarResNetKwargs",
     "CommonDatasetKwargs",
     "Corrections",

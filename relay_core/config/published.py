@@ -34,7 +34,7 @@ _CLOSE = {
 _MEANINGLESS: dict[str, dict[str, str]] = {
     "train": {
         "pin_memory": "images go to the device without a setting",
-        "prefetch": "images are in memory, or decoded for their batch where a set is too large for that",
+        "prefetch": "images are in memory, or decoded ahead of need where a set is too large for that",
         "reload_dataloaders_every_epoch": "the files are checked once, before the training",
         "fast_dev_run": "a try is a small num_mimgs",
     },

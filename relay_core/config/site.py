@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -44,6 +44,10 @@ class CheckpointSettings(Settings):
     the site before in the run's order."""
     resume: bool | str | None = None
     """Go on from this site's own newest checkpoint."""
+    on_changed_images: Literal["warn", "error"] = "warn"
+    """What happens where the training images are not those that a training began with, or that `images_digest` names."""
+    images_digest: str | None = None
+    """Digest that the training images are expected to have, as `relay preflight --json` gives it under `digests.train`."""
     save: SaveSettings = SaveSettings()
     """Where this site's checkpoints go."""
 
@@ -54,7 +58,7 @@ class SiteSettings(Settings):
     random_seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     num_workers: int = Field(default=0, ge=0)
-    """Threads that decode images of a set too large for memory."""
+    """Processes that decode images of a set too large for memory ahead of need; 0: one a core, 8 at most."""
     root_path: str | dict[str, str] | None = None
     """Folder that the data sets lie in, or one for each platform."""
     dataset: DatasetSettings

@@ -5,7 +5,7 @@ from relay_core.data.pairs import Layout, Listing, Pair, Split, data_error, rela
 from relay_core.data.phantom import make_phantoms
 from relay_core.data.preflight import PreflightReport, Survey, has_test, image_reader, listed, load_site, preflight, survey
 from relay_core.data.previews import write_previews
-from relay_core.data.site import Original, SiteData
+from relay_core.data.site import Original, SiteData, set_digest
 
 __all__ = [
     "Layout",
@@ -25,6 +25,7 @@ __all__ = [
     "make_phantoms",
     "preflight",
     "relative",
+    "set_digest",
     "survey",
     "write_previews",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from relay_core.config import DATASETS, CommonDatasetKwargs, dataset_class
 from relay_core.data import site
 from relay_core.data.pairs import SPLITS, Layout, Listing, Pair, Split, data_error
-from relay_core.data.site import THREADS, Decoder, Sample, SiteData, to_unit
+from relay_core.data.site import THREADS, Decoder, Sample, SiteData, set_digest, to_unit
 from relay_core.errors import DataError, Problem
 from relay_core.imaging import Spacing
 
@@ -40,6 +40,8 @@ class PreflightReport:
     """Pairs of a train file and a test file with the same pixels; a test on such files flatters the model."""
     repeats: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     """Split -> groups of files of that split that have the same pixels."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Split -> digest of its images and classes; a training says when they are others."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def survey(
     for split, listing in listings.items():
         class_pixels = np.zeros(kwargs.num_classes, dtype=np.int64)
         usable[split], by_digest[split] = [], {}
+        fingerprints = []
         for pair, sample in zip(listing.pairs, decoder.each(listing.pairs), strict=True):
             done += 1
             progress(done, total)
@@ -95,8 +98,10 @@ def survey(
             class_pixels += sample.class_counts
             sizes[sample.original.height, sample.original.width] += 1
             usable[split].append(pair)
+            fingerprints.append(sample.fingerprint)
             by_digest[split].setdefault(sample.digest, []).append(pair.shown(folder))
         report.counts[split] = len(listing.pairs)
+        report.digests[split] = set_digest(fingerprints)
         report.subjects[split] = len({pair.subject for pair in listing.pairs})
         report.class_shares[split] = (class_pixels / max(int(class_pixels.sum()), 1)).tolist()
         report.repeats[split] = [tuple(files) for files in by_digest[split].values() if len(files) > 1]
@@ -164,14 +169,16 @@ def load_site(
     listing = _list_split(layout, kwargs, folder, split)
     decoder = Decoder(layout, kwargs, folder, kwargs.img_size or resolution, workers or THREADS)
     problems, store, originals = list(listing.problems), _Store(len(listing.pairs)), []
+    fingerprints = []
     for sample in decoder.each(listing.pairs):
         if isinstance(sample, DataError):
             problems += sample.problems
             continue
         originals.append(sample.original)
+        fingerprints.append(sample.fingerprint)
         store.add(sample)
     _raise_if_bad(folder, problems)
-    return SiteData(decoder, listing.pairs, originals, split, store.tensors())
+    return SiteData(decoder, listing.pairs, originals, split, store.tensors(), fingerprints)
 
 
 class _Store:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,8 @@ class Sample:
     """Number of pixels of each class before resizing; for classification 1 for the image's class and 0 elsewhere."""
     digest: str
     """Hash of the decoded image before resizing, for finding files with the same pixels."""
+    fingerprint: str
+    """Hash of all that a training or a score takes from the pair: pixels, classes, name, patient and spacing."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class Decoder:
         original = Original(pair.image, pixels.shape[1], pixels.shape[2], spacing)
         counts = np.bincount(ids.ravel(), minlength=self.kwargs.num_classes)
         digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
-        return Sample(resize_image(pixels, self.size), resize_mask(ids, self.size), original, counts, digest)
+        identity = hashlib.blake2b(repr((pair.name, pair.subject, spacing, digest, ids.shape)).encode(), digest_size=8)
+        identity.update(ids.tobytes())
+        image, label = resize_image(pixels, self.size), resize_mask(ids, self.size)
+        return Sample(image, label, original, counts, digest, identity.hexdigest())
 
     def read(self, pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], Spacing | None]:
         """Decode and check a pair without resizing it.
@@ -168,6 +173,7 @@ class SiteData:
         originals: Sequence[Original],
         split: Split,
         samples: tuple[Tensor, Tensor] | None,
+        fingerprints: Sequence[str] = (),
     ) -> None:
         kwargs, size = decoder.kwargs, decoder.size
         assert size is not None
@@ -183,12 +189,19 @@ class SiteData:
         """File stems of the images, in the order of the data set: sorted by name, or as its table lists them."""
         self.subjects: list[str] = [pair.subject for pair in pairs]
         self.originals: list[Original] = list(originals)
+        self.fingerprints: list[str] = list(fingerprints)
+        """A hash of each image, its classes, name, patient and spacing, as they were when the set was loaded."""
         self.spacing: list[Spacing | None] = [_resized_spacing(original, size) for original in originals]
         """Millimetres of one RESIZED pixel, row then column; None where the original spacing is not known."""
         self._decoder, self._pairs, self._samples = decoder, list(pairs), samples
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole set: it is another one as soon as a pixel, a mask or a name is."""
+        return set_digest(self.fingerprints)
 
     @property
     def in_memory(self) -> bool:
@@ -230,6 +243,11 @@ class SiteData:
             shape = () if self.task == "classification" else (self.size, self.size)
             return torch.empty(0, self._decoder.kwargs.img_channels, self.size, self.size), torch.empty(0, *shape).long()
         return torch.stack(images), torch.stack(labels)
+
+
+def set_digest(fingerprints: Iterable[str]) -> str:
+    """Return the digest (hexadecimal SHA-256) of a set of images, whatever their order, from their fingerprints."""
+    return hashlib.sha256("".join(sorted(fingerprints)).encode()).hexdigest()
 
 
 def to_unit(image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from relay_core.engine.device import choose_device, processes
 from relay_core.engine.evaluate import BATCH, evaluate, load_solver, settings_of, write_picture
 from relay_core.engine.layout import hand_over_layout
 from relay_core.engine.relay_run import RelayRun, generated_rows
-from relay_core.engine.scoring import evaluate_checkpoint, site_data
+from relay_core.engine.scoring import evaluate_checkpoint, site_data, test_set_digests
 from relay_core.engine.train import SiteTraining, train_site
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "processes",
     "settings_of",
     "site_data",
+    "test_set_digests",
     "train_site",
     "write_picture",
 ]

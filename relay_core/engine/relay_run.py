@@ -5,7 +5,6 @@ Each site hands its checkpoint to the next.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from relay_core.data import SiteData, data_error, has_test, load_site
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import evaluate, load_solver, prediction_rows, write_matrices, write_picture
+from relay_core.engine.scoring import SCORES, read_scores, scored_on, write_scores
 from relay_core.engine.stream import Images, Joined
 from relay_core.engine.train import SiteTraining, train_site
 from relay_core.errors import DataError, Problem, RunFileError
@@ -29,6 +29,8 @@ from relay_core.strategies import Strategy, make_strategy
 
 SAMPLES = 8
 """Number of generated images a site in a sample grid."""
+UNTRAINED = "untrained.json"
+"""Name of the file of the untrained solver's scores."""
 
 
 @dataclass
@@ -160,13 +162,17 @@ class RelayRun:
         return self.run.site(self._order()[place - 1]) if place else None
 
     def _earlier_rows(self) -> dict[str, dict[str, Any]]:
-        """Return the scores that this folder holds of the sites before, if they are on the same test sets, by site."""
+        """Return the scores that this folder holds of the sites before, by site, but those on other test images."""
         rows = {}
         for settings in (self.run.site(i) for i in self._order()[: self._order().index(int(self.only or 0))]):
-            path = self.out / settings.folder_name / "scores.json"
-            saved = json.loads(path.read_text())["scores"] if path.is_file() else {}
-            if list(saved) == list(self.tests):
-                rows[settings.name] = saved
+            saved = read_scores(self.out / settings.folder_name / SCORES)
+            if saved.get("scores") and self.tests and distributed.rank() == 0:
+                if scored_on(saved, self.tests):
+                    rows[settings.name] = saved["scores"]
+                else:
+                    self._warn(settings)(
+                        "its scores are on other test images and left out of the matrices: evaluate it again"
+                    )
         return rows
 
     def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:
@@ -198,11 +204,9 @@ class RelayRun:
                 site.say(events.Samples(name, step, str(path)))
 
     def _scores(self, settings: SiteSettings, last: Checkpoint, folder: Path) -> dict[str, Any]:
-        path = folder / "scores.json"
-        if path.is_file():
-            saved = json.loads(path.read_text())
-            if saved["checkpoint"] == last.digest and list(saved["scores"]) == list(self.tests):
-                return cast(dict[str, Any], saved["scores"])
+        saved = read_scores(folder / SCORES)
+        if saved.get("checkpoint") == last.digest and scored_on(saved, self.tests):
+            return cast(dict[str, Any], saved["scores"])
         solver, _ = load_solver(last, self.device)
         row = {}
         for name, data in self.tests.items():
@@ -215,18 +219,18 @@ class RelayRun:
             if picture:
                 write_picture(picture, folder / f"{name}.png", classes)
                 self.emit(events.Samples(settings.name, step, str(folder / f"{name}.png")))
-        write_atomically(path, json.dumps({"checkpoint": last.digest, "scores": row}, indent=1).encode())
+        write_scores(folder / SCORES, last.digest, self.tests, row)
         return row
 
     def _score_untrained(self, settings: SiteSettings) -> None:
         """Write the scores of the untrained solver, which forward transfer is measured against."""
-        path = self.out / "untrained.json"
-        if distributed.rank() != 0 or path.is_file():
+        path = self.out / UNTRAINED
+        if distributed.rank() != 0 or scored_on(read_scores(path), self.tests):
             return
         torch.manual_seed(settings.random_seed)
         solver = make_strategy(settings, self.device).solver
         row = {name: evaluate(solver, data, self.device) for name, data in self.tests.items()}
-        write_atomically(path, json.dumps({n: _matrix_scores(r, settings.data.task) for n, r in row.items()}).encode())
+        write_scores(path, None, self.tests, {n: _matrix_scores(r, settings.data.task) for n, r in row.items()})
 
     def _write_run_file(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -235,8 +239,8 @@ class RelayRun:
     def _write_matrices(self, rows: dict[str, dict[str, Any]], sequential: bool) -> dict[str, ScoreMatrix]:
         if distributed.rank() != 0 or not self.tests:
             return {}
-        start_file = self.out / "untrained.json"
-        start = json.loads(start_file.read_text()) if start_file.is_file() and sequential else None
+        untrained = read_scores(self.out / UNTRAINED)
+        start = untrained["scores"] if sequential and scored_on(untrained, self.tests) else None
         return write_matrices(rows, list(self.tests), self.out / "evaluation", start, sequential)
 
     def _warn(self, settings: SiteSettings) -> Any:

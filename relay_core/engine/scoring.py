@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from relay_core.engine.evaluate import (
 )
 from relay_core.errors import DataError, RunFileError
 from relay_core.files import write_atomically
+
+SCORES = "scores.json"
+"""Name of the file of a site's scores."""
 
 
 def evaluate_checkpoint(
@@ -41,11 +45,40 @@ def evaluate_checkpoint(
     scores = {name: evaluate(solver, data, device) for name, data in tests.items()}
     if out is None:
         return scores, []
-    written = [out / "scores.json", out / "predictions.png"]
-    write_atomically(written[0], json.dumps({"checkpoint": checkpoint.digest, "scores": scores}, indent=1).encode())
+    written = [out / SCORES, out / "predictions.png"]
+    write_scores(written[0], checkpoint.digest, tests, scores)
     write_picture(prediction_rows(solver, tests, device), written[1], trained.data.num_classes)
     write_matrices({str(checkpoint.meta["site"]): scores}, list(scores), out / "evaluation")
     return scores, [*written, *sorted((out / "evaluation").iterdir())]
+
+
+def write_scores(path: Path, checkpoint: str | None, tests: Mapping[str, SiteData], scores: Mapping[str, Any]) -> None:
+    """Write scores by test site, with the digests of what was scored and of the test sets that it was scored on."""
+    digests = {name: data.digest for name, data in tests.items()}
+    scored = {"checkpoint": checkpoint} if checkpoint is not None else {}
+    write_atomically(path, json.dumps({**scored, "test_sets": digests, "scores": scores}, indent=1).encode())
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Return what `write_scores` wrote; an empty mapping where there is no such file."""
+    saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return saved
+
+
+def scored_on(saved: Mapping[str, Any], tests: Mapping[str, SiteData]) -> bool:
+    """Return whether scores that `read_scores` gave were made on these test sets: same names, images, masks, order."""
+    return list(saved.get("test_sets", {}).items()) == [(name, data.digest) for name, data in tests.items()]
+
+
+def test_set_digests(run: RunFile, data_root: Path | None) -> dict[str, str]:
+    """Return the digest of every test set of a run that is on this machine, by site. Raises DataError."""
+    digests = {}
+    for settings in (run.site(i) for i in run.all_ids):
+        name, folder = settings.dataset.name, settings.data_folder(data_root, run.base)
+        if folder.is_dir() and has_test(name, settings.data, folder):
+            data = load_site(name, settings.data, folder=folder, split="test", resolution=settings.resolution)
+            digests[settings.name] = data.digest
+    return digests
 
 
 def site_data(

@@ -1,13 +1,23 @@
-"""The order in which a site's images are shown: shuffled passes over them, a pure function of seed and position."""
+"""The order in which a site's images are shown: shuffled passes over them, a pure function of seed and position.
+
+Images that do not fit into memory are decoded ahead of need, by processes of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from relay_core import distributed
+from relay_core.errors import DataError
 from relay_core.strategies import Images
 
 
@@ -20,6 +30,21 @@ class Joined:
 
     def __len__(self) -> int:
         return len(self.owner)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded images of all sites are kept in memory."""
+        return all(getattr(part, "in_memory", True) for part in self.parts)
+
+    @property
+    def names(self) -> list[str]:
+        """The sites' names of their images, one site after the other."""
+        return [name for part in self.parts for name in getattr(part, "names", [])]
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The sites' hashes of their images, one site after the other."""
+        return [fingerprint for part in self.parts for fingerprint in getattr(part, "fingerprints", [])]
 
     def batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Return the images and class ids at the given positions of the joined set, in the order asked for."""
@@ -39,13 +64,19 @@ class Stream:
 
     def take(self, count: int) -> list[int]:
         """Return this process's share of the next `count` images, which all processes take together, as image numbers."""
-        per_pass = self.images * self.replicas
-        image_numbers = []
-        for position in range(self.consumed, self.consumed + count):
-            pass_number, offset = divmod(position, per_pass)
-            image_numbers.append(self._pass(pass_number)[offset])
+        image_numbers = [self._at(position) for position in range(self.consumed, self.consumed + count)]
         self.consumed += count
         return image_numbers[distributed.rank() :: distributed.world()]
+
+    def ahead(self) -> Iterator[int]:
+        """Yield, without end, the image numbers that this process's next calls of `take` return."""
+        ahead = Stream(self.images, self.seed, self.replicas)
+        for position in itertools.count(self.consumed + distributed.rank(), distributed.world()):
+            yield ahead._at(position)
+
+    def _at(self, position: int) -> int:
+        pass_number, offset = divmod(position, self.images * self.replicas)
+        return self._pass(pass_number)[offset]
 
     def _pass(self, pass_number: int) -> list[int]:
         if pass_number not in self._order:
@@ -53,3 +84,87 @@ class Stream:
             order = torch.randperm(self.images * self.replicas, generator=generator) % self.images
             self._order = {pass_number: order.tolist()}
         return self._order[pass_number]
+
+
+class Feed:
+    """Gives a training its batches, in the order of a stream.
+
+    Images in memory are taken when they are wanted. Others are decoded ahead by `workers` processes (0: one a core, 8 at
+    most), which changes no value and no order; so a training that is resumed goes on bit-equal.
+    """
+
+    def __init__(self, images: Any, stream: Stream, device: torch.device, workers: int = 0, batch: int = 1) -> None:
+        self.images, self.stream, self.device = images, stream, device
+        self._decoded: Iterator[Any] | None = None
+        if getattr(images, "in_memory", True):
+            return
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(workers or 8, cores)
+        loader = DataLoader(
+            _Decoded(images), batch_size=None, sampler=stream.ahead(), num_workers=workers, collate_fn=_as_is,
+            prefetch_factor=max(2, -(-2 * batch // (workers * distributed.world()))), worker_init_fn=_ignore_signals,
+            multiprocessing_context=_context(), generator=torch.Generator(),  # the training's own random state stays
+        )  # fmt: skip
+        self._decoded = iter(loader)
+
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return this process's share of the next `count` images, a multiple of the number of processes, on the device.
+
+        Raises:
+            DataError: a file has changed since it was checked.
+        """
+        if self._decoded is None:
+            images, labels = self.images.batch(self.stream.take(count))
+        else:
+            images, labels = self._next(len(self.stream.take(count)))
+        if self.device.type == "cuda":
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _next(self, count: int) -> tuple[Tensor, Tensor]:
+        assert self._decoded is not None
+        pairs = []
+        for _ in range(count):
+            pair = next(self._decoded)
+            if isinstance(pair, DataError):
+                raise pair
+            pairs.append(pair)
+        images, labels = zip(*pairs, strict=True)
+        return torch.cat([torch.from_numpy(i) for i in images]), torch.cat([torch.from_numpy(label) for label in labels])
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        self._decoded = None
+
+
+class _Decoded(Dataset[Any]):
+    """Images as torch's loader asks for them: one at a time, as arrays, which need no shared memory on their way."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            image, label = self.images.batch([number])
+        except DataError as error:  # raised where it is awaited, with its own words
+            return error
+        return image.numpy(), label.numpy()
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave it to the training to stop: it still takes the batch that it waits for, and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _context() -> Any:
+    """Return a way to start processes that copies no threads and no CUDA state, with this package loaded once for all."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context

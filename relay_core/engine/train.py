@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from relay_core import distributed, events
 from relay_core.config import SiteSettings
-from relay_core.engine import checkpoint
+from relay_core.engine import changed_images, checkpoint
 from relay_core.engine.checkpoint import Checkpoint
-from relay_core.engine.stream import Stream
+from relay_core.engine.stream import Feed, Stream
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
 from relay_core.imaging import out_of_distribution
@@ -67,7 +67,7 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
     settings = site.settings
     own_checkpoint = checkpoint.newest(site.folder, site.warn) if site.folder.is_dir() else None
     if own_checkpoint is not None:
-        _check_own(site, own_checkpoint, resume)
+        _check_own(site, base, own_checkpoint, resume)
     distributed.barrier()  # no process may write before all have read the folder
     images_a_pass = len(site.images) * settings.data.num_replica
     steps, solver_steps = settings.train.steps(images_a_pass), settings.train.solver_steps(images_a_pass)
@@ -76,32 +76,34 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         if distributed.rank() == 0:
             checkpoint.tidy(site.folder)  # in case it was killed between its last checkpoint and its end
         return own_checkpoint
+    changed_images.check(site.images, settings.checkpoint, own_checkpoint, site.warn)
     strategy, stream = _begin(site, base, own_checkpoint)
     if own_checkpoint is not None and strategy.ends and own_checkpoint.meta.get("ended"):
         raise CheckpointError(
             f"{own_checkpoint.path}: {site.name} has ended after {first_step} steps, and strategy {strategy.name} has "
             "taken from it what later sites need; a larger budget needs another --out"
         )
-    statistics = (own_checkpoint.meta.get("looks") if own_checkpoint else None) or _feature_statistics(site, base)
-    sites = (
-        [*(_trained_before(base) if base else []), site.name]
-        if own_checkpoint is None
-        else own_checkpoint.meta.get("sites", [site.name])
-    )
-    earlier = [found.meta for found in (own_checkpoint, base) if found is not None]
-    holds_images = settings.facts.holds_real_images or any(meta.get("holds_real_images") for meta in earlier)
-    origin = {"looks": statistics, "sites": sites, "holds_real_images": holds_images}
-    saver = _Saver(site, strategy, stream, steps, origin)
+    saver = _Saver(site, strategy, stream, steps, _origin(site, base, own_checkpoint))
     site.say(events.Started(site.name, first_step, steps, len(site.images), str(site.device), strategy.name))
-    progress = _Progress(site, first_step, steps)
 
     if first_step >= steps:  # the budget was made smaller after this checkpoint
         strategy.end_site(site.images)
         return saver.save(first_step)
-    for step in range(first_step, steps):
+    feed = Feed(site.images, stream, site.device, settings.num_workers, settings.train.batch_size)
+    try:
+        return _train(site, strategy, feed, saver, range(first_step, steps), solver_steps)
+    finally:
+        feed.close()
+
+
+def _train(
+    site: SiteTraining, strategy: Strategy, feed: Feed, saver: _Saver, remaining: range, solver_steps: int
+) -> Checkpoint:
+    """Take the remaining steps, with a checkpoint every so often, and return the last one. Raises Stopped."""
+    steps, progress = remaining.stop, _Progress(site, remaining.start, remaining.stop)
+    for step in remaining:
         position = Position(step, steps, solver_steps)
-        images, labels = site.images.batch(stream.take(strategy.real_count(position)))
-        losses = strategy.step(images.to(site.device), labels.to(site.device), position)
+        losses = strategy.step(*feed.take(strategy.real_count(position)), position)
         progress.add(step + 1, losses)
         if distributed.rank() == 0:
             site.observe(site, strategy, step + 1)
@@ -118,7 +120,7 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
     return last
 
 
-def _check_own(site: SiteTraining, own_checkpoint: Checkpoint, resume: bool) -> None:
+def _check_own(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint, resume: bool) -> None:
     """Refuse to go on unless `resume` is on and the checkpoint in the site's folder is one of this training.
 
     Raises:
@@ -135,6 +137,11 @@ def _check_own(site: SiteTraining, own_checkpoint: Checkpoint, resume: bool) -> 
             )
     if own_checkpoint.meta["run"] != site.run_digest:
         site.warn("the run file has changed since this training began; what is trained already is kept")
+    began_from = own_checkpoint.meta.get("base")
+    if base is not None and began_from is not None and began_from["checkpoint"] != base.digest:
+        site.warn(
+            f"this training began from another checkpoint than {base.path.name} of {base.meta['site']}, and goes on so"
+        )
 
 
 def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None) -> tuple[Strategy, Stream]:
@@ -157,6 +164,25 @@ def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoi
     torch.manual_seed(settings.random_seed * 1_000_003 + settings.task_id)
     strategy.begin_site(site.name, len(site.images), _class_counts(site))
     return strategy, stream
+
+
+def _origin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Return what a checkpoint says of where its model comes from.
+
+    `sites` it was at, in order; `looks`, their feature statistics; `base`, the checkpoint that this site began from, with
+    the bundle that brought it; `training_set`, the fingerprints of the images; and whether real images came along.
+    """
+    own = own_checkpoint.meta if own_checkpoint else {}
+    before = base.meta if base else {}
+    began_from = {"checkpoint": base.digest, "bundle": before.get("bundle")} if base else None
+    return {
+        "looks": own.get("looks") or _feature_statistics(site, base),
+        "sites": own.get("sites", [site.name]) if own else [*(_trained_before(base) if base else []), site.name],
+        "holds_real_images": site.settings.facts.holds_real_images
+        or any(bool(meta.get("holds_real_images")) for meta in (own, before)),
+        "base": own.get("base") if own else began_from,
+        "training_set": changed_images.fingerprints(site.images),
+    }
 
 
 def _class_counts(site: SiteTraining) -> list[int] | None:
@@ -227,7 +253,7 @@ class _Saver:
     stream: Stream
     steps: int
     origin: dict[str, Any]
-    """Where the model has been: `sites`, in order, `looks`, their feature statistics, and whether images came along."""
+    """Where the model comes from; see `_origin`."""
     last: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:

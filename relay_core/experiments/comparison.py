@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ class Comparison:
     emit: Emit = events.ignore
     tell: Callable[[Outcome, int, int], object] = lambda outcome, done, total: None
     stop: Stop = events.never
+    _digests: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
 
     def __call__(self) -> list[Outcome]:
         """Run what is missing, write the report, return every outcome.
@@ -124,12 +125,24 @@ class Comparison:
         folder = self.out / _FOLDER.sub("-", name) / f"seed-{seed}"
         result_file = folder / "result.json"
         if result_file.is_file():
-            return Outcome.from_json(json.loads(result_file.read_text()))
+            saved = json.loads(result_file.read_text())
+            if self._same_test_sets(run, saved.get("test_sets")):
+                return Outcome.from_json(saved)
         clock = _Clock(folder / "seconds.json", self.emit)
-        matrices = RelayRun(run, folder, self.data_root, self.device, None, True, clock, self.stop)()
-        outcome = Outcome(name, seed, matrices, clock.seconds)
-        write_atomically(result_file, json.dumps(outcome.to_json(), indent=1).encode())
+        relay_run = RelayRun(run, folder, self.data_root, self.device, None, True, clock, self.stop)
+        outcome = Outcome(name, seed, relay_run(), clock.seconds)
+        test_sets = {site: data.digest for site, data in relay_run.tests.items()}
+        write_atomically(result_file, json.dumps({**outcome.to_json(), "test_sets": test_sets}, indent=1).encode())
         return outcome
+
+    def _same_test_sets(self, run: RunFile, scored_on: dict[str, str] | None) -> bool:
+        """Return whether a finished run was scored on the test sets that are here now, as far as both are known."""
+        from relay_core.engine import test_set_digests
+
+        key = json.dumps([run.site(i).model_dump(mode="json", include={"dataset", "model"}) for i in run.all_ids])
+        if key not in self._digests:
+            self._digests[key] = test_set_digests(run, self.data_root)
+        return not scored_on or not self._digests[key] or self._digests[key] == scored_on
 
 
 @dataclass

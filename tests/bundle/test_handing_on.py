@@ -1,10 +1,12 @@
 """From checkpoint to bundle to checkpoint: what arrives, what is refused, what is left."""
 
+import contextlib
 import json
 import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +243,24 @@ def test_what_a_site_may_not_export(world, tmp_path):
         writer.export_bundle(tmp_path / "flipped.safetensors", world.run, world.north, target)
     assert not target.exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_parent_other_than_what_the_training_began_from_is_refused(world, tmp_path):
+    """Whichever way the base came: trained here and exported, or imported."""
+    world.export(1, tmp_path / "one.relay")
+    mine = writer.Provenance.read(tmp_path / "bundle/provenance.json")
+    stored = checkpoint.read(world.checkpoint(2))
+    assert stored.meta["base"] == {"checkpoint": mine.checkpoint, "bundle": None}
+    others = replace(mine, checkpoint="0" * 64), replace(mine, checkpoint=None)
+    for parent in others:
+        with refusal("parent_differs", "train again"):
+            writer.export_bundle(world.checkpoint(2), world.run, world.south, tmp_path / "two.relay", parent=parent)
+    assert not (tmp_path / "two.relay").exists()
+    for digest, code in ((mine.digest, None), ("0" * 64, "parent_differs")):
+        base = {"checkpoint": "1" * 64, "bundle": digest}
+        path = checkpoint.write(tmp_path / "t", stored.meta["step"], {**stored.meta, "base": base}, stored.tensors).path
+        with refusal(code, "") if code else contextlib.nullcontext():
+            writer.export_bundle(path, world.run, world.south, tmp_path / "two.relay", parent=replace(mine, checkpoint=None))
 
 
 def test_another_run_file_or_a_site_that_it_does_not_train(world, tmp_path):
