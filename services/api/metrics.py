@@ -104,19 +104,19 @@ class SiteCollector(Collector):
             return dict(self._ended)
 
     def _waiting(self, session: Session) -> Iterator[Metric]:
-        oldest = session.scalar(select(clock() - func.min(Job.queued_at)).where(Job.state == "queued"))
+        oldest = session.scalar(select(func.max(func.abs(clock() - Job.queued_at))).where(Job.state == "queued"))
         yield GaugeMetricFamily("relay_queue_age_seconds", "How long the oldest queued job waits.", value=oldest or 0.0)
         heartbeats = GaugeMetricFamily("relay_job_heartbeat_age_seconds", "Since a running job's last sign.", labels=["job"])
         age = clock() - (Job.lease_until - self.settings.lease)
         for job_id, seconds in session.execute(select(Job.id, age).where(Job.state.in_(HELD), Job.lease_until.is_not(None))):
-            heartbeats.add_metric([job_id], max(0.0, seconds))
+            heartbeats.add_metric([job_id], abs(seconds))  # ahead of the clock is as wrong as behind it
         yield heartbeats
 
     def _workers(self, session: Session) -> Iterator[Metric]:
         ages = GaugeMetricFamily("relay_worker_heartbeat_age_seconds", "Since a worker's last sign.", labels=["worker"])
         memory = GaugeMetricFamily("relay_gpu_memory_bytes", "In use on a GPU.", labels=["worker", "device"])
         for worker, facts, seconds in session.execute(select(Worker.id, Worker.facts, clock() - Worker.seen_at)):
-            ages.add_metric([worker], max(0.0, seconds))
+            ages.add_metric([worker], abs(seconds))
             for device, used in _numbers(facts.get("gpu_memory")):
                 memory.add_metric([worker, device], used)
         yield ages

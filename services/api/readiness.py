@@ -6,19 +6,31 @@ import logging
 import threading
 import time
 
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from relay_core.errors import RelayError
 from services.api.inference import Host, hosting
 from services.api.schemas import Check, Readiness
 from services.site import ArtifactStore, Settings, workers
-from services.site.db import Database, Lockout, Worker, migrate, now
+from services.site.db import AuditRecord, Database, Lockout, Worker, migrate, now
+from services.site.db.models import SLACK
 
 EVERY = 5.0
 """The fewest seconds between two trial writes, as probes may ask more often."""
 _MARK = "readyz"
 """The key of the row in the lockouts' table that trial writes use; it counts no failure."""
 log = logging.getLogger(__name__)
+
+
+def _clock(session: Session) -> Check:
+    """Check that the database's clock is not behind what it said before: it was set back, or was wrong then."""
+    newest = session.scalar(select(AuditRecord.at).order_by(AuditRecord.seq.desc()).limit(1))
+    behind = (newest or 0.0) - now(session)
+    if behind <= SLACK:
+        return Check(ok=True, detail="goes on")
+    return Check(ok=False, detail=f"{behind:.0f} s behind the newest entry of the audit log")
 
 
 class Probe:
@@ -39,14 +51,15 @@ class Probe:
             checks["migrations"] = self._migrations()
             with self.database.read() as session:
                 seen_workers = workers.lately(session, self.settings.lately)
+                checks["clock"] = _clock(session)
         except (SQLAlchemyError, RelayError) as error:
             log.warning("the database cannot be read: %s", error)
             checks["database"] = Check(ok=False, detail="cannot be read")
         checks["worker"] = Check(ok=bool(seen_workers), detail=f"seen lately: {len(seen_workers)}")
-        can_work = all(check.ok for check in checks.values())
+        can_work = all(check.ok for name, check in checks.items() if name != "clock")
         checks["device"] = self._device(seen_workers)
         checks["inference"] = self._inference()
-        as_configured = checks["device"].ok and checks["inference"].ok
+        as_configured = all(check.ok for check in checks.values())
         status = "not_ready" if not can_work else "ready" if as_configured else "degraded"
         return Readiness(status=status, checks=checks)
 

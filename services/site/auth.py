@@ -13,11 +13,12 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import delete
+from sqlalchemy import delete, not_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from services.site.db import Lockout, Token, now
+from services.site.db import Lockout, Token, lately, now
+from services.site.db.models import SLACK
 from services.site.errors import Refusal
 
 Role = Literal["viewer", "operator", "admin"]
@@ -74,7 +75,7 @@ def authenticate(session: Session, key: bytes, text: str) -> Identity:
     row = session.get(Token, parts[1]) if len(parts) == 3 and len(parts[1]) <= 64 else None
     matches = hmac.compare_digest(_hash(key, text), row.hash if row else "0" * 64)
     moment = now(session)
-    valid = row is not None and row.revoked_at is None and (row.expires_at is None or row.expires_at > moment)
+    valid = row is not None and row.revoked_at is None and _holds(row, moment)
     if row is None or not matches or not valid:
         raise Refusal(
             "unauthenticated",
@@ -84,13 +85,18 @@ def authenticate(session: Session, key: bytes, text: str) -> Identity:
     return Identity(row.id, row.name, row.role)  # type: ignore[arg-type]
 
 
+def _holds(row: Token, moment: float) -> bool:
+    """Return whether a token has not expired. With a clock behind the time at which it was made, nobody knows: it has."""
+    return row.expires_at is None or row.created_at - SLACK <= moment < row.expires_at
+
+
 def check_lockout(session: Session, address: str, failures: int, seconds: float) -> None:
     """Raise Refusal `locked_out` where `address` failed `failures` times within `seconds`; call it after a failed login."""
     row = session.get(Lockout, address)
     if row is None or row.failures < failures:
         return
     remaining = row.since + seconds - now(session)
-    if remaining > 0:
+    if 0 < remaining <= seconds + SLACK:  # more: the clock was set back since
         raise Refusal(
             "locked_out", f"locked for {remaining:.0f} more seconds after {row.failures} failed logins",
             {"Retry-After": str(int(remaining) + 1)},
@@ -100,7 +106,7 @@ def check_lockout(session: Session, address: str, failures: int, seconds: float)
 def note_failure(session: Session, address: str, seconds: float) -> int:
     """Count a failed login of `address`; return how many there were within `seconds`."""
     moment = now(session)
-    session.execute(delete(Lockout).where(Lockout.since < moment - seconds))
+    session.execute(delete(Lockout).where(not_(lately(Lockout.since, seconds))))
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(Lockout)
     upsert = insert.values(address=address, failures=1, since=moment).on_conflict_do_update(
         index_elements=["address"], set_={"failures": Lockout.failures + 1}

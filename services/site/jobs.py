@@ -10,12 +10,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from services.site import artifacts, audit
-from services.site.db import DeviceLease, Job, JobEvent, clock, now
+from services.site.db import DeviceLease, Job, JobEvent, clock, lately, now, passed
 from services.site.errors import Refusal
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
@@ -45,6 +45,8 @@ TERMINAL: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 ACTIVE: frozenset[State] = frozenset({"queued", "running", "cancelling"})
 HELD: tuple[State, ...] = ("running", "cancelling")
 """States in which a worker holds the job."""
+PAUSE = 5.0
+"""Seconds that a crashed job rests before its next attempt, multiplied by the number of attempts so far."""
 
 
 def submit(
@@ -170,10 +172,19 @@ def locked(session: Session, job_id: str) -> Job:
     return job
 
 
+def rest(session: Session, job: Job) -> None:
+    """Keep a job whose attempt crashed from its next one for a while: the longer, the more attempts it had."""
+    job.not_before = now(session) + PAUSE * job.tries
+
+
+def ready() -> ColumnElement[bool]:
+    """Return the SQL condition that a waiting job does not rest after a crash."""
+    return or_(Job.not_before.is_(None), passed(Job.not_before, PAUSE * Job.tries))
+
+
 def not_rung(session: Session, after: float, limit: int) -> list[str]:
     """Return the ids of the `limit` oldest jobs that no doorbell rang for in `after` seconds; record that one rings now."""
-    ready = or_(Job.not_before.is_(None), Job.not_before <= clock())
-    conditions = (Job.state == "queued", ready, or_(Job.rung_at.is_(None), Job.rung_at < clock() - after))
+    conditions = (Job.state == "queued", ready(), or_(Job.rung_at.is_(None), not_(lately(Job.rung_at, after))))
     oldest = select(Job.id).where(*conditions).order_by(Job.queued_at, Job.id).limit(limit)
     return list(
         session.scalars(update(Job).where(*conditions, Job.id.in_(oldest)).values(rung_at=clock()).returning(Job.id))

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, not_, or_, select, update
 from sqlalchemy.orm import Session
 
-from services.site.db import DeviceLease, Job, clock, now
+from services.site.db import DeviceLease, Job, clock, now, passed
 from services.site.errors import Refusal
-from services.site.jobs import HELD, add_events, end, free_devices, move
+from services.site.jobs import HELD, add_events, end, free_devices, move, ready, rest
 
-PAUSE = 5.0
-"""Seconds that a crashed job rests before its next attempt, multiplied by the number of attempts so far."""
 UNPUNISHED = ("worker_lost", "stopped")
 """Error codes of attempts that ended by no fault of the job: its next attempt may begin at once."""
 
@@ -59,15 +57,14 @@ def claim(
     """
     moment = now(session)
     leased = select(DeviceLease.device).where(
-        DeviceLease.host == host, DeviceLease.until >= moment, DeviceLease.device.in_(devices)
+        DeviceLease.host == host, not_(passed(DeviceLease.until, lease)), DeviceLease.device.in_(devices)
     )
     if session.get_bind().dialect.name == "postgresql":  # two workers of one host must not take the same device
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(host))))
     taken_devices = set(session.scalars(leased))
     free = [device for device in devices if device not in taken_devices]
-    ready = or_(Job.not_before.is_(None), Job.not_before <= moment)
     candidates = (
-        select(Job).where(Job.state == "queued", Job.gpus <= len(free), ready).order_by(Job.queued_at, Job.id).limit(1)
+        select(Job).where(Job.state == "queued", Job.gpus <= len(free), ready()).order_by(Job.queued_at, Job.id).limit(1)
     )
     if job_id is not None:
         candidates = candidates.where(Job.id == job_id)
@@ -155,7 +152,7 @@ def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -
     move(job, "queued")
     job.worker, job.lease_until, job.rung_at, job.progress = None, None, None, None
     if error["code"] not in UNPUNISHED:
-        job.not_before = now(session) + PAUSE * job.tries
+        rest(session, job)
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": "requeued", **error}])
     return job
@@ -172,11 +169,11 @@ def give_back(session: Session, claim: Claim, why: str) -> Job:
     return requeue(session, job, {"code": "stopped", "message": why}, max_tries=job.tries + 1)
 
 
-def expire(session: Session, max_tries: int) -> list[Job]:
-    """Take the jobs whose lease ran out from their workers; return these jobs."""
+def expire(session: Session, max_tries: int, lease: float) -> list[Job]:
+    """Take the jobs whose lease of `lease` seconds ran out from their workers; return these jobs."""
     expired = session.scalars(
         select(Job)
-        .where(Job.state.in_(HELD), or_(Job.lease_until.is_(None), Job.lease_until < clock()))
+        .where(Job.state.in_(HELD), or_(Job.lease_until.is_(None), passed(Job.lease_until, lease)))
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     ).all()

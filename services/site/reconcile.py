@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from relay_core.errors import RelayError
 from services.site import artifacts, jobs, leases, workers
 from services.site.artifacts import ArtifactStore
-from services.site.db import Database
+from services.site.db import Database, now
 from services.site.dispatch import Doorbell
 from services.site.inbox import Inbox
 from services.site.settings import Settings
@@ -26,7 +26,7 @@ SWEEP_EVERY = 3600.0
 def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -> tuple[int, int]:
     """Make one pass; return the number of jobs taken from lost workers and the number of doorbells rung."""
     with database.write() as session:
-        expired = leases.expire(session, settings.max_tries)
+        expired = leases.expire(session, settings.max_tries, settings.lease)
         workers.forget(session)
     with database.write() as session:  # a transaction of its own: a cancel locks these rows in the other order
         waiting = jobs.not_rung(session, settings.ring_after, workers.idle(session, settings.lease))
@@ -43,18 +43,32 @@ def run(database: Database, doorbell: Doorbell, settings: Settings, stop: thread
     if settings.inbox is not None:
         inbox = Inbox(settings.inbox.absolute(), database, doorbell, settings)
         threading.Thread(target=inbox.watch, args=(stop,), name="inbox", daemon=True).start()
-    last_pass = time.time()
+    watch = _Watch(database, settings.lease / 2)
     while not stop.is_set():
-        if time.time() - last_pass > settings.lease / 2:  # the machine slept: let the workers renew their leases first
-            stop.wait(settings.beat + PERIOD)
         try:
+            if watch.jumped():  # the machine slept, or its clock was set: let the workers renew their leases first
+                stop.wait(settings.beat + PERIOD)
             reconcile_once(database, doorbell, settings)
         except (RelayError, SQLAlchemyError, OSError) as error:
             log.warning("the reconciler waits for the database: %s", type(error).__name__)
         except Exception:
             log.exception("the reconciler goes on after an error")
-        last_pass = time.time()
         stop.wait(PERIOD)
+
+
+class _Watch:
+    """Compares the database's clock with one that nobody sets and that stands still while the machine sleeps."""
+
+    def __init__(self, database: Database, tolerance: float) -> None:
+        self.database, self.tolerance = database, tolerance
+        self._ahead: float | None = None
+
+    def jumped(self) -> bool:
+        """Return whether the database's clock went another way since the last call. Raises SQLAlchemyError."""
+        with self.database.read() as session:
+            ahead = now(session) - time.monotonic()
+        before, self._ahead = self._ahead, ahead
+        return before is not None and abs(ahead - before) > self.tolerance
 
 
 def _sweep(database: Database, settings: Settings, stop: threading.Event) -> None:

@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """Seconds in the queue after which the doorbell rings again."""
     max_tries: int = Field(default=3, ge=1)
     """Attempts at a job that crashes, before it is given up."""
+    changed_images: Literal["warn", "error"] = "warn"
+    """What a training does whose images are not those that its data set's preflight, or its own beginning, saw."""
     hang_minutes: float = Field(default=15.0, gt=0)
     """Minutes without a step after which a training counts as hung."""
     stop_grace: float = Field(default=30.0, gt=0)

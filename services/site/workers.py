@@ -10,10 +10,11 @@ import time
 from functools import cache
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, not_, select
 from sqlalchemy.orm import Session
 
-from services.site.db import Job, Worker, clock, now
+from services.site.db import Job, Worker, now
+from services.site.db import lately as lately_of
 from services.site.jobs import HELD
 
 FORGET = 86400.0
@@ -65,15 +66,14 @@ def seen(session: Session, worker: str, facts: dict[str, Any]) -> None:
 
 def lately(session: Session, seconds: float) -> list[Worker]:
     """Return the workers seen within the last `seconds`."""
-    return list(session.scalars(select(Worker).where(Worker.seen_at >= clock() - seconds).order_by(Worker.id)))
+    return list(session.scalars(select(Worker).where(lately_of(Worker.seen_at, seconds)).order_by(Worker.id)))
 
 
 def idle(session: Session, seconds: float) -> int:
     """Count the workers seen within the last `seconds` that hold no job."""
     busy_workers = select(Job.worker).where(Job.state.in_(HELD), Job.worker.is_not(None))
-    count = (
-        select(func.count()).select_from(Worker).where(Worker.seen_at >= clock() - seconds, Worker.id.not_in(busy_workers))
-    )
+    count = select(func.count()).select_from(Worker)
+    count = count.where(lately_of(Worker.seen_at, seconds), Worker.id.not_in(busy_workers))
     return session.scalar(count) or 0
 
 
@@ -83,5 +83,5 @@ def gone(session: Session, worker: str) -> None:
 
 
 def forget(session: Session) -> None:
-    """Remove the rows of workers that were not seen for a day."""
-    session.execute(delete(Worker).where(Worker.seen_at < clock() - FORGET))
+    """Remove the rows of workers not seen for a day, or seen when the clock was ahead: one that lives writes again."""
+    session.execute(delete(Worker).where(not_(lately_of(Worker.seen_at, FORGET))))

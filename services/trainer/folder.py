@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -60,10 +61,23 @@ def _carry_over(source: Path, destination: Path) -> None:
                     shutil.copy2(path, target)
 
 
-def write_run_files(folder: Path, run: RunFile, folders: Mapping[int, Path]) -> Path:
-    """Write the relay's run file, and one that extends it by the image folder of each site; return the latter's path."""
+def write_run_files(
+    folder: Path, run: RunFile, folders: Mapping[int, Path], checkpoints: Mapping[int, Mapping[str, Any]] | None = None
+) -> Path:
+    """Write the relay's run file, and one that extends it by this site's own settings; return the latter's path.
+
+    Args:
+        folder: the folder to write to.
+        run: the run file.
+        folders: task_id -> image folder.
+        checkpoints: task_id -> settings below `checkpoint`.
+    """
     (folder / "relay.yaml").write_text(run.canonical(), encoding="utf-8")
-    task_confs = {task_id: {"dataset": {"kwargs": {"img_folder": str(path)}}} for task_id, path in folders.items()}
+    task_confs: dict[int, dict[str, Any]] = {
+        task_id: {"dataset": {"kwargs": {"img_folder": str(path)}}} for task_id, path in folders.items()
+    }
+    for task_id, settings in (checkpoints or {}).items():
+        task_confs[task_id]["checkpoint"] = dict(settings)
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump({"extends": "relay.yaml", "current_tasks": {"task_confs": task_confs}}), encoding="utf-8")
     return path

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -26,6 +27,8 @@ from services.trainer.training_process import TrainingProcess
 
 FLUSH = 1.0
 """Seconds between two writes of process output to the database."""
+GUARD = 0.5
+"""Seconds between two looks whether the lease was lost."""
 CHECK = 1.0
 """Seconds between two checks of whether the job was cancelled."""
 SILENT = 4
@@ -35,12 +38,14 @@ PATIENCE = 5.0
 AWAY = (OperationalError, InterfaceError, DatabaseError)
 """Exceptions that a database which cannot be reached raises."""
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class Heartbeat(threading.Thread):
     """Renews a claim's lease, and notices that the claim was lost or the job cancelled.
 
-    A lease that was not renewed for as long as it lasts counts as lost: another worker may have the job.
+    A lease that was not renewed for as long as it lasts counts as lost: another worker may have the job. Then a thread that
+    never speaks to the database kills the job's process, as this one and the runner's may hang in a dead connection.
     """
 
     def __init__(self, database: Database, settings: Settings, claim: Claim) -> None:
@@ -49,11 +54,25 @@ class Heartbeat(threading.Thread):
         self.cancelled, self.done = threading.Event(), threading.Event()
         self._lost = threading.Event()
         self._renewed = time.monotonic()
+        self._child: TrainingProcess | None = None
+        self._guard = threading.Thread(target=self._kill_when_lost, name=f"guard-{claim.job_id}", daemon=True)
 
     @property
     def lost(self) -> bool:
         """Return whether the claim is lost; that is noticed even while this thread hangs in a dead connection."""
         return self._lost.is_set() or time.monotonic() - self._renewed > self.settings.lease
+
+    def guard(self, child: TrainingProcess) -> None:
+        """Kill the job's process as soon as the claim is lost, whatever the other threads do."""
+        self._child = child
+        self._guard.start()
+
+    def _kill_when_lost(self) -> None:
+        while self._child is not None and not self._child.ended and not self.done.wait(GUARD):
+            if self.lost:
+                log.warning("%s: the lease was lost; its process is killed", self.claim.job_id)
+                self._child.kill()
+                return
 
     def run(self) -> None:
         """Send heartbeats until `done`, or until the claim is lost."""
@@ -129,20 +148,17 @@ class Runner:
         # the claim may have been lost during the preparation
         self._write_while_held(heart, lambda session: leases.held(session, claim, self.settings.lease))
         child = TrainingProcess(prepared.command, folder, work.environment(claim.devices, prepared.keys))
+        heart.guard(child)
         output = ProcessOutput(self.database, claim, folder, self.settings.data_folder, prepared.names)
         try:
             cause = self._watch(child, output, heart)
         finally:
             child.close()  # whatever happened, no process of the job stays
-        self._flush(output)
+        self._wait_out(heart, output.flush)  # the last events and metrics too
         self._conclude(heart, prepared, child, output, cause)
 
     def _prepare(self, heart: Heartbeat, folder: Path) -> work.PreparedJob:
-        while True:
-            try:
-                return work.prepare(self.database, self.store, self.settings, heart.claim, folder)
-            except AWAY:
-                self._wait_for_database(heart)
+        return self._wait_out(heart, lambda: work.prepare(self.database, self.store, self.settings, heart.claim, folder))
 
     def _watch(self, child: TrainingProcess, output: ProcessOutput, heart: Heartbeat) -> str:
         """Follow the process to its end; return why it was stopped: `cancelled`, `leaving`, `hung`, or "" if it was not."""
@@ -163,6 +179,8 @@ class Runner:
                     child.ask_to_stop()
             elif now > deadline:
                 child.kill()
+        if heart.lost:
+            raise LeaseLost(heart.claim)
         return cause
 
     def _flush(self, output: ProcessOutput) -> None:
@@ -219,18 +237,22 @@ class Runner:
         Raises:
             LeaseLost: the claim no longer holds the job.
         """
+
+        def attempt() -> None:
+            with self.database.write() as session:
+                write(session)
+
+        self._wait_out(heart, attempt)
+
+    def _wait_out(self, heart: Heartbeat, attempt: Callable[[], Result]) -> Result:
+        """Return what `attempt` returns; where the database is away try again, for as long as the claim holds."""
         while True:
             try:
-                with self.database.write() as session:
-                    write(session)
-                return
+                return attempt()
             except AWAY:
-                self._wait_for_database(heart)
-
-    def _wait_for_database(self, heart: Heartbeat) -> None:
-        log.warning("%s: waiting for the database", heart.claim.job_id)
-        if heart.done.wait(CHECK) or heart.lost:
-            raise LeaseLost(heart.claim)
+                log.warning("%s: waiting for the database", heart.claim.job_id)
+                if heart.done.wait(CHECK) or heart.lost:
+                    raise LeaseLost(heart.claim) from None
 
     def _fail(self, heart: Heartbeat, code: str, message: str) -> None:
         error = {"code": code if code in CATALOGUE else "relay_error", "message": message}

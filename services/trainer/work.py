@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from relay_core.config import CommonDatasetKwargs, RunFile, dataset_options
 from services.site import (
     ArtifactStore,
     Claim,
@@ -124,12 +125,33 @@ def _image_folders(session: Session, settings: Settings, params: Mapping[str, An
     return {task_id: folders.inside(settings.data_folder, row.path) for task_id, row in rows.items()}
 
 
+def _expected_images(
+    session: Session, settings: Settings, run: RunFile, params: Mapping[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """Return, for each site whose data set was checked with the run's own options, what its training images must be."""
+    expected: dict[int, dict[str, Any]] = {}
+    for task_id, row_id in params["datasets"].items():
+        row, site = need(session, Dataset, row_id), run.site(int(task_id))
+        expected[site.task_id] = {"on_changed_images": "error"} if settings.changed_images == "error" else {}
+        checked_with = dataset_options(row.layout, json.dumps(row.options))
+        digest = ((row.report or {}).get("digests") or {}).get("train")
+        same_options = row.layout == site.dataset.name and _options(checked_with) == _options(site.data)
+        if digest is not None and same_options:
+            expected[site.task_id]["images_digest"] = digest
+    return expected
+
+
+def _options(kwargs: CommonDatasetKwargs) -> dict[str, Any]:
+    return kwargs.model_dump(mode="json", exclude={"task_id", "task_name", "img_folder", "root_path"})
+
+
 def _train(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     job, folder = work.job, work.folder
     row = need(session, Run, str(job.run_id))
     runs.require_may_run(row)  # an older version may have queued it
     run = run_file(row)
-    run_path = write_run_files(folder, run, _image_folders(session, settings, job.params))
+    image_folders = _image_folders(session, settings, job.params)
+    run_path = write_run_files(folder, run, image_folders, _expected_images(session, settings, run, job.params))
     site = job.params["site"]
     work.sites = 1 if site is not None or run.sites()[0].facts.sequence == "at_once" else len(run.task_ids)
     if job.checkpoint_id is not None:

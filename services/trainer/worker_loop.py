@@ -15,14 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, not_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
 from services.site import Settings, jobs, leases, workers
-from services.site.db import Attachment, Database, Job, now
+from services.site.db import Attachment, Database, Job, lately, now
 from services.trainer.runner import Runner
 
 TIDY_EVERY = 3600.0
@@ -59,7 +59,7 @@ def forget_study(database: Database, work: Path, job_id: str) -> None:
 def forget_answers(database: Database) -> None:
     """Let go of the answers of studies that ended `KEEP_ANSWERS` ago."""
     with database.write() as session:
-        old = select(Job.id).where(Job.kind == "predict_study", Job.finished_at < now(session) - KEEP_ANSWERS)
+        old = select(Job.id).where(Job.kind == "predict_study", not_(lately(Job.finished_at, KEEP_ANSWERS)))
         session.execute(delete(Attachment).where(Attachment.owner.in_(old)))
 
 

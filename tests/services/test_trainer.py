@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select, update
 
 from relay_core.inference.onnx_model import OnnxModel
-from services.site import job_plans, jobs, leases, registry
+from services.site import job_plans, jobs, registry
 from services.site.artifacts import attached
 from services.site.db.engine import DatabaseError
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, JobEvent, Metric
@@ -32,7 +32,7 @@ from tests.services.volumes import fill
 
 @pytest.fixture(autouse=True)
 def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "PAUSE", 0.0)
+    monkeypatch.setattr(jobs, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -316,6 +316,92 @@ def test_a_database_that_is_away_for_a_while_costs_nothing(
     job = small_site.job(job_id)
     assert (job.state, job.attempt, job.error) == ("succeeded", 1, None)
     assert [e["step"] for e in events_of(small_site, job_id) if e["event"] == "step"] == list(range(1, 201))
+
+
+def test_a_database_that_is_away_as_a_training_ends_loses_neither_events_nor_metrics(
+    small_site: SiteKit, station: WorkerLoop, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"num_mimgs": 160e-6, "batch_size": 8, "log_every_n_steps": 1}
+    job_id = small_site.submit_train(small_site.add_run(toy.write(sites=1, train=train), sites=1))
+    write, close, failed = station.database.write, TrainingProcess.close, []
+
+    def close_and_go_away(process):
+        close(process)
+        monkeypatch.setattr(station.database, "write", gone)
+
+    def gone():
+        failed.append(1)
+        if len(failed) < 3:
+            raise DatabaseError("the database is not available")
+        return write()
+
+    monkeypatch.setattr(TrainingProcess, "close", close_and_go_away)
+    assert station.work_once()
+    assert len(failed) > 2
+    assert small_site.job(job_id).state == "succeeded"
+    assert [e["step"] for e in events_of(small_site, job_id) if e["event"] == "step"] == list(range(1, 21))
+    with small_site.database.read() as session:
+        steps = session.scalars(select(Metric.step).where(Metric.job_id == job_id, Metric.name == "solver"))
+        assert sorted(steps) == list(range(1, 21))
+
+
+def test_a_lost_lease_ends_the_process_while_every_call_to_the_database_hangs(
+    small_site: SiteKit, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_site.settings.model_copy(update={"lease": 2.0, "beat": 0.2})
+    station = WorkerLoop(settings, lambda: False)
+    train = {"num_mimgs": 1, "batch_size": 8, "log_every_n_steps": 1}
+    job_id = small_site.submit_train(small_site.add_run(toy.write(sites=1, train=train), sites=1))
+    thread = work_beside(station)
+    await_step(small_site, job_id, 1)
+    pid = trainer_pid(small_site, job_id)
+    write, back = station.database.write, threading.Event()
+
+    def hangs():
+        back.wait()
+        return write()
+
+    monkeypatch.setattr(station.database, "write", hangs)
+    end = time.monotonic() + 60
+    while Path(f"/proc/{pid}/exe").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}/exe").exists()
+    assert thread.is_alive(), "it sits in the database still"
+    back.set()
+    thread.join(60)
+    station.close()
+    assert small_site.job(job_id).state in ("running", "queued"), "nobody says that it has ended"
+
+
+def test_images_that_changed_after_the_preflight_are_said_or_refused(
+    small_site: SiteKit, toy: Toy, phantom_data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantom_data, tmp_path / "own")
+    settings = small_site.settings.model_copy(update={"data_root": tmp_path / "own"})
+    run = small_site.add_run(toy.write(sites=1, train={"num_mimgs": 8e-6}), sites=1)
+    with small_site.database.write() as session:
+        dataset = session.scalars(select(Dataset)).one()
+        plan = job_plans.preflight(session, dataset.id)
+        jobs.submit(session, kind="preflight", params=plan.params, actor="test", key=None, body={})
+
+    def trained(settings) -> tuple[Job, list[str]]:
+        job_id = small_site.submit_train(run)
+        station = WorkerLoop(settings, lambda: False)
+        while station.work_once():
+            pass
+        station.close()
+        said = [e["message"] for e in events_of(small_site, job_id) if e["event"] == "warning"]
+        return small_site.job(job_id), [message for message in said if "preflight" in message]
+
+    job, said = trained(settings)
+    assert (job.state, said) == ("succeeded", [])
+    mask = sorted((tmp_path / "own/Domain1/train/ROIs/mask").iterdir())[0]
+    shutil.copy(sorted((tmp_path / "own/Domain1/test/ROIs/mask").iterdir())[0], mask)
+    job, said = trained(settings)
+    assert (job.state, len(said)) == ("succeeded", 1)
+    job, said = trained(settings.model_copy(update={"changed_images": "error"}))
+    assert (job.state, job.error["code"]) == ("failed", "data_invalid")
+    assert mask.stem not in json.dumps(job.error)
 
 
 def test_checkpoints_in_folders_of_the_run_files_choice_are_published(

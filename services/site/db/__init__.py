@@ -28,8 +28,10 @@ if TYPE_CHECKING:
         Token,
         Worker,
         clock,
+        lately,
         new_id,
         now,
+        passed,
     )
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -58,8 +60,10 @@ else:
                 "Token",
                 "Worker",
                 "clock",
+                "lately",
                 "new_id",
                 "now",
+                "passed",
             ],
         },
     )

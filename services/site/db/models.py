@@ -8,12 +8,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -21,8 +23,11 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    and_,
     case,
     exists,
+    func,
+    or_,
     select,
     text,
 )
@@ -33,12 +38,27 @@ from sqlalchemy.sql.functions import FunctionElement
 _newest, _counting = 0, threading.Lock()
 
 
-def new_id(prefix: str) -> str:
-    """Return an id such as `job-018f...`: 12 hex digits of milliseconds, then 16 random ones; later ids sort later."""
+def new_id(prefix: str, above: str | None = None) -> str:
+    """Return an id such as `job-018f...`: 12 hex digits of milliseconds, then 16 random ones; later ids sort later.
+
+    It sorts after `above` too, which a clock that ran ahead may have made.
+    """
     global _newest  # noqa: PLW0603
+    earlier = int(above.rpartition("-")[2], 16) if above is not None else 0
     with _counting:
-        _newest = max(int(time.time() * 1000) << 64 | secrets.randbits(64), _newest + 1 + secrets.randbits(32))
+        least = max(_newest, earlier) + 1 + secrets.randbits(32)
+        _newest = max(int(time.time() * 1000) << 64 | secrets.randbits(64), least)
         return f"{prefix}-{_newest:028x}"
+
+
+def _rising(prefix: str) -> Callable[[Any], str]:
+    """Return a column's default: an id that sorts after all that are in the table, also where the clock was set back."""
+
+    def make(context: Any) -> str:
+        column = context.compiled.statement.table.c.id
+        return new_id(prefix, context.connection.scalar(select(func.max(column)).where(column.like(f"{prefix}-%"))))
+
+    return make
 
 
 class clock(FunctionElement[float]):
@@ -61,6 +81,23 @@ def _postgresql_clock(element: clock, compiler: Any, **kwargs: Any) -> str:
 def now(session: Session) -> float:
     """Return the database's time at this moment, in seconds since 1970."""
     return float(session.scalar(select(clock())) or 0.0)
+
+
+SLACK = 5.0
+"""Seconds by which a time may lie ahead of the database's clock before the clock counts as set back."""
+
+
+def passed(deadline: Any, length: Any) -> ColumnElement[bool]:
+    """Return the SQL condition that a deadline is over, which was `length` seconds ahead when it was written.
+
+    One that is further ahead than that was written before the clock was set back, and is over too.
+    """
+    return or_(deadline < clock(), deadline > clock() + length + SLACK)
+
+
+def lately(moment: Any, seconds: Any) -> ColumnElement[bool]:
+    """Return the SQL condition that a moment is one of the last `seconds`, and none that the clock has yet to reach."""
+    return and_(moment >= clock() - seconds, moment <= clock() + SLACK)
 
 
 class Base(DeclarativeBase):
@@ -107,7 +144,7 @@ class Dataset(Base):
     """Registers a folder of labelled images below the site's data root."""
 
     __tablename__ = "datasets"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("dataset"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=_rising("dataset"))
     name: Mapped[str] = mapped_column(String(100), unique=True)
     """Name of the data set; it is the default data set of every run's site whose task_name is the same."""
     path: Mapped[str] = mapped_column(String(500))
@@ -145,7 +182,7 @@ class Job(Base):
     """Records a job and its state. This row is the truth; a message in the queue only says that there is a job."""
 
     __tablename__ = "jobs"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("job"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=_rising("job"))
     kind: Mapped[str] = mapped_column(String(30))
     state: Mapped[str] = mapped_column(String(20), default="queued")
     params: Mapped[dict[str, Any]]
@@ -215,7 +252,7 @@ class Checkpoint(Base):
     """Records a checkpoint, made by a training here or imported, which the relay goes on from."""
 
     __tablename__ = "checkpoints"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("checkpoint"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=_rising("checkpoint"))
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
@@ -236,7 +273,7 @@ class Evaluation(Base):
     """Holds scores on test sets: the site x test-set matrix of a training, or one row of it for one checkpoint."""
 
     __tablename__ = "evaluations"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("evaluation"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=_rising("evaluation"))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
@@ -252,7 +289,7 @@ class Bundle(Base):
     """Records one end of a hand-off: a bundle that was built here to be carried away, or one that was brought here."""
 
     __tablename__ = "bundles"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("bundle"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=_rising("bundle"))
     direction: Mapped[str] = mapped_column(String(10))
     """Direction of the hand-off: export or import."""
     state: Mapped[str] = mapped_column(String(20))
@@ -306,7 +343,7 @@ class Model(Base):
     """Records a version of a model that can be served: an ONNX file that was exported and proved here."""
 
     __tablename__ = "models"
-    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("model"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=_rising("model"))
     name: Mapped[str] = mapped_column(String(64))
     version: Mapped[int]
     """Number of the version, from 1 for each name."""
