@@ -129,6 +129,8 @@ def write_matrices(
     folder: Path,
     start: Mapping[str, Any] | None = None,
     sequential: bool = True,
+    *,
+    draw: bool = True,
 ) -> dict[str, ScoreMatrix]:
     """Write each metric's site x test-set matrix (JSON, CSV, Markdown, heat map) and return them by metric.
 
@@ -138,6 +140,7 @@ def write_matrices(
         folder: the folder to write to.
         start: scores of the untrained model by test site, if they are known.
         sequential: whether each row's model grew out of the one above.
+        draw: whether to draw the heat maps, which take longer than all the rest.
     """
     from relay_core.metrics import write_matrix  # draws, by matplotlib
 
@@ -148,5 +151,5 @@ def write_matrices(
         for path in folder.glob(f"{stale}.*"):  # of an earlier call, when the test sets had other units
             path.unlink()
     for key, matrix in matrices.items():
-        write_matrix(matrix, folder, key)
+        write_matrix(matrix, folder, key, draw=draw)
     return matrices

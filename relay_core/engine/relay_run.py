@@ -86,7 +86,8 @@ class RelayRun:
                     self._score_untrained(settings)
                 rows[settings.name] = self._train(settings, images[settings.name], base)
                 previous = checkpoint.find(self.out / settings.folder_name, lambda _: None)
-                self._write_matrices(rows, sequence == "continues")
+                if settings is not sites[-1]:  # the heat maps are drawn once, at the end
+                    self._write_matrices(rows, sequence == "continues", draw=False)
         return self._write_matrices(rows, sequence == "continues")
 
     def _load_images(self, sites: list[SiteSettings]) -> dict[str, SiteData]:
@@ -236,12 +237,14 @@ class RelayRun:
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out / "run.yaml", yaml.safe_dump(self.run.resolved(), sort_keys=False).encode())
 
-    def _write_matrices(self, rows: dict[str, dict[str, Any]], sequential: bool) -> dict[str, ScoreMatrix]:
+    def _write_matrices(
+        self, rows: dict[str, dict[str, Any]], sequential: bool, draw: bool = True
+    ) -> dict[str, ScoreMatrix]:
         if distributed.rank() != 0 or not self.tests:
             return {}
         untrained = read_scores(self.out / UNTRAINED)
         start = untrained["scores"] if sequential and scored_on(untrained, self.tests) else None
-        return write_matrices(rows, list(self.tests), self.out / "evaluation", start, sequential)
+        return write_matrices(rows, list(self.tests), self.out / "evaluation", start, sequential, draw=draw)
 
     def _warn(self, settings: SiteSettings) -> Any:
         return lambda message: self.emit(events.Warned(settings.name, message))

@@ -38,8 +38,8 @@ def heat_map(matrix: ScoreMatrix, path: str | Path) -> None:
     write_atomically(Path(path), render_heat_map(matrix))
 
 
-def write_matrix(matrix: ScoreMatrix, folder: str | Path, stem: str) -> list[Path]:
-    """Write `<stem>.json`, `.csv`, `.md` and the heat map `.png`; each file is whole or not there.
+def write_matrix(matrix: ScoreMatrix, folder: str | Path, stem: str, *, draw: bool = True) -> list[Path]:
+    """Write `<stem>.json`, `.csv`, `.md` and, with `draw`, the heat map `.png`; each file is whole or not there.
 
     Creates the folder. Everything is rendered before the first file is replaced. Raises OSError.
     """
@@ -47,8 +47,9 @@ def write_matrix(matrix: ScoreMatrix, folder: str | Path, stem: str) -> list[Pat
         "json": matrix.to_json().encode(),
         "csv": matrix.to_csv().encode(),
         "md": matrix.to_markdown().encode(),
-        "png": render_heat_map(matrix),
     }
+    if draw:
+        contents["png"] = render_heat_map(matrix)
     paths = [Path(folder) / f"{stem}.{suffix}" for suffix in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_atomically(path, content)

@@ -1,8 +1,9 @@
 """A whole site under random faults, and what must be true afterwards.
 
-    python -m tests.services.chaos --faults 200 --seed 1
+    python -m tests.services.chaos --faults 200 --seed 1 [--postgresql]
 
-Real processes: API, a reconciler beside the API's own, two Celery workers, a Redis of its own, trainings at toy size.
+Real processes: API, a reconciler beside the API's own, two Celery workers, a Redis and, where asked for, a PostgreSQL of
+its own, trainings at toy size.
 """
 
 import argparse
@@ -17,22 +18,25 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import redis
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.data import make_phantoms
 from services.site import audit, auth, jobs, leases
-from services.site.db.models import Checkpoint, Evaluation, Job, JobEvent
+from services.site.db.models import AuditRecord, Base, Checkpoint, Evaluation, Job, JobEvent
 from services.site.settings import load_settings
+from tests import postgres
 from tests.conftest import Toy
 from tests.ports import free_port
 from tests.services.conftest import SiteKit, open_site
 from tests.services.processes import end, start, trainings, until
-from tests.services.volumes import fill, small_volume
+from tests.services.test_clock import TIMES
+from tests.services.volumes import fill, small_volume, vanished
 
 TRAIN = {"num_mimgs": 1200e-6, "batch_size": 8, "log_every_n_steps": 5, "checkpoint_seconds": 0.5}
 
@@ -40,13 +44,17 @@ TRAIN = {"num_mimgs": 1200e-6, "batch_size": 8, "log_every_n_steps": 5, "checkpo
 class Chaos:
     """Processes of a site, the jobs that it accepted, and the faults done to it."""
 
-    def __init__(self, site: SiteKit, folder: Path, run: str, seed: int, volumes: list[Path]) -> None:
+    def __init__(
+        self, site: SiteKit, folder: Path, run: str, seed: int, volumes: list[Path],
+        server: postgres.PrivateServer | None = None, running: subprocess.Popen | None = None,
+    ) -> None:  # fmt: skip
+        self.server = server
         self.site, self.folder, self.random, self.volumes = site, folder, random.Random(seed), volumes
         self.port, self.redis_port = free_port(), free_port()
         self.counts: collections.Counter[str] = collections.Counter()
         self.accepted: dict[str, str] = {}
         self.takeovers: list[float] = []
-        self.running: dict[str, subprocess.Popen] = {}
+        self.running: dict[str, subprocess.Popen] = {} if running is None else {"postgresql": running}
         self.due: dict[str, float] = {}
         with site.database.write() as session:
             _, token = auth.create_token(session, site.settings.key, "chaos", "operator")
@@ -56,6 +64,7 @@ class Chaos:
         self.run_id = run
         self.broker = {"RELAY_BROKER_URL": f"redis://127.0.0.1:{self.redis_port}/0"}
         self.commands: dict[str, Callable[[], subprocess.Popen]] = {
+            **({"postgresql": server.start} if server is not None else {}),
             "redis": self._redis,
             "api": lambda: self._start("api", "services.api", RELAY_PORT=str(self.port)),
             "reconciler": lambda: self._start("reconciler", "relay_core", "reconcile"),
@@ -83,8 +92,11 @@ class Chaos:
     def feed(self) -> None:
         """Keep a few jobs waiting or running; ask for one until it is accepted, always with the same key."""
         key = self.pending = getattr(self, "pending", None) or str(uuid.uuid4())
-        with self.site.database.read() as session:
-            active = session.scalar(select(func.count()).select_from(Job).where(Job.state.in_(jobs.ACTIVE))) or 0
+        try:
+            with self.site.database.read() as session:
+                active = session.scalar(select(func.count()).select_from(Job).where(Job.state.in_(jobs.ACTIVE))) or 0
+        except SQLAlchemyError:
+            return
         if active >= 3:
             return
         try:
@@ -101,7 +113,8 @@ class Chaos:
         """One of the faults, at random."""
         kind = self.random.choices(
             ["kill training", "kill worker", "kill api", "kill reconciler", "freeze worker", "flush redis", "kill redis",
-             "cancel", "fill disk"], [5, 5, 3, 2, 2, 3, 2, 3, 3 if self.volumes else 0],
+             "cancel", "fill disk", "hide volume", "set clock", "hang up", "kill postgresql"],
+            [5, 5, 3, 2, 2, 3, 2, 3, 3 if self.volumes else 0, 3 if self.volumes else 0, 3, 3, 4 if self.server else 0],
         )[0]  # fmt: skip
         done = getattr(self, "_" + kind.replace(" ", "_"))()
         if done:
@@ -159,6 +172,53 @@ class Chaos:
         ballast.unlink()
         return True
 
+    def _hide_volume(self) -> bool:
+        """Take the artifacts' volume away for a while: nothing may be written to the folder left in its place."""
+        with vanished(self.volumes[0]) as place:
+            self._go_on(self.random.uniform(0.5, 6.0))
+            strays = sorted(path.name for path in place.iterdir())
+        assert not strays, strays
+        return True
+
+    def _set_clock(self) -> bool:
+        """Set the clock back or forward by hours, in half of the cases while the power is off.
+
+        A machine's clock cannot be set in a test; what was written before is moved the other way instead.
+        """
+        seconds = self.random.choice([-3, 3]) * 3600.0
+        if self.random.random() < 0.5:
+            for name in [name for name in self.running if name not in ("postgresql", "redis")]:
+                end(self.running[name])
+        with self._database_is_back(), self.site.database.write() as session:
+            for table in Base.metadata.sorted_tables:
+                moved = {c.name: c + seconds for c in table.c if c.name in TIMES and table is not AuditRecord.__table__}
+                if moved:
+                    session.execute(update(table).values(moved))
+        return True
+
+    def _hang_up(self) -> bool:
+        """What a terminal that closes sends: to a training, or to a worker."""
+        found = trainings(self.site)
+        worker = self.running.get(self.random.choice(["worker-1", "worker-2"]))
+        targets = found[:1] if self.random.random() < 0.5 else [worker.pid] if worker else []
+        for pid in targets:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+        return bool(targets)
+
+    def _kill_postgresql(self) -> bool:
+        """Kill the database's main process, or restart it in order."""
+        if self.random.random() < 0.5:
+            return self._kill("postgresql")
+        self.running["postgresql"].send_signal(signal.SIGINT)
+        self.running["postgresql"].wait(60)
+        return True
+
+    @contextlib.contextmanager
+    def _database_is_back(self) -> Iterator[None]:
+        until(lambda: self.tend() or self.server is None or self.server.ready(), 60, "the database answers")
+        yield
+
     def _go_on(self, seconds: float) -> None:
         """Everyday life."""
         end_at = time.monotonic() + seconds
@@ -194,13 +254,17 @@ class Chaos:
             return False
 
     def _all_ended(self) -> bool:
-        with self.site.database.read() as session:
-            return not session.scalar(select(func.count()).select_from(Job).where(Job.state.in_(jobs.ACTIVE)))
+        try:
+            with self.site.database.read() as session:
+                return not session.scalar(select(func.count()).select_from(Job).where(Job.state.in_(jobs.ACTIVE)))
+        except SQLAlchemyError:
+            return False
 
     def close(self) -> None:
-        """End all processes."""
-        for process in self.running.values():
-            end(process)
+        """End all processes but the database, which is still to be looked at."""
+        for name, process in self.running.items():
+            if name != "postgresql":
+                end(process)
         self.http.close()
 
     def check(self) -> dict[str, object]:
@@ -242,20 +306,29 @@ class Chaos:
                 waiting = None
 
 
-def play(folder: Path, data: Path, faults: int, seed: int, pause: float = 3.0) -> dict[str, object]:
-    """A site in `folder` under faults; return what was counted."""
-    settings = load_settings(
-        embedded=True, home=folder / "site", data_root=data, device="cpu", beat=0.5, lease=2.5, ring_after=1.0,
-        stop_grace=10.0, max_tries=20, min_free_mib=0,
-    )  # fmt: skip
+def play(
+    folder: Path, data: Path, faults: int, seed: int, pause: float = 3.0, postgresql: bool = False
+) -> dict[str, object]:
+    """A site in `folder` under faults; return what was counted. Raises PermissionError where no PostgreSQL can be run."""
     with contextlib.ExitStack() as stack:
+        server, running = None, None
+        if postgresql:
+            server = postgres.PrivateServer(free_port())
+            stack.callback(server.remove)
+            running = server.start()
+            until(server.ready, 60, "the database answers")
+        settings = load_settings(
+            embedded=True, home=folder / "site", data_root=data, device="cpu", beat=0.5, lease=2.5, ring_after=1.0,
+            stop_grace=10.0, max_tries=20, min_free_mib=0, database_url=server.url if server else None,
+        )  # fmt: skip
         volumes = []
         with contextlib.suppress(PermissionError):  # elsewhere no disk fills up
             for path in (settings.artifact_folder, settings.work_folder):
                 volumes.append(stack.enter_context(small_volume(path, 256)))
         site = stack.enter_context(open_site(settings))
         run = site.add_run(Toy(data, folder).write(sites=1, train=TRAIN), sites=1)
-        chaos = Chaos(site, folder, run.id, seed, volumes)
+        chaos = Chaos(site, folder, run.id, seed, volumes, server, running)
+        stack.callback(lambda: server and end(chaos.running["postgresql"]))
         try:
             chaos.go(faults, pause)
         finally:
@@ -268,11 +341,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--postgresql", action="store_true", help="on a server of its own, instead of SQLite")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_phantoms(folder / "data", 1, train=8, test=4, size=32)
-        print(json.dumps(play(folder, folder / "data", args.faults, args.seed), indent=1))
+        print(json.dumps(play(folder, folder / "data", args.faults, args.seed, postgresql=args.postgresql), indent=1))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ def small_volume(folder: Path, mib: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@contextlib.contextmanager
+def vanished(folder: Path) -> Iterator[Path]:
+    """Hide a mounted volume, as where its device was taken away: an empty folder is in its place."""
+    with small_volume(folder, 1):
+        yield folder
+
+
 def fill(folder: Path) -> Path:
     """Leave no byte free on a small volume; return the file that takes the room."""
     ballast = folder / "ballast"
