@@ -15,7 +15,7 @@ RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt '.[tr
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/relay /opt/relay
-RUN mkdir -p /data /var/lib/relay/artifacts /var/lib/relay/work && mkdir -m 700 /var/lib/relay/keys \
+RUN mkdir -p /data /var/lib/relay/artifacts /var/lib/relay/work && mkdir -m 700 /var/lib/relay/keys /var/lib/relay/backups \
     && chown -R 10001:10001 /var/lib/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp \
     RELAY_HOME=/var/lib/relay RELAY_DATA_ROOT=/data

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay_core.errors import RelayError
+from services import operation
 
 if TYPE_CHECKING:
     from services.client import Client
@@ -45,6 +46,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(models_app, name="models")
     app.add_typer(token_app, name="token")
     app.add_typer(audit_app, name="audit")
+    operation.register(app)
 
 
 def up(

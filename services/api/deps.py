@@ -135,7 +135,11 @@ def _identify(site: ServiceParts, token: str | None, address: str) -> Identity:
 
 
 def need_room(site: ServiceParts, size: int = 0) -> None:
-    """Raise Refusal `storage_full` where the store would have less than `min_free_mib` left after `size` more bytes."""
+    """Raise Refusal `storage_full` where the store would have less than `min_free_mib` left after `size` more bytes.
+
+    Where its volume is away that is `volume_away`.
+    """
+    site.store.require_mounted()
     free = site.store.free_mib()
     if free - (size >> 20) < site.settings.min_free_mib:
         needed = f"{site.settings.min_free_mib} are needed" + (f" besides the {size >> 20} that come" if size >> 20 else "")

@@ -23,7 +23,7 @@ from services.api.inference import Host, Intake, Turns
 from services.api.middleware import MAX_BODY, BodyLimit, BodyPace, KnownCaller, RequestContext
 from services.api.readiness import Probe
 from services.api.routes import ROUTERS, imports
-from services.site import ArtifactStore, Refusal, Settings, doorbell, load_settings, registry
+from services.site import ArtifactStore, Refusal, Settings, doorbell, load_settings, registry, volumes
 from services.site import reconcile as reconciler
 from services.site.db import Database, migrate
 
@@ -106,6 +106,8 @@ def _open(settings: Settings, meters: CollectorRegistry) -> ServiceParts:
     if current != head:
         database.close()
         raise Refusal("not_ready", f"the database is at revision {current}, this version needs {head}: migrate it first")
+    for problem in volumes.away(database, settings, "artifacts", "data").values():
+        log.warning("%s", problem)
     store, body_limit = ArtifactStore(settings.artifact_folder), settings.serve_max_mib << 20
     meters.register(metrics.SiteCollector(settings, database, store))
     host = Host(settings, store, meters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
 import relay_core
@@ -24,8 +23,7 @@ def bring_up_to_date(database: Database) -> None:
         raise DatabaseError(
             f"{database.url!r} cannot be opened: {reason}; start it, or correct RELAY_DATABASE_URL"
         ) from error
-    known_revisions = {script.revision for script in ScriptDirectory.from_config(migrate.config()).walk_revisions()}
-    if current not in {None, *known_revisions}:
+    if current not in {None, *migrate.known()}:
         raise Refusal(
             "not_ready",
             f"the database is at revision {current}, which version {relay_core.__version__} does not know: a later version "

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from relay_core.errors import RelayError
 from services.api.inference import Host, hosting
 from services.api.schemas import Check, Readiness
-from services.site import ArtifactStore, Settings, workers
+from services.site import ArtifactStore, Settings, sweep, volumes, workers
 from services.site.db import AuditRecord, Database, Lockout, Worker, migrate, now
 from services.site.db.models import SLACK
 
@@ -47,11 +47,14 @@ class Probe:
         """Run all checks, and return them with the status that follows: not_ready, degraded or ready."""
         checks = {"database": self._write(), "storage": self._storage()}
         seen_workers: list[Worker] = []
+        unconfirmed: str | None = None
         try:
             checks["migrations"] = self._migrations()
             with self.database.read() as session:
                 seen_workers = workers.lately(session, self.settings.lately)
                 checks["clock"] = _clock(session)
+                unconfirmed = sweep.unconfirmed(session, self.store)
+            checks["volumes"] = self._volumes(seen_workers)
         except (SQLAlchemyError, RelayError) as error:
             log.warning("the database cannot be read: %s", error)
             checks["database"] = Check(ok=False, detail="cannot be read")
@@ -59,6 +62,8 @@ class Probe:
         can_work = all(check.ok for name, check in checks.items() if name != "clock")
         checks["device"] = self._device(seen_workers)
         checks["inference"] = self._inference()
+        held = f"{unconfirmed}; nothing is deleted until: relay artifacts confirm"
+        checks["restore"] = Check(ok=unconfirmed is None, detail=held if unconfirmed else "nothing to confirm")
         as_configured = all(check.ok for check in checks.values())
         status = "not_ready" if not can_work else "ready" if as_configured else "degraded"
         return Readiness(status=status, checks=checks)
@@ -92,6 +97,17 @@ class Probe:
             log.warning("the artifact volume cannot be looked at: %s", error)
             return Check(ok=False, detail="cannot be looked at")
         return Check(ok=free >= needed, detail=f"free {free} MiB, needed {needed} MiB")
+
+    def _volumes(self, rows: list[Worker]) -> Check:
+        """Check the volumes that this process has, and those that every worker lately seen has not."""
+        problems = volumes.away(self.database, self.settings, "artifacts", "data")
+        lacking = [row.facts["volumes"] for row in rows if row.facts.get("volumes")]
+        if lacking and len(lacking) == len(rows):
+            problems = {name: problem for facts in lacking for name, problem in facts.items()} | problems
+        detail = "; ".join(problems[name] for name in sorted(problems))
+        if not problems and lacking:
+            detail = f"workers that wait for one: {len(lacking)} of {len(rows)}"
+        return Check(ok=not problems, detail=detail or "all are there")
 
     def _migrations(self) -> Check:
         current = migrate.current(self.database)

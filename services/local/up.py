@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import signal
@@ -21,7 +20,7 @@ from sqlalchemy import func, select
 from relay_core.bundle import KeyFolder, spoken_fingerprint
 from relay_core.errors import RelayError
 from services.api import bring_up_to_date
-from services.site import Settings, audit, auth, load_settings
+from services.site import Settings, audit, auth, load_settings, volumes
 from services.site.db import Database, Token
 from services.trainer import guarded
 
@@ -87,7 +86,7 @@ def run_up(home: Path, **overrides: Any) -> None:
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     settings.home.mkdir(parents=True, exist_ok=True)
     settings.home.chmod(0o700)
-    with _locked(settings.home), _stop_signals() as stop_asked:
+    with volumes.locked(settings.home), _stop_signals() as stop_asked:
         with _database(settings) as database:
             bring_up_to_date(database)
         _make_key(settings)
@@ -187,17 +186,6 @@ def _greet(settings: Settings) -> None:
 def _url(settings: Settings) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it however this process ends. Raises RelayError where another holds it."""
-    with (home / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RelayError(f"another relay up serves {home}; stop it, or choose another --home") from None
-        yield
 
 
 @contextmanager

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         artifacts,
         audit,
         auth,
+        backup,
         bundle_exchange,
         folders,
         job_plans,
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
         leases,
         reconcile,
         registry,
+        restore,
         runs,
+        sweep,
+        volumes,
         workers,
     )
     from services.site.artifacts import ArtifactStore
@@ -38,6 +42,7 @@ else:
             "artifacts",
             "audit",
             "auth",
+            "backup",
             "bundle_exchange",
             "folders",
             "job_plans",
@@ -45,7 +50,10 @@ else:
             "leases",
             "reconcile",
             "registry",
+            "restore",
             "runs",
+            "sweep",
+            "volumes",
             "workers",
         ],
         {

@@ -1,8 +1,8 @@
 """Keep files in a content-addressed store: `<folder>/sha256/ab/cdef...`, named by the SHA-256 of their bytes.
 
 A stream is written to a temporary file, synced and renamed; reading checks the digest again. The database says which rows
-need which bytes (`Attachment`). Bytes that nobody needs are swept away, but only after `GRACE` seconds, so that those of a
-job whose row is not committed yet stay, and a backup finds what its rows name.
+need which bytes (`Attachment`); `sweep.py` removes what nobody needs. Nothing is written to a folder without its mark: then
+its volume is not mounted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -24,11 +23,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from relay_core.files import replace_with, sync
-from services.site.db import Artifact, Attachment, Checkpoint, Database, Model
+from services.site import marks
+from services.site.db import Artifact, Attachment
 from services.site.errors import Refusal
 
 CHUNK = 1 << 20
-GRACE = 86400.0
 
 
 class ArtifactStore:
@@ -41,13 +40,28 @@ class ArtifactStore:
         """Return the path of the bytes with a digest; they need not exist."""
         return self.folder / "sha256" / digest[:2] / digest[2:]
 
+    def in_trash(self, digest: str) -> Path:
+        """Return the path of the bytes with a digest in the trash; they need not be there."""
+        return self.folder / "trash" / digest
+
+    @property
+    def mounted(self) -> bool:
+        """Return whether the folder holds its mark. Without it, it may be the mount point of a volume that is away."""
+        return marks.is_marked(self.folder)
+
+    def require_mounted(self) -> None:
+        """Raise Refusal `volume_away` where the folder does not hold its mark."""
+        if not self.mounted:
+            raise Refusal("volume_away", "the volume `artifacts` is not mounted; mount it and try again")
+
     @contextlib.contextmanager
     def incoming(self, limit: int | None = None) -> Iterator[Incoming]:
         """Give a new file to write to; it is deleted at the end of the block unless its `keep` was called.
 
         Raises:
-            Refusal: `storage_full`, or `too_large` beyond `limit` bytes.
+            Refusal: `volume_away`, `storage_full`, or `too_large` beyond `limit` bytes.
         """
+        self.require_mounted()
         staging = self.folder / "staging"
         temporary = staging / secrets.token_hex(8)
         try:
@@ -65,7 +79,7 @@ class ArtifactStore:
         """Store a stream; return its digest and size in bytes.
 
         Raises:
-            Refusal: `storage_full`, or `too_large` beyond `limit` bytes; nothing of the stream stays.
+            Refusal: `volume_away`, `storage_full`, or `too_large` beyond `limit` bytes; nothing of the stream stays.
         """
         with self.incoming(limit) as file:
             for chunk in chunks:
@@ -113,7 +127,20 @@ class ArtifactStore:
         try:
             return self.path(digest).open("rb")
         except FileNotFoundError:
+            pass
+        try:
+            self.take_back(digest)
+            return self.path(digest).open("rb")
+        except FileNotFoundError:
+            self.require_mounted()
             raise Refusal("artifact_damaged", f"the bytes of {digest} are not in the store; restore a backup") from None
+
+    def take_back(self, digest: str) -> None:
+        """Move bytes from the trash back to their place. Raises FileNotFoundError where they are not in the trash."""
+        if not self.in_trash(digest).is_file():
+            raise FileNotFoundError(self.in_trash(digest))
+        self.path(digest).parent.mkdir(parents=True, exist_ok=True)
+        self.in_trash(digest).rename(self.path(digest))
 
     def fetch(self, digest: str, target: Path) -> None:
         """Copy verified bytes to `target`, whole or not at all. Raises Refusal `artifact_damaged`."""
@@ -126,9 +153,8 @@ class ArtifactStore:
         replace_with(target, write)
 
     def free_mib(self) -> int:
-        """Return the free space of the store's volume in MiB."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self.folder).free >> 20
+        """Return the free space of the store's volume in MiB; 0 where it is not mounted."""
+        return shutil.disk_usage(self.folder).free >> 20 if self.mounted else 0
 
 
 def _require_digest(digest: str, hasher: Any) -> None:
@@ -154,9 +180,10 @@ class Incoming:
         self._file.write(chunk)
 
     def keep(self) -> tuple[str, int]:
-        """Sync the file and move it to the place of its digest; return digest and size in bytes."""
+        """Sync the file and move it to the place of its digest; return digest and size in bytes. Raises `volume_away`."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._store.require_mounted()
         target = self._store.path(self._digest.hexdigest())
         target.parent.mkdir(parents=True, exist_ok=True)
         self._path.replace(target)
@@ -190,26 +217,3 @@ def attached(session: Session, owner: str) -> dict[str, Artifact]:
         select(Attachment.name, Artifact).join(Artifact).where(Attachment.owner == owner).order_by(Attachment.name)
     )
     return {row[0]: row[1] for row in rows}
-
-
-def sweep(database: Database, store: ArtifactStore, grace: float = GRACE) -> int:
-    """Delete bytes that no row has needed for `grace` seconds; return the number of deleted files."""
-    unneeded = [
-        Artifact.digest.not_in(select(Attachment.digest)),
-        Artifact.digest.not_in(select(Checkpoint.digest)),
-        Artifact.digest.not_in(select(Model.digest)),
-    ]
-    with database.write() as session:
-        dropped = session.scalars(delete(Artifact).where(*unneeded).returning(Artifact.digest)).all()
-    for digest in dropped:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(store.path(digest))  # the `GRACE` of these bytes begins now
-    with database.read() as session:
-        needed = set(session.scalars(select(Artifact.digest)))
-    removed, oldest = 0, time.time() - grace
-    for path in [*store.folder.glob("sha256/??/*"), *store.folder.glob("staging/*")]:
-        with contextlib.suppress(FileNotFoundError):
-            if path.parent.name + path.name not in needed and path.stat().st_mtime < oldest:
-                path.unlink()
-                removed += 1
-    return removed

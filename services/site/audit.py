@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import select, text
@@ -52,8 +53,13 @@ def verify(session: Session, head: str | None = None) -> tuple[int, str]:
     Raises:
         Refusal: `audit_broken`; the message names the first row that does not fit, or the hash that is missing.
     """
+    return verify_rows(session.scalars(select(AuditRecord).order_by(AuditRecord.seq).execution_options(yield_per=500)), head)
+
+
+def verify_rows(rows: Iterable[AuditRecord], head: str | None = None) -> tuple[int, str]:
+    """Check a chain whose rows come from anywhere, in their order, as `verify` does."""
     previous, length, head_seen = GENESIS, 0, head is None
-    for row in session.scalars(select(AuditRecord).order_by(AuditRecord.seq).execution_options(yield_per=500)):
+    for row in rows:
         if row.seq != length + 1:
             raise Refusal("audit_broken", f"audit row {length + 1} is missing")
         if row.previous != previous or row.hash != row_hash(row):

@@ -60,6 +60,9 @@ CATALOGUE: dict[str, Entry] = {
     # the state of the site
     "queue_full": Entry(429, "The queue is full"),
     "storage_full": Entry(507, "The site's storage is full"),
+    "volume_away": Entry(503, "A volume of the site is not there"),
+    "restore_unconfirmed": Entry(409, "Nobody has confirmed what was restored"),
+    "backup_damaged": Entry(422, "The backup is not whole"),
     "artifact_damaged": Entry(500, "Stored bytes are damaged"),
     "not_ready": Entry(503, "The site is not ready"),
     "database_unavailable": Entry(503, "The database is not available"),

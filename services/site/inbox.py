@@ -35,7 +35,7 @@ PERIOD = 1.0
 """Seconds between two looks into the folder."""
 STABLE = 5.0
 """Seconds that a file keeps its size and time before it counts as copied."""
-_WAIT = ("storage_full", "queue_full")
+_WAIT = ("storage_full", "queue_full", "volume_away")
 """Codes of refusals that are no fault of the file: it is tried again later."""
 
 
@@ -84,6 +84,7 @@ class Inbox:
     def _take(self, name: str, size_and_time: tuple[int, int]) -> list[str]:
         store = ArtifactStore(self.settings.artifact_folder)
         try:
+            store.require_mounted()
             if store.free_mib() - (size_and_time[0] >> 20) < self.settings.min_free_mib:
                 raise Refusal("storage_full", "there is no room for it")
             with _open_regular(self.folder / name) as file:

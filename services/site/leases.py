@@ -158,15 +158,15 @@ def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -
     return job
 
 
-def give_back(session: Session, claim: Claim, why: str) -> Job:
-    """Hand a job back for a worker that leaves in order: the attempt does not count, and the job resumes elsewhere.
+def give_back(session: Session, claim: Claim, why: str, code: str = "stopped") -> Job:
+    """Hand a job back that ended by no fault of its own: the attempt does not count, and the job resumes elsewhere.
 
     Raises:
         LeaseLost: the claim no longer holds the job.
     """
     job = held(session, claim)
     job.tries -= 1
-    return requeue(session, job, {"code": "stopped", "message": why}, max_tries=job.tries + 1)
+    return requeue(session, job, {"code": code, "message": why}, max_tries=job.tries + 1)
 
 
 def expire(session: Session, max_tries: int, lease: float) -> list[Job]:

@@ -9,8 +9,7 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
-from services.site import artifacts, jobs, leases, workers
-from services.site.artifacts import ArtifactStore
+from services.site import jobs, leases, sweep, workers
 from services.site.db import Database, now
 from services.site.dispatch import Doorbell
 from services.site.inbox import Inbox
@@ -21,6 +20,8 @@ log = logging.getLogger(__name__)
 PERIOD = 2.0
 """Seconds between two passes: the end of a lease of 25 s is noticed within 27 s of its last renewal."""
 SWEEP_EVERY = 3600.0
+REMEMBER_EVERY = 60.0
+"""Seconds between two notes of how far the database has come: what an older one must lack to be noticed."""
 
 
 def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -> tuple[int, int]:
@@ -38,7 +39,7 @@ def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -
 
 
 def run(database: Database, doorbell: Doorbell, settings: Settings, stop: threading.Event) -> None:
-    """Make a pass every `PERIOD` seconds until `stop`; other threads sweep the store every hour and watch the inbox."""
+    """Make a pass every `PERIOD` seconds until `stop`; other threads sweep the store and watch the inbox."""
     threading.Thread(target=_sweep, args=(database, settings, stop), name="sweeper", daemon=True).start()
     if settings.inbox is not None:
         inbox = Inbox(settings.inbox.absolute(), database, doorbell, settings)
@@ -72,10 +73,13 @@ class _Watch:
 
 
 def _sweep(database: Database, settings: Settings, stop: threading.Event) -> None:
-    store = ArtifactStore(settings.artifact_folder)
+    due = time.monotonic()
     while not stop.is_set():
         try:
-            artifacts.sweep(database, store)
+            sweep.remember(database, settings)
+            if time.monotonic() >= due:
+                sweep.sweep(database, settings)
+                due = time.monotonic() + SWEEP_EVERY
         except Exception:
             log.exception("the store could not be swept; trying again later")
-        stop.wait(SWEEP_EVERY)
+        stop.wait(REMEMBER_EVERY)

@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     """Seconds that a training has to checkpoint and leave after SIGTERM."""
     min_free_mib: int = Field(default=512, ge=0)
     """Free space of the artifact volume in MiB below which the site is not ready and takes no job."""
+    trash_days: float = Field(default=7.0, gt=0)
+    """Days that stored files which no row of the database ever named stay in the trash before they are deleted."""
     max_bundle_mib: int = Field(default=8192, ge=1)
     """Size of a bundle in MiB beyond which it is not taken in."""
     serve_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")

@@ -18,7 +18,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from relay_core.errors import RelayError, Stopped
-from services.site import CATALOGUE, ArtifactStore, Claim, LeaseLost, Settings, jobs, leases
+from services.site import CATALOGUE, ArtifactStore, Claim, LeaseLost, Refusal, Settings, jobs, leases, volumes
 from services.site.db import Database, DatabaseError, Job
 from services.trainer import results, work
 from services.trainer.folder import attempt_folder
@@ -131,9 +131,13 @@ class Runner:
         except LeaseLost:
             raise
         except RelayError as error:
+            if self._waits_for_volumes(heart, error):
+                return
             record_error = self._requeue if error.code == "storage_full" else self._fail  # somebody may make room meanwhile
             record_error(heart, error.code, str(error))
         except OSError as error:
+            if self._waits_for_volumes(heart):
+                return
             log.exception("%s: attempt %d could not go on", heart.claim.job_id, heart.claim.attempt)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             self._requeue(heart, "storage_full" if full else "process_crashed", error.strerror or type(error).__name__)
@@ -143,6 +147,7 @@ class Runner:
 
     def _run(self, heart: Heartbeat) -> None:
         claim = heart.claim
+        self._require_volumes(heart)
         folder = attempt_folder(self.settings.work_folder, claim)
         prepared = self._prepare(heart, folder)
         # the claim may have been lost during the preparation
@@ -157,11 +162,37 @@ class Runner:
         self._wait_out(heart, output.flush)  # the last events and metrics too
         self._conclude(heart, prepared, child, output, cause)
 
+    def _require_volumes(self, heart: Heartbeat, *names: str) -> None:
+        """Raise Refusal `volume_away` where one of the volumes `names` (default: all) is not there."""
+        while True:
+            try:
+                problems = volumes.away(self.database, self.settings, *(names or volumes.ALL))
+                break
+            except AWAY:
+                self._wait_for_database(heart)
+        if problems:
+            raise Refusal("volume_away", "; ".join(problems.values()))
+
+    def _waits_for_volumes(self, heart: Heartbeat, error: RelayError | None = None) -> bool:
+        """Hand the job back where a volume is away, as it failed by no fault of its own; return whether that is so."""
+        if error is None or error.code != "volume_away":
+            try:
+                self._require_volumes(heart)
+            except Refusal as refusal:
+                error = refusal
+            else:
+                return False
+        self._give_back(heart, f"{error}; the job goes on when it is back", error.code)
+        return True
+
+    def _give_back(self, heart: Heartbeat, why: str, code: str = "stopped") -> None:
+        self._write_while_held(heart, lambda session: leases.give_back(session, heart.claim, why, code))
+
     def _prepare(self, heart: Heartbeat, folder: Path) -> work.PreparedJob:
         return self._wait_out(heart, lambda: work.prepare(self.database, self.store, self.settings, heart.claim, folder))
 
     def _watch(self, child: TrainingProcess, output: ProcessOutput, heart: Heartbeat) -> str:
-        """Follow the process to its end; return why it was stopped: `cancelled`, `leaving`, `hung`, or "" if it was not."""
+        """Follow the process to its end; return why it was stopped: `cancelled`, `leaving`, `hung`, `away` or ""."""
         cause, deadline, flushed = "", float("inf"), time.monotonic()
         while not child.ended:
             for source, line in child.take(0.2):
@@ -175,8 +206,8 @@ class Runner:
             if not cause:
                 cause = self._cause_to_stop(output, heart)
                 if cause:
-                    deadline = now + (0.0 if cause == "hung" else self.settings.stop_grace)
-                    child.ask_to_stop()
+                    deadline = now + (0.0 if cause in ("hung", "away") else self.settings.stop_grace)
+                    child.kill() if cause == "away" else child.ask_to_stop()
             elif now > deadline:
                 child.kill()
         if heart.lost:
@@ -195,6 +226,8 @@ class Runner:
             return "cancelled"
         if self.leaving():
             return "leaving"
+        if not volumes.is_marked(self.settings.work_folder):
+            return "away"  # nothing may be written beneath its mount point
         patience = self.settings.hang_minutes * 60 * (1 if output.training else SILENT)
         return "hung" if time.monotonic() - output.alive > patience else ""
 
@@ -204,7 +237,10 @@ class Runner:
         """Publish the results of a process that succeeded; else end the job, or put it back into the queue."""
         code, claim = child.code, heart.claim
         message = str(output.last.get("message", ""))
-        if code == 0 or (prepared.job.kind == "preflight" and "ok" in output.last):
+        succeeded = code == 0 or (prepared.job.kind == "preflight" and "ok" in output.last)
+        if cause != "cancelled":
+            self._require_volumes(heart, *(volumes.WRITTEN if succeeded else volumes.ALL))
+        if succeeded:
             stored = results.store_results(self.store, prepared)
 
             def publish(session: Session) -> None:
@@ -216,8 +252,9 @@ class Runner:
         elif cause == "cancelled":
             self._write_while_held(heart, lambda session: leases.finish(session, claim, "cancelled"))
         elif cause == "leaving":
-            reason = "the worker was stopped; the job resumes with the next one"
-            self._write_while_held(heart, lambda session: leases.give_back(session, claim, reason))
+            self._give_back(heart, "the worker was stopped; the job resumes with the next one")
+        elif cause == "away":
+            self._give_back(heart, "the volume `work` was away; the job goes on", "volume_away")
         elif cause == "hung":
             self._requeue(heart, "hung", f"no step for {self.settings.hang_minutes:g} minutes")
         elif child.out_of_memory:

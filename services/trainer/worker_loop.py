@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
-from services.site import Settings, jobs, leases, workers
+from services.site import ArtifactStore, Settings, jobs, leases, sweep, volumes, workers
 from services.site.db import Attachment, Database, Job, lately, now
 from services.trainer.runner import Runner
 
@@ -33,10 +33,15 @@ KEEP_DAYS = 14
 log = logging.getLogger(__name__)
 
 
-def tidy(database: Database, work: Path) -> int:
-    """Remove the folders of jobs that succeeded, are gone, or ended `KEEP_DAYS` ago; return how many."""
-    removed = 0
+def tidy(database: Database, settings: Settings) -> int:
+    """Remove the folders of jobs that succeeded, are gone, or ended `KEEP_DAYS` ago; return how many.
+
+    Where the database was restored, and nobody has confirmed it yet, none is removed: a job may be gone with its newer rows.
+    """
+    work, removed = settings.work_folder, 0
     with database.read() as session:
+        if sweep.unconfirmed(session, ArtifactStore(settings.artifact_folder)) is not None:
+            return 0
         cutoff = now(session) - KEEP_DAYS * 86400
         for folder in work.glob("job-*"):
             job = session.get(Job, folder.name)
@@ -83,16 +88,17 @@ class WorkerLoop:
         self.ops = native.in_use(self.devices[0])
         self._closed = threading.Event()
         self._tidied = -TIDY_EVERY
+        self._problems: list[str] = []
         self._thread = threading.Thread(target=self._send_heartbeats, name="station", daemon=True)
         self._thread.start()
 
     def work_once(self) -> bool:
         """Claim a job and run it to its end; return whether there was one."""
-        if self.leaving():
+        if self.leaving() or self._waits():
             return False
         if time.monotonic() - self._tidied > TIDY_EVERY:
             self._tidied = time.monotonic()
-            tidy(self.database, self.settings.work_folder)
+            tidy(self.database, self.settings)
             forget_answers(self.database)
         with self.database.write() as session:
             claim = leases.claim(
@@ -104,6 +110,14 @@ class WorkerLoop:
         Runner(self.database, self.settings, self.leaving)(claim)
         forget_study(self.database, self.settings.work_folder, claim.job_id)
         return True
+
+    def _waits(self) -> bool:
+        """Return whether a volume is away, so that no job may be claimed; the log is told once."""
+        problems = list(volumes.away(self.database, self.settings, *volumes.ALL).values())
+        if problems != self._problems:
+            log.warning("%s", "; ".join(problems) or "all volumes are there again")
+        self._problems = problems
+        return bool(problems)
 
     def close(self) -> None:
         """End the heartbeats, remove the worker's row and close the database."""
@@ -135,6 +149,7 @@ class WorkerLoop:
             "version": relay_core.__version__,
             "torch": importlib.metadata.version("torch"),
             "ops": self.ops,
+            "volumes": volumes.away(self.database, self.settings, *volumes.ALL),
             "gpu_memory": _gpu_memory() if self.devices[0].startswith("cuda") else {},
         }
 

@@ -397,10 +397,12 @@ def test_a_borrowed_model_outlives_its_eviction(tmp_path, exported):
     from prometheus_client import CollectorRegistry
 
     from services.api.inference.hosting import Host
+    from services.site import marks
     from services.site.artifacts import ArtifactStore
     from services.site.settings import load_settings
 
     store = ArtifactStore(tmp_path / "store")
+    marks.write(store.folder / marks.VOLUME, site="site-1")
     digest, _ = store.put([exported.content])
     host = Host(load_settings(embedded=True, home=tmp_path, serve_memory_mib=40), store, CollectorRegistry())
     with host.borrow("one", 1, digest) as one:

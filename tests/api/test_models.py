@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from relay_core.inference.onnx_model import OnnxModel
-from services.site.artifacts import sweep
+from services.site.sweep import sweep
 from tests.api.kit import ok, refused, running
 from tests.imaging import dicoms
 from tests.imaging.test_study import COLOUR, VOLUME, nifti, png
@@ -126,7 +126,7 @@ def test_a_version_is_deleted_unless_it_serves(site, exported):
         refused(site.operator.delete(f"/api/v1/models/{name}/versions/{version}"), 409, "in_use")
     ok(site.operator.delete(f"/api/v1/models/{name}/versions/3"), 204)
     refused(site.viewer.get(f"/api/v1/models/{name}/versions/3"), 404, "not_found")
-    sweep(site.database, site.store, grace=-1)
+    sweep(site.database, site.settings, grace=-1)
     assert site.viewer.get(f"/api/v1/models/{name}/versions/1/download").content == exported.content
 
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from services.api.main import create_app
-from services.site import jobs
+from services.site import jobs, sweep
 from services.site.db import Database, migrate
 from services.site.errors import CATALOGUE, Refusal
 from services.site.settings import load_settings
@@ -53,6 +53,49 @@ def test_a_full_disk_takes_no_job(tmp_path):
         refused(site.operator.post(f"/api/v1/jobs/{job.id}/retry"), 507, "storage_full")
         assert ok(site.viewer.get(f"/api/v1/jobs/{job.id}"))["state"] == "cancelled"
         assert site.anonymous.get("/readyz").json()["checks"]["storage"]["ok"] is False
+
+
+def test_a_volume_that_is_away_is_named_and_takes_no_job(small_site):
+    dataset, folder = small_site.dataset()["id"], small_site.store.folder
+    body, hidden = {"kind": "preflight", "dataset_id": dataset}, folder.with_name("unmounted")
+    folder.rename(hidden)
+    folder.mkdir()
+    try:
+        with small_site.worker():
+            answer = small_site.anonymous.get("/readyz")
+            assert answer.status_code == 503
+            assert "`artifacts`" in answer.json()["checks"]["volumes"]["detail"]
+        refused(small_site.operator.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": "away"}), 503, "volume_away")
+        refused(small_site.bring(), 503, "volume_away")
+        assert ok(small_site.viewer.get("/api/v1/system"))["storage_free_mib"] == 0
+        assert small_site.anonymous.get("/metrics").status_code == 200
+    finally:
+        folder.rmdir()  # nothing was written beneath the mount point
+        hidden.rename(folder)
+    with small_site.worker():
+        assert ok(small_site.anonymous.get("/readyz"))["status"] == "ready"
+
+
+def test_a_worker_without_a_volume_is_told(small_site):
+    lacks = {"work": "the volume `work` is away: its mark is not there"}
+    with small_site.worker(volumes=lacks):
+        answer = small_site.anonymous.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["checks"]["volumes"] == {"ok": False, "detail": lacks["work"]}
+        with small_site.worker():  # one that has it
+            found = ok(small_site.anonymous.get("/readyz"))
+            assert found["checks"]["volumes"]["detail"] == "workers that wait for one: 1 of 2"
+
+
+def test_a_restore_that_nobody_confirmed_is_told(small_site):
+    sweep.hold(small_site.store.folder, "now")
+    try:
+        with small_site.worker():
+            found = ok(small_site.anonymous.get("/readyz"))
+        assert found["status"] == "degraded"
+        assert "relay artifacts confirm" in found["checks"]["restore"]["detail"]
+    finally:
+        sweep.confirm(small_site.database, small_site.settings, "test", adopt=True)
 
 
 def test_the_system_describes_itself(site):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.site import job_plans, jobs, runs
+from services.site import job_plans, jobs, runs, volumes
 from services.site.artifacts import ArtifactStore
 from services.site.db.engine import Database
 from services.site.db.migrate import upgrade
@@ -106,6 +106,7 @@ def open_site(settings: Settings) -> Iterator[SiteKit]:
     """A migrated site."""
     database = Database(settings.database)
     upgrade(database)
+    assert volumes.away(database, settings, *volumes.WRITTEN) == {}  # it is new: they are marked
     try:
         yield SiteKit(settings, database, ArtifactStore(settings.artifact_folder))
     finally:

@@ -13,12 +13,13 @@ from sqlalchemy.orm import Session
 
 from relay_core.bundle.keys import KeyFolder
 from services.site import audit, bundle_exchange, inbox, job_plans, jobs
-from services.site.artifacts import attached, sweep
+from services.site.artifacts import attached
 from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation
 from services.site.dispatch import Silent
 from services.site.errors import Refusal
 from services.site.inbox import Inbox
 from services.site.settings import load_settings
+from services.site.sweep import sweep
 from services.trainer.work import environment
 from services.trainer.worker_loop import WorkerLoop
 from tests.conftest import Toy
@@ -227,12 +228,9 @@ def test_a_rejected_import_leaves_its_words_alone(north: Hospital, south: Hospit
     assert (row.shown, row.reason, row.decided_by) == ("rejected", "not today", "head of clinic")
     assert row.facts["signer"]["name"] == "north"
     assert south.files(row) == set()
-    for path in south.site.store.folder.glob("sha256/??/*"):
-        os.utime(path, (1, 1))
-    sweep(south.site.database, south.site.store)  # gives them a day
-    for path in south.site.store.folder.glob("sha256/??/*"):
-        os.utime(path, (1, 1))
-    sweep(south.site.database, south.site.store)
+    assert sweep(south.site.database, south.site.settings) == []  # gives them a day
+    assert south.site.store.path(row.digest).exists()
+    sweep(south.site.database, south.site.settings, grace=0)
     assert not south.site.store.path(row.digest).exists()
     assert south.actions(row.id)[-1] == "import.reject"
 

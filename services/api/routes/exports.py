@@ -24,7 +24,7 @@ router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
         **success(202, "Accepted: a job builds it.", headers=LOCATION | REPLAYED),
         **changes(
             "real_images", "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "conflict",
-            "bundle_incomplete", "queue_full", "storage_full",
+            "bundle_incomplete", "queue_full", "storage_full", "volume_away",
         ),
     },
 )  # fmt: skip

@@ -83,7 +83,7 @@ _BODY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
     status_code=202,
     responses={
         **success(202, "Taken in; a job verifies it.", headers=LOCATION | REPLAYED),
-        **changes("idempotency_key_missing", "idempotency_key_reused", "queue_full", "storage_full"),
+        **changes("idempotency_key_missing", "idempotency_key_reused", "queue_full", "storage_full", "volume_away"),
     },
     openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(TYPES, _BODY)}},
 )

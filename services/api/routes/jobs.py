@@ -24,7 +24,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
         **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | REPLAYED),
         **changes(
             "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing",
-            "checkpoint_invalid", "device_unavailable", "queue_full", "storage_full",
+            "checkpoint_invalid", "device_unavailable", "queue_full", "storage_full", "volume_away",
         ),
     },
 )  # fmt: skip
@@ -122,7 +122,7 @@ def cancel_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.J
     status_code=202,
     responses={
         **success(202, "It is in the queue again."),
-        **refusals("forbidden", "not_found", "conflict", "device_unavailable", "storage_full"),
+        **refusals("forbidden", "not_found", "conflict", "device_unavailable", "storage_full", "volume_away"),
     },
 )
 def retry_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Job:

@@ -55,7 +55,7 @@ UPLOADS = ("application/octet-stream", "image/png", "image/jpeg", "image/tiff", 
         **refusals(
             "bad_request", "too_large", "not_found", "image_invalid", "image_too_large", "busy", "too_slow", "queue_full",
             "decoder_unavailable",
-            "storage_full", "model_unavailable", "model_invalid", "artifact_damaged",
+            "storage_full", "volume_away", "model_unavailable", "model_invalid", "artifact_damaged",
         ),
     },
     openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(UPLOADS, _BYTES)}},

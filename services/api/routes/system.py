@@ -28,7 +28,7 @@ async def health(site: Site) -> schemas.Health:
     responses={503: {"description": "Not ready; the checks say why.", "model": schemas.Readiness}},
 )
 def ready(site: Site, response: Response) -> schemas.Readiness:
-    """Whether the site can take jobs and carry them out: database, storage, migrations, workers, device."""
+    """Whether the site can take jobs and carry them out: database, storage, volumes, migrations, workers, device."""
     readiness = site.probe.look()
     response.status_code = 503 if readiness.status == "not_ready" else 200
     return readiness

@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from services.site.db.engine import Database
 
@@ -26,6 +26,18 @@ def config() -> Config:
 def upgrade(database: Database, revision: str = "head") -> None:
     """Migrate up to `revision`; does nothing where the database is there already."""
     _run(database, lambda settings: command.upgrade(settings, revision))
+
+
+def upgrade_within(connection: Connection, revision: str = "head") -> None:
+    """Migrate up to `revision` in the transaction of a connection, which the caller commits."""
+    settings = config()
+    settings.attributes["connection"] = connection
+    command.upgrade(settings, revision)
+
+
+def known() -> set[str]:
+    """Return the revisions that this version of the software knows."""
+    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
 
 
 def downgrade(database: Database, revision: str = "base") -> None:

@@ -140,6 +140,31 @@ class Attachment(Base):
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"), index=True)
 
 
+class Unneeded(Base):
+    """Records for how long a file of the store has been seen needed by nobody; what is needed again loses its row."""
+
+    __tablename__ = "unneeded"
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    """Path of the file below the store, such as `trash/ab12...`."""
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    """Modification time in ns: with another one it is another file, whose time begins anew. It is compared with no clock."""
+    let_go: Mapped[bool]
+    """Whether a row of this database named the file before, so that letting it go was decided here."""
+    age: Mapped[float] = mapped_column(default=0.0)
+    """Seconds, as the sweeps counted them one by one: a clock that jumps adds little."""
+    seen_at: Mapped[float] = mapped_column(default=clock())
+
+
+class Volume(Base):
+    """Records that a volume of this site was marked; from then on its mark must be there."""
+
+    __tablename__ = "volumes"
+    name: Mapped[str] = mapped_column(String(20), primary_key=True)
+    """Name of the volume: artifacts or work."""
+    site: Mapped[str] = mapped_column(String(64))
+    """Id of the site, the same for all its volumes, which the mark holds too."""
+
+
 class Dataset(Base):
     """Registers a folder of labelled images below the site's data root."""
 
@@ -428,7 +453,7 @@ class Worker(Base):
     """Id of the worker: `host:process id:start time`."""
     host: Mapped[str] = mapped_column(String(100), index=True)
     facts: Mapped[dict[str, Any]]
-    """What the worker states about itself: {pid, device, gpus, version, torch, ops, gpu_memory}."""
+    """What the worker states about itself: {pid, device, gpus, version, torch, ops, volumes, gpu_memory}."""
     started_at: Mapped[float] = mapped_column(default=clock())
     seen_at: Mapped[float] = mapped_column(default=clock())
 
