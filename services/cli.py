@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relay_core.cli import listeners
 from relay_core.errors import RelayError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ audit_app = typer.Typer(help="The site's audit log.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add the service's commands (entry point `relay_core.commands`)."""
+    listeners.append(_record_keys)
     app.command()(demo)
     app.command()(up)
     app.command()(status)
@@ -45,6 +47,34 @@ def register(app: typer.Typer) -> None:
     app.add_typer(models_app, name="models")
     app.add_typer(token_app, name="token")
     app.add_typer(audit_app, name="audit")
+
+
+def _record_keys(keys: Path) -> None:
+    """Tell the database of the site that a folder of keys belongs to whom it trusts now; a folder alone tells nobody.
+
+    Raises:
+        RelayError: the database cannot be told; the folder is changed all the same.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from services.site import audit, site_of_keys, trust
+    from services.site.db import Database
+
+    try:
+        settings = site_of_keys(keys)
+        if settings is None:
+            return
+        database = Database(settings.database)
+        try:
+            trust.confirm(database, keys, audit.operator("relay keys"))
+        finally:
+            database.close()
+    except (SQLAlchemyError, RelayError) as error:
+        reason = f"{error}".splitlines()[0]
+        raise RelayError(
+            f"done in {keys}, but the site's database was not told ({reason}): a worker tells it as soon as it reaches it, "
+            "and the audit log then names the worker"
+        ) from None
 
 
 def up(
@@ -318,7 +348,7 @@ def token_create(
         raise RelayError(f"--role {role}: use {', '.join(auth.ROLES)}")
     with _site(home) as (settings, database), database.write() as session:
         row, text = auth.create_token(session, settings.key, name, chosen, days)
-        audit.record(session, "relay token", "token.create", row.id, name=name, role=role)
+        audit.record(session, audit.operator("relay token"), "token.create", row.id, name=name, role=role)
     print(text)
 
 
@@ -345,7 +375,7 @@ def token_revoke(token_id: str, home: HomeOption = None) -> None:
 
     with _site(home) as (_, database), database.write() as session:
         row = auth.revoke_token(session, token_id)
-        audit.record(session, "relay token", "token.revoke", row.id, name=row.name)
+        audit.record(session, audit.operator("relay token"), "token.revoke", row.id, name=row.name)
     print(f"revoked {token_id}")
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from relay_core.bundle.provenance import KnownRelays
     from relay_core.bundle.reader import opened
     from relay_core.bundle.signed_report import SignedReport, read_report, sign_report
-    from relay_core.bundle.trust import Card, Roster, spoken_fingerprint
-    from relay_core.bundle.values import is_count, is_name
+    from relay_core.bundle.trust import Card, Roster
+    from relay_core.bundle.values import day, is_count, is_name, spoken_fingerprint
     from relay_core.bundle.weights import check_networks
     from relay_core.bundle.writer import Provenance, export_bundle
 else:
@@ -32,8 +32,8 @@ else:
             "provenance": ["KnownRelays"],
             "reader": ["opened"],
             "signed_report": ["SignedReport", "read_report", "sign_report"],
-            "trust": ["Card", "Roster", "spoken_fingerprint"],
-            "values": ["is_count", "is_name"],
+            "trust": ["Card", "Roster"],
+            "values": ["day", "is_count", "is_name", "spoken_fingerprint"],
             "weights": ["check_networks"],
             "writer": ["Provenance", "export_bundle"],
         },

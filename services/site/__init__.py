@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         reconcile,
         registry,
         runs,
+        trust,
         workers,
     )
     from services.site.artifacts import ArtifactStore
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from services.site.leases import Claim, LeaseLost
     from services.site.registry import Precision
     from services.site.runs import run_file
-    from services.site.settings import Settings, SettingsError, load_settings
+    from services.site.settings import Settings, SettingsError, load_settings, site_of_keys
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
@@ -46,6 +47,7 @@ else:
             "reconcile",
             "registry",
             "runs",
+            "trust",
             "workers",
         ],
         {
@@ -60,6 +62,6 @@ else:
             "leases": ["Claim", "LeaseLost"],
             "registry": ["Precision"],
             "runs": ["run_file"],
-            "settings": ["Settings", "SettingsError", "load_settings"],
+            "settings": ["Settings", "SettingsError", "load_settings", "site_of_keys"],
         },
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pwd
 from typing import Any
 
 from sqlalchemy import select, text
@@ -34,6 +36,20 @@ def record(session: Session, actor: str, action: str, subject: str, **detail: An
     session.add(row)
     session.flush()
     return row
+
+
+def operator(command: str) -> str:
+    """Return who runs a command on the site's machine, as the audit log holds them: the user of the operating system.
+
+    In a container everybody is the same user; RELAY_OPERATOR, else sudo's SUDO_USER, adds for whom, as the caller says.
+    """
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = f"uid {os.getuid()}"
+    named = os.environ.get("RELAY_OPERATOR") or os.environ.get("SUDO_USER") or ""
+    named = "".join(filter(str.isprintable, named))[:100]
+    return f"{user}{f' for {named}' if named else ''} ({command})"
 
 
 def row_hash(row: AuditRecord) -> str:

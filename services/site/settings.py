@@ -243,6 +243,24 @@ def load_settings(*, needs_key: bool = False, **overrides: Any) -> Settings:
     return settings
 
 
+def site_of_keys(keys: Path) -> Settings | None:
+    """Return the settings of the site that a folder of keys belongs to: the environment's, or an embedded site around it.
+
+    None: no site works with this folder, or it has no database yet.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    settings = load_settings()
+    if settings.keys_folder.resolve() == keys.resolve():
+        file = settings.database.database if settings.database.get_backend_name() == "sqlite" else None
+        return settings if file is None or Path(file).is_file() else None
+    home = keys.absolute().parent
+    if keys.name != "keys" or not (home / "relay.db").is_file():
+        return None
+    return load_settings(embedded=True, home=home, keys=None, database_url=None)
+
+
 def _secret(value: Any) -> SecretStr | None:
     return SecretStr(str(value)) if value else None
 

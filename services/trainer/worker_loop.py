@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
-from services.site import Settings, jobs, leases, workers
+from services.site import Settings, jobs, leases, trust, workers
 from services.site.db import Attachment, Database, Job, now
 from services.trainer.runner import Runner
 
@@ -124,6 +124,10 @@ class WorkerLoop:
                     workers.seen(session, self.worker, facts)
             except (SQLAlchemyError, RelayError) as error:
                 log.warning("the database cannot be told that this worker lives: %s", error)
+            try:
+                trust.confirm(self.database, self.settings.keys_folder, f"worker {self.worker}")
+            except (SQLAlchemyError, RelayError, OSError) as error:
+                log.warning("the database cannot be told whom this site trusts: %s", error)
             if self._closed.wait(self.settings.beat):
                 return
 
