@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command()(exports)
     app.command()(imports)
     app.command()(reconcile)
+    app.command()(migrate)
     app.add_typer(jobs_app, name="jobs")
     app.add_typer(models_app, name="models")
     app.add_typer(token_app, name="token")
@@ -331,6 +332,24 @@ def reconcile(home: HomeOption = None) -> None:
         bell = doorbell(settings.broker)
         reconciler.run(database, bell, settings, stop)
         bell.close()
+
+
+def migrate() -> None:
+    """Bring the site's database up to date, as its owner; with the passwords of API and workers, give them their roles."""
+    from services.api import bring_up_to_date
+    from services.site import load_settings, role_passwords
+    from services.site.db import Database, roles
+    from services.site.db import migrate as migrations
+
+    settings = load_settings()
+    passwords = role_passwords(settings)
+    database = Database(settings.database)
+    try:
+        bring_up_to_date(database)
+        made = roles.grant(database, passwords) if passwords else []
+    finally:
+        database.close()
+    print(f"the database is at revision {migrations.head()}" + (f"; roles: {', '.join(made)}" if made else ""))
 
 
 @token_app.command("create")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from services.site.leases import Claim, LeaseLost
     from services.site.registry import Precision
     from services.site.runs import run_file
-    from services.site.settings import Settings, SettingsError, load_settings, site_of_keys
+    from services.site.settings import Settings, SettingsError, load_settings, role_passwords, site_of_keys
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
@@ -62,6 +62,6 @@ else:
             "leases": ["Claim", "LeaseLost"],
             "registry": ["Precision"],
             "runs": ["run_file"],
-            "settings": ["Settings", "SettingsError", "load_settings", "site_of_keys"],
+            "settings": ["Settings", "SettingsError", "load_settings", "role_passwords", "site_of_keys"],
         },
     )

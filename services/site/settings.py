@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """SQLAlchemy URL without a password; default: SQLite at `home/relay.db`."""
     database_password: SecretStr | None = None
+    database_api_password: SecretStr | None = None
+    """Password that `relay migrate` gives the API's role in PostgreSQL; the API itself has it as `database_password`."""
+    database_worker_password: SecretStr | None = None
+    """The same for the workers' role."""
     broker_url: str | None = None
     """Redis URL of the Celery broker, without a password; None: workers poll the database."""
     broker_password: SecretStr | None = None
@@ -210,6 +214,20 @@ def _with_password(text: str, password: SecretStr | None, name: str) -> URL:
     if password is None:
         return url
     return url.set(username=url.username or "", password=password.get_secret_value())
+
+
+def role_passwords(settings: Settings) -> dict[str, str]:
+    """Return the passwords of the roles of API and workers in PostgreSQL; nothing where neither is set.
+
+    Raises:
+        SettingsError: one is missing, or not safe.
+    """
+    found = {"api": settings.database_api_password, "worker": settings.database_worker_password}
+    if not any(found.values()):
+        return {}
+    for part, password in found.items():
+        _require(password, f"database_{part}_password", f"lets the {part} into the database")
+    return {part: password.get_secret_value() for part, password in found.items() if password is not None}
 
 
 def load_settings(*, needs_key: bool = False, **overrides: Any) -> Settings:
