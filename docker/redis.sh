@@ -9,7 +9,7 @@ run="${RUN:-/tmp}"
 umask 077
 hashed() { printf '%s' "$(cat "$secrets/$1")" | sha256sum | cut -d' ' -f1; }
 keys='~relay* ~_kombu.binding* ~unacked*'
-basic='+auth +hello +ping +select +client|setname +client|setinfo +client|id +multi +exec +discard +watch +unwatch'
+basic='+auth +hello +ping +select +multi +exec +discard +watch +unwatch'
 cat > "$run/users.acl" <<END
 user default off -@all
 user relay-api on #$(hashed broker_api_password) resetchannels $keys -@all $basic +sadd +smembers +lpush +llen
