@@ -304,12 +304,12 @@ def rollback(context: typer.Context, name: str, reason: Annotated[str, typer.Opt
 
 
 @contextmanager
-def _site(home: Path | None) -> Iterator[tuple[Settings, Database]]:
+def _site(home: Path | None, *, needs_key: bool = True) -> Iterator[tuple[Settings, Database]]:
     """Open the site's own database, for commands that an administrator runs on its machine."""
     from services.site import load_settings
     from services.site.db import Database
 
-    settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings(needs_key=True)
+    settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings(needs_key=needs_key)
     database = Database(settings.database)
     try:
         yield settings, database
@@ -401,13 +401,35 @@ def token_revoke(token_id: str, home: HomeOption = None) -> None:
 @audit_app.command("verify")
 def audit_verify(
     head: Annotated[str | None, typer.Option(help="A hash noted down earlier that must still be in the chain.")] = None,
+    heads: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Signed heads, as shipped; default: this site's own.")
+    ] = None,
+    card: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="card.json of a key that signed heads; default: this site's.")
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that no row of the audit log was changed or removed."""
-    from services.site import audit
+    """Check that no row of the audit log was changed or removed, and that it fits the heads that the site signed."""
+    from services.site import audit, audit_heads
 
-    with _site(home) as (_, database), database.read() as session:
-        rows, last = audit.verify(session, head)
-    data: dict[str, Any] = {"rows": rows, "head": last}
-    print(json.dumps(data) if as_json else f"{rows} rows, chain whole, head {last}")
+    with _site(home, needs_key=False) as (settings, database):
+        file, own_card = heads or settings.heads_folder / audit_heads.FILE, settings.keys_folder / "card.json"
+        cards = [*(card or []), *([own_card] if own_card.is_file() else [])]
+        signed, torn = audit_heads.read(file, _cards(cards)) if file.is_file() and cards else ([], 0)
+        with database.read() as session:
+            rows, last = audit.verify(session, head, signed)
+    if signed:
+        text = f"{len(signed)} signed heads fit, the last of row {signed[-1]['seq']}"
+    else:
+        why = "no key to check them with: give --card" if file.is_file() else f"there is no {file}"
+        text = f"NO SIGNED HEADS ({why}): a log that was rewritten as a whole would not show"
+    text += f"; {torn} lines of {file} cannot be read" if torn else ""
+    data: dict[str, Any] = {"rows": rows, "head": last, "signed_heads": len(signed), "unreadable_lines": torn}
+    print(json.dumps(data) if as_json else f"{rows} rows, chain whole, head {last}\n{text}")
+
+
+def _cards(paths: list[Path]) -> list[Any]:
+    from relay_core.bundle import Card
+
+    return [Card.from_json(path.read_bytes(), path.name) for path in paths]

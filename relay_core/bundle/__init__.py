@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from relay_core.bundle.provenance import KnownRelays
     from relay_core.bundle.reader import opened
     from relay_core.bundle.signed_report import SignedReport, read_report, sign_report
+    from relay_core.bundle.statements import read_statement, sign_statement
     from relay_core.bundle.trust import Card, Roster
     from relay_core.bundle.values import day, is_count, is_name, spoken_fingerprint
     from relay_core.bundle.weights import check_networks
@@ -32,6 +33,7 @@ else:
             "provenance": ["KnownRelays"],
             "reader": ["opened"],
             "signed_report": ["SignedReport", "read_report", "sign_report"],
+            "statements": ["read_statement", "sign_statement"],
             "trust": ["Card", "Roster"],
             "values": ["day", "is_count", "is_name", "spoken_fingerprint"],
             "weights": ["check_networks"],

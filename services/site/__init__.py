@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from services.site import (
         artifacts,
         audit,
+        audit_heads,
         auth,
         bundle_exchange,
         folders,
@@ -38,6 +39,7 @@ else:
         [
             "artifacts",
             "audit",
+            "audit_heads",
             "auth",
             "bundle_exchange",
             "folders",

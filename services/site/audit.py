@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import pwd
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import select, text
@@ -58,17 +60,25 @@ def row_hash(row: AuditRecord) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def verify(session: Session, head: str | None = None) -> tuple[int, str]:
+def _moment(witness: Mapping[str, Any]) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(witness["at"]))
+
+
+def verify(session: Session, head: str | None = None, signed: Iterable[Mapping[str, Any]] = ()) -> tuple[int, str]:
     """Check the whole chain; return its length and the hash of its last row.
 
     Args:
         session: the database session to read with.
         head: the hash of a row, noted down earlier; where it is not in the chain, the chain's end was cut off.
+        signed: heads that the site signed, {seq, hash, at}; a chain that was rewritten does not fit them.
 
     Raises:
         Refusal: `audit_broken`; the message names the first row that does not fit, or the hash that is missing.
     """
     previous, length, head_seen = GENESIS, 0, head is None
+    witnesses: dict[int, list[Mapping[str, Any]]] = {}
+    for witness in signed:
+        witnesses.setdefault(witness["seq"], []).append(witness)
     for row in session.scalars(select(AuditRecord).order_by(AuditRecord.seq).execution_options(yield_per=500)):
         if row.seq != length + 1:
             raise Refusal("audit_broken", f"audit row {length + 1} is missing")
@@ -76,6 +86,18 @@ def verify(session: Session, head: str | None = None) -> tuple[int, str]:
             raise Refusal("audit_broken", f"audit row {row.seq} was changed, or the one before it")
         previous, length = row.hash, row.seq
         head_seen = head_seen or previous == head
+        for witness in witnesses.pop(length, ()):
+            if witness["hash"] != previous:
+                raise Refusal(
+                    "audit_broken",
+                    f"the log was rewritten: row {length} is not the one whose hash this site signed at {_moment(witness)}",
+                )
+    if witnesses:
+        witness = witnesses[max(witnesses)][0]
+        raise Refusal(
+            "audit_broken",
+            f"rows were cut off: at {_moment(witness)} this site signed row {witness['seq']}, and the log has {length} rows",
+        )
     if not head_seen:
         raise Refusal("audit_broken", f"no audit row has the hash {head}: rows were cut off, or it is another site's")
     return length, previous

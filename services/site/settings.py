@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     """Folder that running jobs write to; default: `home/work`. A site's workers share it, so that any can resume a job."""
     keys: Path | None = None
     """Folder of the site's signing key and the keys that it trusts; default: `home/keys`. Workers alone need it."""
+    heads: Path | None = None
+    """Folder of the audit log's signed heads, which workers write; default: `home/heads`. Ship it to another machine."""
+    heads_seconds: float = Field(default=300.0, ge=1)
+    """Seconds between two signed heads of the audit log, where rows were added."""
+    heads_syslog: str | None = None
+    """Where signed heads are sent too: a socket's path such as /dev/log, or HOST or HOST:PORT, by UDP; None: nowhere."""
     inbox: Path | None = None
     """Watched folder: a bundle (`*.relay`) that is put there is imported; None: no folder is watched."""
 
@@ -182,6 +188,11 @@ class Settings(BaseSettings):
     def keys_folder(self) -> Path:
         """Return the absolute path of the folder of keys."""
         return (self.keys or self.home / "keys").absolute()
+
+    @property
+    def heads_folder(self) -> Path:
+        """Return the absolute path of the folder of the audit log's signed heads."""
+        return (self.heads or self.home / "heads").absolute()
 
     @property
     def database(self) -> URL:
