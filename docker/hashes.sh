@@ -27,4 +27,4 @@ compile api-gpu pyproject.toml --extra api --extra gpu
 printf 'torch\n' | compile torch -
 # what torch brings is in torch.txt, by what it was built for
 compile trainer pyproject.toml --extra trainer --extra cpu $(sed -nE 's/^((torch|nvidia-|triton|cuda-)[A-Za-z0-9._-]*)==.*/--no-emit-package \1/p' docker/hashes/torch.txt)
-printf 'setuptools>=77\n' | compile build -
+printf 'setuptools>=77\nbuild\nwheel\n' | compile build -

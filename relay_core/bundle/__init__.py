@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from relay_core.bundle.keys import KeyFolder
     from relay_core.bundle.provenance import KnownRelays
     from relay_core.bundle.reader import opened
+    from relay_core.bundle.release import sign_folder, verify_folder
     from relay_core.bundle.signed_report import SignedReport, read_report, sign_report
     from relay_core.bundle.statements import read_statement, sign_statement
     from relay_core.bundle.trust import Card, Roster
@@ -32,6 +33,7 @@ else:
             "keys": ["KeyFolder"],
             "provenance": ["KnownRelays"],
             "reader": ["opened"],
+            "release": ["sign_folder", "verify_folder"],
             "signed_report": ["SignedReport", "read_report", "sign_report"],
             "statements": ["read_statement", "sign_statement"],
             "trust": ["Card", "Roster"],
