@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 RELAY := $(VENV)/bin/relay
 OMS := .venv-oms
+BUILD := .venv-build
+RELEASE_KEYS ?= release-keys
+IMAGES ?=
 
-.PHONY: install demo ops test check clean
+.PHONY: install demo ops test check hashes sbom release clean
 
 install: $(VENV)/.installed
 
@@ -34,5 +37,26 @@ check: install
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+$(BUILD)/.installed: docker/hashes/build.txt
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet --require-hashes --requirement docker/hashes/build.txt
+	touch $@
+
+hashes: # docker/hashes/*.txt anew, after constraints.txt or pyproject.toml changed
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/python -m pip install --quiet uv
+	UV=$(BUILD)/bin/uv sh docker/hashes.sh
+
+sbom: $(BUILD)/.installed # dist/: wheel, sdist, a CycloneDX bill of materials of each kind of installation, and of IMAGES
+	rm -rf dist build
+	$(BUILD)/bin/python -m build --no-isolation --outdir dist
+	for kind in api-cpu api-gpu; do $(PYTHON) docker/sbom.py wheel dist/*.whl docker/hashes/$$kind.txt > dist/wheel-$$kind.cdx.json; done
+	$(PYTHON) docker/sbom.py wheel dist/*.whl docker/hashes/trainer.txt docker/hashes/torch.txt > dist/wheel-trainer.cdx.json
+	test -z "$(IMAGES)" || sh docker/images.sh dist $(IMAGES)
+
+release: install sbom # the same, signed: make release IMAGES="relay-api:0.1.0 relay-trainer:0.1.0" RELEASE_KEYS=folder
+	$(RELAY) release sign dist --keys $(RELEASE_KEYS)
+	$(RELAY) release verify dist --card $(RELEASE_KEYS)/card.json
+
 clean:
-	rm -rf $(VENV) $(OMS) build *.egg-info
+	rm -rf $(VENV) $(OMS) $(BUILD) build dist *.egg-info

@@ -1,15 +1,21 @@
 # The API process: no torch, no compiler. RUNTIME=gpu brings ONNX Runtime with CUDA and cuDNN, cpu the small one.
-FROM python:3.11-slim-bookworm AS build
+# Every package is named by version and digest in docker/hashes/, which docker/hashes.sh writes; docker/pin.sh gives PYTHON's.
+ARG PYTHON=python:3.11-slim-bookworm
+FROM $PYTHON AS build
 ARG RUNTIME=gpu
 WORKDIR /src
-RUN python -m venv /opt/relay
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+RUN python -m venv /opt/relay && python -m venv /opt/build
+COPY docker/hashes docker/hashes
+RUN /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r docker/hashes/build.txt \
+    && /opt/relay/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r "docker/hashes/api-$RUNTIME.txt"
+COPY pyproject.toml README.md LICENSE ./
 COPY relay_core relay_core
 COPY services services
-RUN /opt/relay/bin/pip install --no-cache-dir --constraint constraints.txt ".[api,$RUNTIME]" \
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /dist . \
+    && /opt/relay/bin/pip install --no-cache-dir --no-index --no-deps /dist/*.whl \
     && /opt/relay/bin/pip uninstall --yes --quiet pip
 
-FROM python:3.11-slim-bookworm
+FROM $PYTHON
 COPY --from=build /opt/relay /opt/relay
 RUN mkdir -p /data /var/lib/relay/artifacts /var/lib/relay/inbox && chown -R 10001:10001 /var/lib/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \

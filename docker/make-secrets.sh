@@ -5,7 +5,8 @@ set -eu
 folder="${1:-secrets}"
 mkdir -p "$folder"
 chmod 700 "$folder"
-for name in secret_key database_password broker_password key_passphrase; do
+for name in secret_key key_passphrase database_password database_api_password database_worker_password \
+    broker_api_password broker_worker_password; do
   [ -s "$folder/$name" ] && continue
   openssl rand -hex 32 | tr -d '\n' > "$folder/$name"
   chmod 644 "$folder/$name"

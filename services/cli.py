@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relay_core.cli import listeners
 from relay_core.errors import RelayError
 from services import operation
 
@@ -35,6 +36,7 @@ audit_app = typer.Typer(help="The site's audit log.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add the service's commands (entry point `relay_core.commands`)."""
+    listeners.append(_record_keys)
     app.command()(demo)
     app.command()(up)
     app.command()(status)
@@ -42,11 +44,40 @@ def register(app: typer.Typer) -> None:
     app.command()(exports)
     app.command()(imports)
     app.command()(reconcile)
+    app.command()(migrate)
     app.add_typer(jobs_app, name="jobs")
     app.add_typer(models_app, name="models")
     app.add_typer(token_app, name="token")
     app.add_typer(audit_app, name="audit")
     operation.register(app)
+
+
+def _record_keys(keys: Path) -> None:
+    """Tell the database of the site that a folder of keys belongs to whom it trusts now; a folder alone tells nobody.
+
+    Raises:
+        RelayError: the database cannot be told; the folder is changed all the same.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from services.site import audit, site_of_keys, trust
+    from services.site.db import Database
+
+    try:
+        settings = site_of_keys(keys)
+        if settings is None:
+            return
+        database = Database(settings.database)
+        try:
+            trust.confirm(database, keys, audit.operator("relay keys"))
+        finally:
+            database.close()
+    except (SQLAlchemyError, RelayError) as error:
+        reason = f"{error}".splitlines()[0]
+        raise RelayError(
+            f"done in {keys}, but the site's database was not told ({reason}): a worker tells it as soon as it reaches it, "
+            "and the audit log then names the worker"
+        ) from None
 
 
 def up(
@@ -275,12 +306,12 @@ def rollback(context: typer.Context, name: str, reason: Annotated[str, typer.Opt
 
 
 @contextmanager
-def _site(home: Path | None) -> Iterator[tuple[Settings, Database]]:
+def _site(home: Path | None, *, needs_key: bool = True) -> Iterator[tuple[Settings, Database]]:
     """Open the site's own database, for commands that an administrator runs on its machine."""
     from services.site import load_settings
     from services.site.db import Database
 
-    settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings(needs_key=True)
+    settings = load_settings(embedded=True, home=home.absolute()) if home else load_settings(needs_key=needs_key)
     database = Database(settings.database)
     try:
         yield settings, database
@@ -305,6 +336,24 @@ def reconcile(home: HomeOption = None) -> None:
         bell.close()
 
 
+def migrate() -> None:
+    """Bring the site's database up to date, as its owner; with the passwords of API and workers, give them their roles."""
+    from services.api import bring_up_to_date
+    from services.site import load_settings, role_passwords
+    from services.site.db import Database, roles
+    from services.site.db import migrate as migrations
+
+    settings = load_settings()
+    passwords = role_passwords(settings)
+    database = Database(settings.database)
+    try:
+        bring_up_to_date(database)
+        made = roles.grant(database, passwords) if passwords else []
+    finally:
+        database.close()
+    print(f"the database is at revision {migrations.head()}" + (f"; roles: {', '.join(made)}" if made else ""))
+
+
 @token_app.command("create")
 def token_create(
     name: Annotated[str, typer.Argument(help="Who or what will use it.")],
@@ -320,7 +369,7 @@ def token_create(
         raise RelayError(f"--role {role}: use {', '.join(auth.ROLES)}")
     with _site(home) as (settings, database), database.write() as session:
         row, text = auth.create_token(session, settings.key, name, chosen, days)
-        audit.record(session, "relay token", "token.create", row.id, name=name, role=role)
+        audit.record(session, audit.operator("relay token"), "token.create", row.id, name=name, role=role)
     print(text)
 
 
@@ -347,20 +396,42 @@ def token_revoke(token_id: str, home: HomeOption = None) -> None:
 
     with _site(home) as (_, database), database.write() as session:
         row = auth.revoke_token(session, token_id)
-        audit.record(session, "relay token", "token.revoke", row.id, name=row.name)
+        audit.record(session, audit.operator("relay token"), "token.revoke", row.id, name=row.name)
     print(f"revoked {token_id}")
 
 
 @audit_app.command("verify")
 def audit_verify(
     head: Annotated[str | None, typer.Option(help="A hash noted down earlier that must still be in the chain.")] = None,
+    heads: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Signed heads, as shipped; default: this site's own.")
+    ] = None,
+    card: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="card.json of a key that signed heads; default: this site's.")
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that no row of the audit log was changed or removed."""
-    from services.site import audit
+    """Check that no row of the audit log was changed or removed, and that it fits the heads that the site signed."""
+    from services.site import audit, audit_heads
 
-    with _site(home) as (_, database), database.read() as session:
-        rows, last = audit.verify(session, head)
-    data: dict[str, Any] = {"rows": rows, "head": last}
-    print(json.dumps(data) if as_json else f"{rows} rows, chain whole, head {last}")
+    with _site(home, needs_key=False) as (settings, database):
+        file, own_card = heads or settings.heads_folder / audit_heads.FILE, settings.keys_folder / "card.json"
+        cards = [*(card or []), *([own_card] if own_card.is_file() else [])]
+        signed, torn = audit_heads.read(file, _cards(cards)) if file.is_file() and cards else ([], 0)
+        with database.read() as session:
+            rows, last = audit.verify(session, head, signed)
+    if signed:
+        text = f"{len(signed)} signed heads fit, the last of row {signed[-1]['seq']}"
+    else:
+        why = "no key to check them with: give --card" if file.is_file() else f"there is no {file}"
+        text = f"NO SIGNED HEADS ({why}): a log that was rewritten as a whole would not show"
+    text += f"; {torn} lines of {file} cannot be read" if torn else ""
+    data: dict[str, Any] = {"rows": rows, "head": last, "signed_heads": len(signed), "unreadable_lines": torn}
+    print(json.dumps(data) if as_json else f"{rows} rows, chain whole, head {last}\n{text}")
+
+
+def _cards(paths: list[Path]) -> list[Any]:
+    from relay_core.bundle import Card
+
+    return [Card.from_json(path.read_bytes(), path.name) for path in paths]

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from relay_core.bundle.keys import KeyFolder
     from relay_core.bundle.provenance import KnownRelays
     from relay_core.bundle.reader import opened
+    from relay_core.bundle.release import sign_folder, verify_folder
     from relay_core.bundle.signed_report import SignedReport, read_report, sign_report
-    from relay_core.bundle.trust import Card, Roster, spoken_fingerprint
-    from relay_core.bundle.values import is_count, is_name
+    from relay_core.bundle.statements import read_statement, sign_statement
+    from relay_core.bundle.trust import Card, Roster
+    from relay_core.bundle.values import day, is_count, is_name, spoken_fingerprint
     from relay_core.bundle.weights import check_networks
     from relay_core.bundle.writer import Provenance, export_bundle
 else:
@@ -31,9 +33,11 @@ else:
             "keys": ["KeyFolder"],
             "provenance": ["KnownRelays"],
             "reader": ["opened"],
+            "release": ["sign_folder", "verify_folder"],
             "signed_report": ["SignedReport", "read_report", "sign_report"],
-            "trust": ["Card", "Roster", "spoken_fingerprint"],
-            "values": ["is_count", "is_name"],
+            "statements": ["read_statement", "sign_statement"],
+            "trust": ["Card", "Roster"],
+            "values": ["day", "is_count", "is_name", "spoken_fingerprint"],
             "weights": ["check_networks"],
             "writer": ["Provenance", "export_bundle"],
         },

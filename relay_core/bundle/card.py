@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relay_core.bundle.history import Record
-from relay_core.bundle.trust import spoken_fingerprint
+from relay_core.bundle.values import spoken_fingerprint
 from relay_core.config import RunFile
 from relay_core.metrics import Metric, metrics_of
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from relay_core.bundle import canonical
-from relay_core.bundle.values import is_name
+from relay_core.bundle.values import day, is_name, spoken_fingerprint
 from relay_core.errors import BundleError
 from relay_core.files import write_atomically
 
@@ -23,11 +23,6 @@ HASH = ec.ECDSA(hashes.SHA256())
 def fingerprint(public_key: str) -> str:
     """Return the SHA-256 of a public key's PEM text in hexadecimal, which is also the key hint of OpenSSF Model Signing."""
     return canonical.sha256(public_key.encode())
-
-
-def spoken_fingerprint(value: str) -> str:
-    """Return the first 128 bits of a fingerprint as eight groups of four hexadecimal digits, to be read aloud."""
-    return " ".join(value[i : i + 4] for i in range(0, 32, 4))
 
 
 def verify(public_key: str, message: bytes, signature: bytes) -> bool:
@@ -153,10 +148,12 @@ class Roster:
             BundleError: `signer_unknown` where the key is not trusted for the run, `signer_revoked` where it was revoked.
         """
         entries = self._entries_of(key)
-        if any(entry.revoked_at is not None for entry in entries):
-            name = entries[0].card.name
+        revoked = next((entry for entry in entries if entry.revoked_at is not None), None)
+        if revoked is not None:
             raise BundleError(
-                "signer_revoked", f"{who} was signed with {name}'s key {spoken_fingerprint(key)}, which was revoked"
+                "signer_revoked",
+                f"{who} was signed with {revoked.card.name}'s key {spoken_fingerprint(key)}, which was revoked here on "
+                f"{day(revoked.revoked_at or 0)}: do not use it; where the key may be trusted again: relay keys trust CARD",
             )
         if not any(run is None or entry.run in (None, run) for entry in entries):
             raise BundleError(

@@ -1,8 +1,12 @@
-"""Checks which texts and numbers a bundle may hold: they end up on terminals, in file names and in databases."""
+"""Checks which texts and numbers a bundle may hold: they end up on terminals, in file names and in databases.
+
+Fingerprints and times are written here as people read them. Nothing here needs cryptography.
+"""
 
 from __future__ import annotations
 
 import re
+import time
 
 LARGEST = 1 << 53
 """Every program reads numbers below this limit alike, since a double holds each such integer exactly."""
@@ -14,6 +18,16 @@ _METRIC = re.compile(r"[a-z][a-z0-9_]{0,60}")
 def is_digest(value: object) -> bool:
     """Return whether a value is a SHA-256 digest in lower-case hexadecimal."""
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def spoken_fingerprint(value: str) -> str:
+    """Return the first 128 bits of a fingerprint as eight groups of four hexadecimal digits, to be read aloud."""
+    return " ".join(value[i : i + 4] for i in range(0, 32, 4))
+
+
+def day(seconds: float) -> str:
+    """Return a time in Unix seconds as people read it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def is_name(value: object) -> bool:

@@ -76,7 +76,7 @@ def export_bundle(
     source = weights.read_checkpoint(checkpoint)
     meta, stored = source.meta, source.tensors
     _require_exportable(meta, run, parent)
-    earlier_records = parent.history if parent else []
+    earlier_records = history.check(parent.history, keys.roster) if parent else []
     recipient_entry = keys.roster.find(recipient) if recipient is not None else None
     if recipient_entry is not None:
         keys.roster.require(recipient_entry.card.fingerprint, run.digest, f"the recipient {recipient_entry.card.name}")

@@ -6,6 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from relay_core.cli.app import main
+    from relay_core.cli.keys import listeners
     from relay_core.cli.output import Terminal
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -13,6 +14,7 @@ else:
         [],
         {
             "app": ["main"],
+            "keys": ["listeners"],
             "output": ["Terminal"],
         },
     )

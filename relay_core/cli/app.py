@@ -14,6 +14,7 @@ import typer
 import relay_core
 from relay_core.cli import bundles, convert
 from relay_core.cli.prepare import prepare_app
+from relay_core.cli.release import release_app
 from relay_core.cli.training import run_relay
 from relay_core.errors import DataError, RelayError, Stopped
 
@@ -393,3 +394,4 @@ def catalogue() -> None:
 bundles.register(app)
 convert.register(app)
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(release_app, name="release")

@@ -155,21 +155,21 @@ def _print_facts(facts: BundleFacts, as_json: bool, done: str) -> None:
 
 
 def _facts_text(facts: BundleFacts) -> str:
-    from relay_core.bundle import spoken_fingerprint
+    from relay_core.bundle import day, spoken_fingerprint
 
     lines = [
         f"bundle     {facts.digest}",
         f"run        {facts.run}, hop {facts.hop}, by {facts.site}; relay {facts.version}",
         f"signer     {facts.signer['name']}, {spoken_fingerprint(facts.signer['fingerprint'])}"
         f" ({'trusted here' if facts.signer['trusted'] else 'NOT trusted here'})",
-        f"made       {_time_text(facts.created_at)}; {'for one site, encrypted' if facts.recipient else 'for any site'}"
+        f"made       {day(facts.created_at)}; {'for one site, encrypted' if facts.recipient else 'for any site'}"
         f"{'; half precision' if facts.half else ''}",
     ]
     return "\n".join([*lines, *_hop_lines(facts)])
 
 
 def _hop_lines(facts: BundleFacts) -> list[str]:
-    from relay_core.bundle import spoken_fingerprint
+    from relay_core.bundle import day, spoken_fingerprint
     from relay_core.metrics import headline
 
     lines = []
@@ -180,15 +180,11 @@ def _hop_lines(facts: BundleFacts) -> list[str]:
         )
         trusted = "" if hop["trusted"] else ", NOT trusted here"
         lines.append(
-            f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {_time_text(hop['created_at'])}, signed by "
+            f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {day(hop['created_at'])}, signed by "
             f"{hop['signer']} ({spoken_fingerprint(hop['fingerprint'])}{trusted}); {scores or 'no scores'}; "
             f"bundle {hop['bundle'][:16]}"
         )
     return lines
-
-
-def _time_text(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,9 @@ KeysOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
 KEYS = Path("relay-site/keys")
+
+listeners: list[Callable[[Path], None]] = []
+"""Called with the folder of keys after each change of it: a service keeps its records of whom it trusts."""
 
 keys_app = typer.Typer(help="This site's keys, and the sites that it trusts.", no_args_is_help=True)
 
@@ -53,6 +56,7 @@ def create(
     card = folder.create(name, passphrase)
     print(f"made {keys}/signing.pem and age.key (encrypted), and {keys}/card.json, which the other sites need")
     print(f"fingerprint, to read aloud: {spoken_fingerprint(card.fingerprint)}")
+    _tell(keys)
 
 
 def _read_card(path: Path) -> Any:
@@ -86,6 +90,7 @@ def trust(
     with changed_roster(folder) as roster:
         roster.trust(trusted_card, run)
     print(f"trusted: {trusted_card.name}, {spoken_fingerprint(trusted_card.fingerprint)}")
+    _tell(keys)
 
 
 @keys_app.command()
@@ -97,6 +102,12 @@ def revoke(
     with changed_roster(key_folder(keys)) as roster:
         entry = roster.revoke(name)
     print(f"revoked: {entry.card.name}, {entry.card.fingerprint}")
+    _tell(keys)
+
+
+def _tell(folder: Path) -> None:
+    for listener in listeners:
+        listener(folder)
 
 
 @contextlib.contextmanager

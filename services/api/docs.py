@@ -20,6 +20,8 @@ ETAG = {"ETag": {"description": "Version, for If-Match.", "required": True, "sch
 REPLAYED = {"Idempotency-Replayed": {"description": "true: the key made this job before.", "schema": {"type": "string"}}}
 LOCATION = {"Location": {"description": "Where it is.", "required": True, "schema": {"type": "string"}}}
 
+SIGNERS = ("signer_revoked", "signer_unknown")
+"""Codes of what goes on from a model whose signer is trusted no more."""
 _ALWAYS = ("internal", "database_unavailable")
 _PROTECTED = ("unauthenticated", "locked_out", "invalid_request")
 _HEADERS = {

@@ -1,8 +1,8 @@
-"""Bring the database up to date before the API serves."""
+"""Bring the database up to date: before the API serves, or by `relay migrate` where the API may not change tables."""
 
 from __future__ import annotations
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 import relay_core
 from services.site import Refusal
@@ -10,10 +10,10 @@ from services.site.db import Database, DatabaseError, migrate
 
 
 def bring_up_to_date(database: Database) -> None:
-    """Migrate the database to this version's tables.
+    """Migrate the database to this version's tables; nothing is done where it has them.
 
     Raises:
-        Refusal: `not_ready` where a later version has migrated it already.
+        Refusal: `not_ready` where a later version has migrated it already, or this user may not migrate it.
         DatabaseError: the database cannot be opened.
     """
     try:
@@ -29,4 +29,15 @@ def bring_up_to_date(database: Database) -> None:
             f"the database is at revision {current}, which version {relay_core.__version__} does not know: a later version "
             "migrated it; run that one, or restore the backup from before the upgrade",
         )
-    migrate.upgrade(database)
+    if current == migrate.head():
+        return
+    try:
+        migrate.upgrade(database)
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != "42501":  # insufficient privilege
+            raise
+        raise Refusal(
+            "not_ready",
+            f"the database is at revision {current}, this version needs {migrate.head()}, and {database.url.username} may "
+            "not migrate it: run relay migrate as the database's owner",
+        ) from error

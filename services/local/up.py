@@ -178,7 +178,7 @@ def _greet(settings: Settings) -> None:
     with _database(settings) as database, database.write() as session:
         if not session.scalar(select(func.count()).select_from(Token)):
             row, text = auth.create_token(session, settings.key, "first admin", "admin")
-            audit.record(session, "relay up", "token.create", row.id, name=row.name, role=row.role)
+            audit.record(session, audit.operator("relay up"), "token.create", row.id, name=row.name, role=row.role)
             print(f"admin token, shown this once:\n  export RELAY_TOKEN={text}")
     print("Ctrl-C stops everything; running jobs go on with the next start", flush=True)
 

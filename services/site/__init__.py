@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from services.site import (
         artifacts,
         audit,
+        audit_heads,
         auth,
         backup,
         bundle_exchange,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         restore,
         runs,
         sweep,
+        trust,
         volumes,
         workers,
     )
@@ -34,13 +36,14 @@ if TYPE_CHECKING:
     from services.site.leases import Claim, LeaseLost
     from services.site.registry import Precision
     from services.site.runs import run_file
-    from services.site.settings import Settings, SettingsError, load_settings
+    from services.site.settings import Settings, SettingsError, load_settings, role_passwords, site_of_keys
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
         [
             "artifacts",
             "audit",
+            "audit_heads",
             "auth",
             "backup",
             "bundle_exchange",
@@ -53,6 +56,7 @@ else:
             "restore",
             "runs",
             "sweep",
+            "trust",
             "volumes",
             "workers",
         ],
@@ -68,6 +72,6 @@ else:
             "leases": ["Claim", "LeaseLost"],
             "registry": ["Precision"],
             "runs": ["run_file"],
-            "settings": ["Settings", "SettingsError", "load_settings"],
+            "settings": ["Settings", "SettingsError", "load_settings", "role_passwords", "site_of_keys"],
         },
     )

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from services.site import artifacts, audit, jobs
+from services.site import artifacts, audit, jobs, trust
 from services.site.artifacts import ArtifactStore
 from services.site.checkpoint_header import read_header
 from services.site.db import Bundle, Checkpoint, Job, Run, new_id, now
@@ -128,16 +128,25 @@ def built(session: Session, job: Job, facts: dict[str, Any], files: Files) -> Bu
     return row
 
 
-def accept(session: Session, store: ArtifactStore, bundle_id: str, actor: str) -> Bundle:
+def accept(session: Session, store: ArtifactStore, bundle_id: str, actor: str, lately: float) -> Bundle:
     """Make a checkpoint of a quarantined import, for the next training here to start from.
+
+    Args:
+        session: in a write transaction.
+        store: the store that holds its bytes.
+        bundle_id: id of the import.
+        actor: name of who accepts it.
+        lately: seconds within which a worker must have confirmed whom the site trusts.
 
     Raises:
         Refusal: `not_found`; `conflict` where it is not quarantined; `bundle_stale` where a newer one of the same run was
-            accepted while it waited.
+            accepted while it waited; `signer_revoked` or `signer_unknown` where a signer is trusted no more; `not_ready`
+            where no worker has confirmed lately whom the site trusts.
         CheckpointError: its stored bytes cannot be read.
     """
     row = _locked_quarantined(session, bundle_id)
     facts = row.facts or {}
+    trust.require_bundle(session, row, lately)
     if row.purpose == "train":
         for accepted in imported(session, "train"):
             is_newer = (accepted["hop"], accepted["created_at"]) >= (facts["hop"], facts["created_at"])

@@ -87,6 +87,8 @@ def celery_app(broker: str) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
+        task_send_sent_event=False,
+        worker_enable_remote_control=False,  # whoever has the broker's password rings, and commands nobody
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=3,
         broker_transport_options={"socket_timeout": 3, "socket_connect_timeout": 3, "max_retries": 1},

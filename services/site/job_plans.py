@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
 from relay_core.config import strategy_facts
-from services.site import artifacts, runs, workers
+from services.site import artifacts, runs, trust, workers
 from services.site.db import Base, Bundle, Checkpoint, Dataset, Evaluation, Job, Run
 from services.site.errors import Refusal
 
@@ -55,7 +55,8 @@ def train(
     Raises:
         Refusal: `not_found` for an unknown run, data set or checkpoint; `dataset_missing` for a site without images here;
             `checkpoint_invalid` where the site before left no checkpoint, or `checkpoint_id` is not one to start from;
-            `invalid_request` for an unknown site, a strategy that no service may run, or a needless `checkpoint_id`.
+            `invalid_request` for an unknown site, a strategy that no service may run, or a needless `checkpoint_id`;
+            `signer_revoked` or `signer_unknown` where it would go on from a model of a key that is trusted no more.
     """
     run = need(session, Run, run_id)
     site = run.site if site is None else site
@@ -71,6 +72,7 @@ def train(
     if site is not None and strategy_facts(run.strategy).sequence == "continues":
         position = order.index(site)
         base = _base_checkpoint(session, run, order[position - 1] if position else None, checkpoint_id)
+        trust.require_line(session, base.id if base else None)
     elif checkpoint_id is not None:
         raise Refusal("invalid_request", "checkpoint_id goes with one site of a relay that starts from another")
     params = {"site": site, "datasets": {str(task_id): row.id for task_id, row in dataset_rows.items()}}
@@ -135,8 +137,9 @@ def export_onnx(
 
     Raises:
         Refusal: `not_found` for an unknown checkpoint or data set; `dataset_missing` where no test set is registered;
-            `invalid_request` for the name `RESERVED`.
+            `invalid_request` for the name `RESERVED`; `signer_revoked` or `signer_unknown` as in `train`.
     """
+    trust.require_line(session, checkpoint_id)
     plan = evaluate(session, checkpoint_id, datasets=datasets)
     run = need(session, Run, str(plan.run_id))
     if name == RESERVED:
@@ -147,8 +150,9 @@ def export_onnx(
 
 
 def predict(session: Session, checkpoint_id: str, dataset_id: str) -> JobPlan:
-    """Plan the prediction of every image of a data set. Raises Refusal `not_found`."""
+    """Plan the prediction of every image of a data set. Raises Refusal `not_found`, `signer_revoked`, `signer_unknown`."""
     checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    trust.require_line(session, checkpoint.id)
     dataset = need(session, Dataset, dataset_id, hold=True)
     return JobPlan({"dataset": dataset.id}, 1, checkpoint.run_id, checkpoint.id)
 
@@ -175,9 +179,10 @@ def export(session: Session, checkpoint_id: str, *, recipient: str | None = None
     Raises:
         Refusal: `not_found`; `real_images` where the run's strategy keeps images of patients in its checkpoints;
             `conflict` for a checkpoint that was imported; `bundle_incomplete` where the checkpoint that it was trained
-            from is of this site too, and was never exported.
+            from is of this site too, and was never exported; `signer_revoked` or `signer_unknown` as in `train`.
     """
     checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    trust.require_line(session, checkpoint.id)
     runs.require_no_images(need(session, Run, checkpoint.run_id))
     if (imported := _newest_bundle(session, checkpoint.id, "import")) is not None:
         raise Refusal("conflict", f"{checkpoint.id} was brought here, by {imported.id}: export what is trained from it")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from relay_core.config import Task
 from relay_core.inference import SCORE
-from services.site import artifacts, audit
+from services.site import artifacts, audit, trust
 from services.site.db import Job, Model, ModelName, Promotion
 from services.site.errors import Refusal
 
@@ -127,9 +127,11 @@ def promote(session: Session, name: str, wanted: int, actor: str, reason: str | 
 
     Raises:
         Refusal: `not_found`; `conflict` where it is there already, or somebody promoted at the same moment;
-            `reason_missing` where it is worse than the current one on a test set, and no reason is given.
+            `reason_missing` where it is worse than the current one on a test set, and no reason is given; `signer_revoked`
+            or `signer_unknown` where its weights came in a bundle of a key that is trusted no more.
     """
     row, last = version(session, name, wanted, hold=True), production(session, name)
+    trust.require_line(session, row.checkpoint_id)
     if last is not None and last.version == wanted:
         raise Refusal("conflict", f"version {wanted} of {name} is in production already")
     comparison = compare(row, version(session, name, last.version) if last else None)

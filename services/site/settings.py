@@ -62,12 +62,22 @@ class Settings(BaseSettings):
     """Folder that running jobs write to; default: `home/work`. A site's workers share it, so that any can resume a job."""
     keys: Path | None = None
     """Folder of the site's signing key and the keys that it trusts; default: `home/keys`. Workers alone need it."""
+    heads: Path | None = None
+    """Folder of the audit log's signed heads, which workers write; default: `home/heads`. Ship it to another machine."""
+    heads_seconds: float = Field(default=300.0, ge=1)
+    """Seconds between two signed heads of the audit log, where rows were added."""
+    heads_syslog: str | None = None
+    """Where signed heads are sent too: a socket's path such as /dev/log, or HOST or HOST:PORT, by UDP; None: nowhere."""
     inbox: Path | None = None
     """Watched folder: a bundle (`*.relay`) that is put there is imported; None: no folder is watched."""
 
     database_url: str | None = None
     """SQLAlchemy URL without a password; default: SQLite at `home/relay.db`."""
     database_password: SecretStr | None = None
+    database_api_password: SecretStr | None = None
+    """Password that `relay migrate` gives the API's role in PostgreSQL; the API itself has it as `database_password`."""
+    database_worker_password: SecretStr | None = None
+    """The same for the workers' role."""
     broker_url: str | None = None
     """Redis URL of the Celery broker, without a password; None: workers poll the database."""
     broker_password: SecretStr | None = None
@@ -184,6 +194,11 @@ class Settings(BaseSettings):
         return (self.keys or self.home / "keys").absolute()
 
     @property
+    def heads_folder(self) -> Path:
+        """Return the absolute path of the folder of the audit log's signed heads."""
+        return (self.heads or self.home / "heads").absolute()
+
+    @property
     def database(self) -> URL:
         """Return the database's URL, with its password."""
         if self.database_url is None:
@@ -216,6 +231,20 @@ def _with_password(text: str, password: SecretStr | None, name: str) -> URL:
     return url.set(username=url.username or "", password=password.get_secret_value())
 
 
+def role_passwords(settings: Settings) -> dict[str, str]:
+    """Return the passwords of the roles of API and workers in PostgreSQL; nothing where neither is set.
+
+    Raises:
+        SettingsError: one is missing, or not safe.
+    """
+    found = {"api": settings.database_api_password, "worker": settings.database_worker_password}
+    if not any(found.values()):
+        return {}
+    for part, password in found.items():
+        _require(password, f"database_{part}_password", f"lets the {part} into the database")
+    return {part: password.get_secret_value() for part, password in found.items() if password is not None}
+
+
 def load_settings(*, needs_key: bool = False, **overrides: Any) -> Settings:
     """Read the environment and refuse what would not be safe.
 
@@ -245,6 +274,24 @@ def load_settings(*, needs_key: bool = False, **overrides: Any) -> Settings:
     if settings.broker_url:
         _require(_secret(make_url(str(settings.broker)).password), "broker_password", "guards the queue")
     return settings
+
+
+def site_of_keys(keys: Path) -> Settings | None:
+    """Return the settings of the site that a folder of keys belongs to: the environment's, or an embedded site around it.
+
+    None: no site works with this folder, or it has no database yet.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    settings = load_settings()
+    if settings.keys_folder.resolve() == keys.resolve():
+        file = settings.database.database if settings.database.get_backend_name() == "sqlite" else None
+        return settings if file is None or Path(file).is_file() else None
+    home = keys.absolute().parent
+    if keys.name != "keys" or not (home / "relay.db").is_file():
+        return None
+    return load_settings(embedded=True, home=home, keys=None, database_url=None)
 
 
 def _secret(value: Any) -> SecretStr | None:

@@ -164,12 +164,7 @@ class Runner:
 
     def _require_volumes(self, heart: Heartbeat, *names: str) -> None:
         """Raise Refusal `volume_away` where one of the volumes `names` (default: all) is not there."""
-        while True:
-            try:
-                problems = volumes.away(self.database, self.settings, *(names or volumes.ALL))
-                break
-            except AWAY:
-                self._wait_for_database(heart)
+        problems = self._wait_out(heart, lambda: volumes.away(self.database, self.settings, *(names or volumes.ALL)))
         if problems:
             raise Refusal("volume_away", "; ".join(problems.values()))
 

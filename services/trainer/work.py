@@ -28,6 +28,7 @@ from services.site import (
     registry,
     run_file,
     runs,
+    trust,
 )
 from services.site.db import Bundle, Checkpoint, Database, Dataset, Job, Run
 from services.trainer.folder import write_run_files
@@ -95,15 +96,20 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
     """Put everything that a claimed job needs into its folder.
 
     Raises:
-        Refusal: a row, a folder or stored bytes that the job needs are gone.
+        Refusal: a row, a folder or stored bytes that the job needs are gone; `signer_revoked` or `signer_unknown` where it
+            would go on from a model of a key that is trusted no more.
+        BundleError: the roster cannot be read.
     """
     with database.read() as session:
         job = need(session, Job, claim.job_id)
+        trust.require_job(session, job, settings.keys_folder)
         work = PreparedJob(job, folder, [])
         if job.kind in _ANEW:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         _MAKERS[job.kind](session, settings, claim, work)
+    if job.kind == "import":  # whoever accepts it goes by the roster that it is verified by
+        trust.confirm(database, settings.keys_folder, f"worker {claim.worker}")
     for digest, target in work.wanted:
         store.fetch(digest, target)
     return work

@@ -73,7 +73,7 @@ def main() -> int:
     processes = len(workers.devices(settings.device, settings.gpus))  # cached before the fork, for the pool processes
     app.worker_main(
         ["worker", "--pool=prefork", f"--concurrency={processes}", f"--queues={QUEUE}", "--without-gossip",
-         "--without-mingle", f"--loglevel={settings.log_level}", "--hostname=relay@%h"]
+         "--without-mingle", "--without-heartbeat", f"--loglevel={settings.log_level}", "--hostname=relay@%h"]
     )  # fmt: skip
     return 0
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
-from services.site import ArtifactStore, Settings, jobs, leases, sweep, volumes, workers
+from services.site import ArtifactStore, Settings, audit_heads, jobs, leases, sweep, trust, volumes, workers
 from services.site.db import Attachment, Database, Job, lately, now
 from services.trainer.runner import Runner
 
@@ -91,6 +91,8 @@ class WorkerLoop:
         self._problems: list[str] = []
         self._thread = threading.Thread(target=self._send_heartbeats, name="station", daemon=True)
         self._thread.start()
+        self._witness = threading.Thread(target=self._sign_heads, name="heads", daemon=True)
+        self._witness.start()
 
     def work_once(self) -> bool:
         """Claim a job and run it to its end; return whether there was one."""
@@ -123,6 +125,7 @@ class WorkerLoop:
         """End the heartbeats, remove the worker's row and close the database."""
         self._closed.set()
         self._thread.join(5)
+        self._witness.join(5)
         try:
             with self.database.write() as session:
                 workers.gone(session, self.worker)
@@ -138,7 +141,21 @@ class WorkerLoop:
                     workers.seen(session, self.worker, facts)
             except (SQLAlchemyError, RelayError) as error:
                 log.warning("the database cannot be told that this worker lives: %s", error)
+            try:
+                trust.confirm(self.database, self.settings.keys_folder, f"worker {self.worker}")
+            except (SQLAlchemyError, RelayError, OSError) as error:
+                log.warning("the database cannot be told whom this site trusts: %s", error)
             if self._closed.wait(self.settings.beat):
+                return
+
+    def _sign_heads(self) -> None:
+        while True:
+            try:
+                audit_heads.seal(self.database, self.settings)
+            except (SQLAlchemyError, RelayError, OSError) as error:
+                level = logging.CRITICAL if getattr(error, "code", "") == "audit_broken" else logging.WARNING
+                log.log(level, "the head of the audit log is not signed: %s", error)
+            if self._closed.wait(self.settings.heads_seconds):
                 return
 
     def _facts(self) -> dict[str, Any]:

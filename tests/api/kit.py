@@ -23,7 +23,7 @@ from sqlalchemy import select
 from services.site import artifacts, audit, auth, bundle_exchange, jobs, leases, registry, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database
-from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation, Job, Model, new_id
+from services.site.db.models import AuditRecord, Bundle, Checkpoint, Evaluation, Job, Model, RosterCopy, new_id, now
 from services.site.settings import Settings, load_settings
 from tests.conftest import MODEL
 from tests.ports import free_port
@@ -236,9 +236,15 @@ class Site:
             "MODEL_CARD.md": (*self.store.put([b"# A model"]), "text/markdown; charset=utf-8"),
         }
         with self.database.write() as session:
+            self.trusting(session)
             bundle_exchange.quarantine(session, session.get_one(Job, brought["job_id"]), facts(run_id, **more), files)
             leases.finish(session, claim, "succeeded")
         return ok(self.viewer.get(f"/api/v1/imports/{brought['id']}"))
+
+    def trusting(self, session: Any, **more: Any) -> None:
+        """The roster that a worker has just read: the signer of `facts` in it."""
+        entry = {"fingerprint": "f" * 64, "name": "north", "run": None, "added_at": 1.0, "revoked_at": None, **more}
+        session.merge(RosterCopy(id=1, entries=[entry], confirmed_at=now(session)))
 
     def attach(self, owner: str, name: str, content: bytes, media_type: str, session: Any = None) -> str:
         """Bytes in the store that `owner` needs; returns their digest."""

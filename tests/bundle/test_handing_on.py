@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -439,3 +440,16 @@ def test_the_layout_is_that_of_the_networks(world):
         wanted = hand_over_layout(world.run.site(site))
         names = {torch.float32: "F32", torch.int64: "I64"}
         assert wanted == {name: (names[value.dtype], tuple(value.shape)) for name, value in handed_over(path).items()}
+
+
+def test_no_bundle_goes_on_from_one_of_a_revoked_key(world, tmp_path):
+    world.export(1, tmp_path / "first" / "hop-1.relay")
+    parent = writer.Provenance.read(tmp_path / "first/bundle/provenance.json")
+    keys = KeyFolder(shutil.copytree(world.south.folder, tmp_path / "keys"))
+    roster = keys.roster
+    roster.revoke("north")
+    keys.save(roster)
+    target = tmp_path / "hop-2.relay"
+    with refusal("signer_revoked", "which was revoked here on 20"):
+        writer.export_bundle(world.checkpoint(2), world.run, keys, target, parent=parent)
+    assert not target.exists()

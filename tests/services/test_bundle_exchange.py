@@ -87,7 +87,8 @@ class Hospital:
 
     def accept(self, row: Bundle) -> Bundle:
         with self.site.database.write() as session:
-            return bundle_exchange.accept(session, self.site.store, row.id, "head of clinic")
+            lately = self.site.settings.lately
+            return bundle_exchange.accept(session, self.site.store, row.id, "head of clinic", lately)
 
     def refused(self, row: Bundle) -> str:
         """The code that an import was refused with."""
@@ -217,7 +218,7 @@ def test_what_cannot_be_believed_is_refused_and_let_go(north: Hospital, south: H
     south.accept(stranger)
     assert south.refused(south.bring(file)) == "bundle_used"
     with south.site.database.write() as session, pytest.raises(Refusal, match="only a quarantined"):
-        bundle_exchange.accept(session, south.site.store, again.id, "me")
+        bundle_exchange.accept(session, south.site.store, again.id, "me", south.site.settings.lately)
 
 
 def test_a_rejected_import_leaves_its_words_alone(north: Hospital, south: Hospital) -> None:

@@ -76,7 +76,9 @@ def matrix_json(
 )
 def matrix_csv(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = None) -> Response:
     """A metric's matrix as a table."""
-    return stored(site, _attachment(site, evaluation_id, metric, "csv"), "text/csv", f"{evaluation_id}.csv")
+    table = _attachment(site, evaluation_id, metric, "csv")
+    note_download(site, caller, f"{evaluation_id}/matrix.csv", table)
+    return stored(site, table, "text/csv", f"{evaluation_id}.csv")
 
 
 @router.get(
@@ -89,7 +91,9 @@ def matrix_csv(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, 
 )
 def matrix_png(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = None) -> Response:
     """A metric's matrix as a picture."""
-    return stored(site, _attachment(site, evaluation_id, metric, "png"), "image/png")
+    picture = _attachment(site, evaluation_id, metric, "png")
+    note_download(site, caller, f"{evaluation_id}/matrix.png", picture)
+    return stored(site, picture, "image/png")
 
 
 @router.get(

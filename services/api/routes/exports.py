@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Response
 
 from services.api import pages, schemas
 from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
-from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
+from services.api.docs import LOCATION, REPLAYED, SIGNERS, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Part, PartQuery, download, stored
 from services.site import JobPlan, Refusal, artifacts, audit, bundle_exchange, job_plans, jobs, need
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
         **success(202, "Accepted: a job builds it.", headers=LOCATION | REPLAYED),
         **changes(
             "real_images", "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "conflict",
-            "bundle_incomplete", "queue_full", "storage_full", "volume_away",
+            "bundle_incomplete", *SIGNERS, "queue_full", "storage_full", "volume_away",
         ),
     },
 )  # fmt: skip

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from services.api import pages, schemas
 from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
-from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
+from services.api.docs import LOCATION, REPLAYED, SIGNERS, changes, refusals, success
 from services.api.middleware import drain
 from services.api.pages import PageQuery
-from services.api.streaming import HEADERS, stored
+from services.api.streaming import HEADERS, note_download, stored
 from services.site import Refusal, artifacts, bundle_exchange, need
 from services.site.db import Bundle, Job
 
@@ -142,16 +142,21 @@ def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Respons
         card = artifacts.attached(session, row.id).get(CARD)
     if card is None:
         raise Refusal("conflict", f"{row.id} is {row.shown}: it has no model card here")
+    note_download(site, caller, f"{row.id}/{CARD}", card)
     return stored(site, card, MARKDOWN)
 
 
 @router.post(
-    "/{bundle_id}/accept", responses=refusals("forbidden", "not_found", "conflict", "bundle_stale", "checkpoint_invalid")
-)
+    "/{bundle_id}/accept",
+    responses=refusals(
+        "forbidden", "not_found", "conflict", "bundle_stale", "checkpoint_invalid", *SIGNERS, "not_ready"
+    ),
+)  # fmt: skip
 def accept_import(bundle_id: schemas.BundleId, site: Site, caller: Operator) -> schemas.Import:
     """Make an import the checkpoint that the next training here starts from; look at signer, history and metrics first."""
     with site.database.write() as session:
-        return _response_bodies(session, [bundle_exchange.accept(session, site.store, bundle_id, caller.actor)])[0]
+        row = bundle_exchange.accept(session, site.store, bundle_id, caller.actor, site.settings.lately)
+        return _response_bodies(session, [row])[0]
 
 
 @router.post("/{bundle_id}/reject", responses=changes("not_found", "conflict"))

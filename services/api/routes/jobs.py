@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from services.api import pages, schemas
 from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
-from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
+from services.api.docs import LOCATION, REPLAYED, SIGNERS, changes, refusals, success
 from services.api.pages import PageQuery
-from services.site import JobPlan, job_plans, jobs, need
+from services.site import JobPlan, job_plans, jobs, need, trust
 from services.site.db import Job
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
         **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | REPLAYED),
         **changes(
             "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing",
-            "checkpoint_invalid", "device_unavailable", "queue_full", "storage_full", "volume_away",
+            "checkpoint_invalid", *SIGNERS, "device_unavailable", "queue_full", "storage_full", "volume_away",
         ),
     },
 )  # fmt: skip
@@ -122,13 +122,14 @@ def cancel_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.J
     status_code=202,
     responses={
         **success(202, "It is in the queue again."),
-        **refusals("forbidden", "not_found", "conflict", "device_unavailable", "storage_full", "volume_away"),
+        **refusals("forbidden", "not_found", "conflict", *SIGNERS, "device_unavailable", "storage_full", "volume_away"),
     },
 )
 def retry_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Job:
     """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
     with site.database.write() as session:
         row = jobs.retry(session, job_id, caller.actor)
+        trust.require_job(session, row)
         need_room(site)
         job_plans.check_gpus(session, row.gpus, site.settings.lately)
         job = schemas.Job.model_validate(row)

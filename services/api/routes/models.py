@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from services.api import pages, schemas
 from services.api.deps import IfMatch, Operator, Site, Viewer
-from services.api.docs import ETAG, Responses, changes, refusals, success
+from services.api.docs import ETAG, SIGNERS, Responses, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import PartQuery, download, note_download, stored
 from services.site import Refusal, registry
@@ -90,7 +90,7 @@ def delete_model(name: schemas.ModelName, version: schemas.Version, site: Site, 
 
 _CHANGED: Responses = {
     **success(200, "What is in production now.", headers=ETAG),
-    **changes("not_found", "conflict", "reason_missing", "precondition_required", "precondition_failed"),
+    **changes("not_found", "conflict", *SIGNERS, "reason_missing", "precondition_required", "precondition_failed"),
 }
 
 

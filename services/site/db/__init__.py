@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from services.site.db import migrate
+    from services.site.db import migrate, roles
     from services.site.db.engine import Database, DatabaseError
     from services.site.db.models import (
         Artifact,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Model,
         ModelName,
         Promotion,
+        RosterCopy,
         Run,
         Token,
         Unneeded,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
-        ["migrate"],
+        ["migrate", "roles"],
         {
             "engine": ["Database", "DatabaseError"],
             "models": [
@@ -58,6 +59,7 @@ else:
                 "Model",
                 "ModelName",
                 "Promotion",
+                "RosterCopy",
                 "Run",
                 "Token",
                 "Unneeded",

@@ -445,6 +445,18 @@ class AuditRecord(Base):
     hash: Mapped[str] = mapped_column(String(64))
 
 
+class RosterCopy(Base):
+    """Holds, in one row, whom the site trusts: a copy of the roster in the folder of keys, for the API, which has none."""
+
+    __tablename__ = "roster"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Always 1."""
+    entries: Mapped[list[Any]]
+    """{fingerprint, name, run, added_at, revoked_at} of each entry."""
+    confirmed_at: Mapped[float] = mapped_column(default=clock())
+    """Time when the folder was last read."""
+
+
 class Worker(Base):
     """Records a worker process and its last heartbeat."""
 

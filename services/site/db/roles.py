@@ -1,0 +1,70 @@
+"""Give API and workers roles of their own in PostgreSQL: they work with rows, and only the owner changes tables.
+
+Both may add to the audit log and read it; neither can change, remove or empty it, drop its triggers, or switch them off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+from sqlalchemy import inspect
+
+from services.site.db.engine import Database, DatabaseError
+
+MANAGED = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Describes a part of the service as the database sees it: its rights where they differ from `MANAGED`."""
+
+    name: str
+    rights: dict[str, tuple[str, ...]]
+
+
+_READ, _ADD = ("SELECT",), ("SELECT", "INSERT")
+PARTS = (
+    Part("api", {"audit": _ADD, "alembic_version": _READ, "roster": _READ}),
+    Part("worker", {"audit": _ADD, "alembic_version": _READ, "tokens": (), "lockouts": ()}),
+)
+
+
+def role_of(owner: str, part: str) -> str:
+    """Return the name of a part's role: `relay_api` and `relay_worker` where the owner is `relay`."""
+    return f"{owner}_{part}"
+
+
+def grant(database: Database, passwords: dict[str, str]) -> list[str]:
+    """Make the roles of API and workers, or renew their rights and passwords; return their names.
+
+    Every table of the schema is covered, so this is called after each migration.
+
+    Args:
+        database: the site's database, opened as its owner.
+        passwords: part -> password; both parts.
+
+    Raises:
+        DatabaseError: it is SQLite, which knows no roles.
+    """
+    if database.sqlite:
+        raise DatabaseError("SQLite has no roles: they are for PostgreSQL")
+    owner = str(database.url.username)
+    with database.engine.connect() as connection:
+        tables = inspect(connection).get_table_names()
+        schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar())
+        run = connection.connection.cursor().execute  # psycopg's own: role names and passwords cannot be parameters
+        run(sql.SQL("REVOKE ALL ON SCHEMA {} FROM PUBLIC").format(sql.Identifier(schema)))
+        for part in PARTS:
+            role = sql.Identifier(role_of(owner, part.name))
+            known = run("SELECT 1 FROM pg_roles WHERE rolname = %s", (role_of(owner, part.name),)).fetchone()
+            verb = sql.SQL("ALTER" if known else "CREATE")  # a new role has no right but to log in
+            run(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, role, sql.Literal(passwords[part.name])))
+            run(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), role))
+            for table in tables:
+                name = sql.Identifier(schema, table)
+                run(sql.SQL("REVOKE ALL ON {} FROM {}").format(name, role))
+                if rights := part.rights.get(table, MANAGED):
+                    run(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(", ".join(rights)), name, role))
+        connection.commit()
+    return [role_of(owner, part.name) for part in PARTS]

@@ -1,0 +1,124 @@
+"""PostgreSQL: API and workers have roles of their own, which cannot touch what was written into the audit log."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from services.site import audit
+from services.site.artifacts import ArtifactStore
+from services.site.db import Database, migrate
+from services.site.settings import load_settings
+from services.trainer.worker_loop import WorkerLoop
+from tests import postgres
+from tests.api.kit import ok, refused, running
+from tests.conftest import Toy
+from tests.services.conftest import SiteKit
+
+PASSWORDS = {part: f"{part}{os.urandom(12).hex()}" for part in ("api", "worker")}
+
+
+@pytest.fixture
+def owner() -> Iterator[str]:
+    """The URL of a schema whose owner is no superuser, before any migration."""
+    with postgres.schema() as server:
+        url = make_url(server)
+        schema = url.query["options"].rpartition("=")[2]
+        with psycopg.connect(postgres.SERVER, autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {schema} LOGIN CREATEROLE")
+            connection.execute(f"ALTER SCHEMA {schema} OWNER TO {schema}")
+            yield url.set(username=schema).render_as_string()
+            connection.execute(f"ALTER SCHEMA {schema} OWNER TO CURRENT_USER")
+            for role in (f"{schema}_api", f"{schema}_worker", schema):
+                if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)).fetchone():
+                    connection.execute(f"DROP OWNED BY {role} CASCADE")
+                    connection.execute(f"DROP ROLE {role}")
+
+
+def migrated(owner: str) -> str:
+    """What `relay migrate` says as the owner."""
+    variables = {
+        "RELAY_DATABASE_URL": owner, "RELAY_DATABASE_PASSWORD": os.urandom(16).hex(),
+        **{f"RELAY_DATABASE_{part.upper()}_PASSWORD": password for part, password in PASSWORDS.items()},
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "relay_core", "migrate"], env={**os.environ, **variables}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def role(owner: str, part: str) -> str:
+    """The URL of a part's role."""
+    url = make_url(owner)
+    return url.set(username=f"{url.username}_{part}").render_as_string()
+
+
+def test_api_and_worker_carry_a_training_through_by_roles_of_their_own(
+    owner: str, tmp_path: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    schema = make_url(owner).username
+    assert f"roles: {schema}_api, {schema}_worker" in migrated(owner)
+    assert migrated(owner)  # again: it renews what is there
+    settings = load_settings(
+        embedded=True, home=tmp_path, data_root=toy.data, database_url=role(owner, "worker"), device="cpu", min_free_mib=1
+    )
+    station = WorkerLoop(settings, lambda: False)
+    worker = SiteKit(settings, station.database, ArtifactStore(settings.artifact_folder))
+    with running(tmp_path, role(owner, "api"), RELAY_DATA_ROOT=str(toy.data)) as site:  # it makes tokens and audits them
+        run = ok(site.operator.post("/api/v1/runs", content=toy.write(sites=1).read_text(),
+                                    headers={"Content-Type": "application/yaml"}), 201)  # fmt: skip
+        body = {"name": "Domain1", "path": "Domain1", "layout": "fundus"}
+        ok(site.operator.post("/api/v1/datasets", json=body), 201)
+        job = site.submit({"kind": "train", "run_id": run["id"]})
+        assert station.work_once()
+        assert (worker.job(job["id"]).state, worker.job(job["id"]).error) == ("succeeded", None)
+        (checkpoint,) = ok(site.viewer.get("/api/v1/checkpoints"))["items"]
+        assert site.operator.get(f"/api/v1/checkpoints/{checkpoint['id']}/download").status_code == 200
+        assert ok(site.anonymous.get("/readyz"))["checks"]["database"]["ok"]
+        ok(site.operator.delete(f"/api/v1/checkpoints/{checkpoint['id']}"), 204)
+        refused(site.client("relay_0123456789_wrong").get("/api/v1/runs"), 401, "unauthenticated")
+    station.close()
+    for part in ("api", "worker"):
+        _cannot_touch_the_audit_log(Database(make_url(role(owner, part))), part)
+
+
+def _cannot_touch_the_audit_log(database: Database, part: str) -> None:
+    refused_statements = [
+        "UPDATE audit SET actor = 'you'", "DELETE FROM audit", "TRUNCATE audit", "DROP TABLE audit",
+        "DROP TRIGGER audit_append_only ON audit", "ALTER TABLE audit DISABLE TRIGGER ALL", "CREATE TABLE mine (i int)",
+        "SET session_replication_role = replica", "CREATE OR REPLACE FUNCTION audit_refuse() RETURNS trigger "
+        "LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$", "UPDATE alembic_version SET version_num = '0001'",
+        {"api": "UPDATE roster SET confirmed_at = 0", "worker": "SELECT hash FROM tokens"}[part],
+        "ALTER ROLE CURRENT_USER CREATEROLE", "COPY audit TO PROGRAM 'cat'",
+    ]  # fmt: skip
+    for statement in refused_statements:
+        with pytest.raises(DBAPIError, match=r"permission|must be|privilege"), database.write() as session:
+            session.execute(text(statement))
+    with database.write() as session:
+        audit.record(session, part, "test", "x")
+        audit.verify(session)
+    database.close()
+
+
+def test_an_api_that_may_not_migrate_says_who_must(owner: str, tmp_path: Path) -> None:
+    migrated(owner)
+    database = Database(make_url(owner))
+    migrate.downgrade(database, "0004")
+    database.close()
+    variables = {
+        "RELAY_DATABASE_URL": role(owner, "api"), "RELAY_DATABASE_PASSWORD": PASSWORDS["api"], "RELAY_HOME": str(tmp_path),
+        "RELAY_SECRET_KEY": os.urandom(16).hex(),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "services.api"]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "may not migrate it: run relay migrate as the database's owner" in done.stderr
