@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ class Chaos:
         self.counts: collections.Counter[str] = collections.Counter()
         self.accepted: dict[str, str] = {}
         self.takeovers: list[float] = []
+        self.backups = 0
         self.running: dict[str, subprocess.Popen] = {} if running is None else {"postgresql": running}
         self.due: dict[str, float] = {}
         with site.database.write() as session:
@@ -113,8 +115,8 @@ class Chaos:
         """One of the faults, at random."""
         kind = self.random.choices(
             ["kill training", "kill worker", "kill api", "kill reconciler", "freeze worker", "flush redis", "kill redis",
-             "cancel", "fill disk", "hide volume", "set clock", "hang up", "kill postgresql"],
-            [5, 5, 3, 2, 2, 3, 2, 3, 3 if self.volumes else 0, 3 if self.volumes else 0, 3, 3, 4 if self.server else 0],
+             "cancel", "fill disk", "hide volume", "set clock", "hang up", "restore", "kill postgresql"],
+            [5, 5, 3, 2, 2, 3, 2, 3, 3 if self.volumes else 0, 3 if self.volumes else 0, 3, 3, 2, 4 if self.server else 0],
         )[0]  # fmt: skip
         done = getattr(self, "_" + kind.replace(" ", "_"))()
         if done:
@@ -173,8 +175,8 @@ class Chaos:
         return True
 
     def _hide_volume(self) -> bool:
-        """Take the artifacts' volume away for a while: nothing may be written to the folder left in its place."""
-        with vanished(self.volumes[0]) as place:
+        """Take a volume away for a while: nothing may be written to the folder that is left in its place."""
+        with vanished(self.random.choice(self.volumes)) as place:
             self._go_on(self.random.uniform(0.5, 6.0))
             strays = sorted(path.name for path in place.iterdir())
         assert not strays, strays
@@ -187,14 +189,44 @@ class Chaos:
         """
         seconds = self.random.choice([-3, 3]) * 3600.0
         if self.random.random() < 0.5:
-            for name in [name for name in self.running if name not in ("postgresql", "redis")]:
-                end(self.running[name])
+            self._power_off()
         with self._database_is_back(), self.site.database.write() as session:
             for table in Base.metadata.sorted_tables:
                 moved = {c.name: c + seconds for c in table.c if c.name in TIMES and table is not AuditRecord.__table__}
                 if moved:
                     session.execute(update(table).values(moved))
         return True
+
+    def _power_off(self) -> None:
+        for name, process in self.running.items():
+            if name not in ("postgresql", "redis"):
+                end(process)
+
+    def _restore(self) -> bool:
+        """Back the site up while it works, and restore that some work later; jobs that were asked for since are gone."""
+        self.backups += 1
+        backup = self.folder / f"backup-{self.backups}"
+        if self._relay("backup", "--out", str(backup)).returncode != 0:
+            return False  # the database was away
+        self._go_on(self.random.uniform(0.5, 5.0))
+        self._power_off()
+        self.site.database.close()
+        time.sleep(self.site.settings.lately + 1)
+        if self.server is not None:
+            until(self.server.ready, 60, "the database answers")
+        done = self._relay("restore", str(backup), "--replace")
+        assert done.returncode == 0, done.stderr
+        shutil.rmtree(backup)
+        with self.site.database.read() as session:
+            known = set(session.scalars(select(Job.id)))
+        self.accepted = {key: job_id for key, job_id in self.accepted.items() if job_id in known}
+        self._go_on(self.random.uniform(0.5, 5.0))
+        with self._database_is_back():
+            return self._relay("artifacts", "confirm").returncode == 0
+
+    def _relay(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "relay_core", *arguments]
+        return subprocess.run(command, env=self.site.environment(), capture_output=True, text=True, check=False)
 
     def _hang_up(self) -> bool:
         """What a terminal that closes sends: to a training, or to a worker."""
