@@ -4,7 +4,7 @@ VENV := .venv
 RELAY := $(VENV)/bin/relay
 OMS := .venv-oms
 
-.PHONY: install demo ops test check clean
+.PHONY: install demo ops bench test check clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,9 @@ demo: install
 
 ops: install # the compiled ops: for this CPU where there is g++, for GPUs where there is nvcc
 	$(VENV)/bin/python -m relay_core.cuda.build
+
+bench: ops # the quick tables of benchmarks/RESULTS.md: minutes on two cores that have nothing else to do
+	$(VENV)/bin/python -m benchmarks.series --steps benchmarks/quick.txt --out benchmarks/results/bench
 
 test: install $(OMS)/.installed
 	RELAY_OMS_PYTHON=$(CURDIR)/$(OMS)/bin/python $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile

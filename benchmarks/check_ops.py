@@ -1,6 +1,6 @@
 """Whether the ops are right on a device: the library tries itself out, their tests, and the tools of compute-sanitizer.
 
-    python -m benchmarks.check_ops tests        # builds the device's library first, where it is missing
+    python -m benchmarks.check_ops tests        # builds the GPU's library first, where it is missing
     python -m benchmarks.check_ops sanitizer
 
 The tests are those of tests/cuda in the device's own form (`RELAY_TEST_FORMS`). Under compute-sanitizer the library tries
@@ -47,15 +47,13 @@ def measure(args: argparse.Namespace, record: Record) -> None:
 
 
 def build_missing(device: torch.device, record: Record) -> None:
-    """Compile the library of this device, for no other GPU, unless one is there."""
-    gpu = device.type == "cuda"
-    if not (native.FOLDER / native.file_name("cuda" if gpu else "host")).is_file():
+    """Compile the library of this GPU, for no other, unless one is there."""
+    if device.type == "cuda" and not (native.FOLDER / native.file_name("cuda")).is_file():
+        major, minor = torch.cuda.get_device_capability(device)
+        begin = time.monotonic()
         try:
-            if gpu:
-                major, minor = torch.cuda.get_device_capability(device)
-                build.build_cuda(native.FOLDER, architectures=(10 * major + minor,))
-            else:
-                build.build_host(native.FOLDER)
+            build.build_cuda(native.FOLDER, architectures=(10 * major + minor,))
+            record.facts["build_seconds"] = round(time.monotonic() - begin, 1)
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
             record.note(f"The library was not built: {error}")
         loader.forget()
@@ -67,10 +65,11 @@ def tests(device: torch.device, args: argparse.Namespace, table: Table) -> None:
     self_check(args, table, [], "the library tries itself out")
     form = loader.backend(device.type, device.index)
     report = ROOT / f".pytest-ops-{os.getpid()}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default"]
     command += [*(f"tests/cuda/{name}" for name in FILES), f"--junitxml={report}", *(["-k", args.only] if args.only else [])]
     try:
-        code, seconds, said = timed(command, args.seconds, RELAY_TEST_FORMS=form)
+        plain = {"RELAY_TEST_FORMS": form, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        code, seconds, said = timed([*command, "-p", "no:cacheprovider"], args.seconds, **plain)
         found = ElementTree.parse(report).getroot().find("testsuite") if report.is_file() else None
         counts = (
             ""

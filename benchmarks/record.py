@@ -6,8 +6,8 @@ A script has two functions and a line:
     def measure(args, record): ...                  # record.table(...), then a row after the other
     main = script(__doc__, arguments, measure, toy={"repeat": 1})
 
-`--toy` takes the sizes of a test; `--json FILE` writes the record, anew with every row, so that a run that is cut short
-leaves what it had. Rows are printed as Markdown as they come.
+`--toy` takes the sizes of a test, whatever else is given. `--json FILE` writes the record, anew with every row, so that a
+run that is cut short leaves what it had. Rows are printed as Markdown as they come.
 """
 
 from __future__ import annotations
@@ -144,19 +144,21 @@ def script(
         doc: the script's docstring; its first line says what it does.
         arguments: adds the script's options.
         measure: measures, and fills the record.
-        toy: defaults of the options under `--toy`.
+        toy: what the options are under `--toy`.
     """
     name = Path(measure.__code__.co_filename).stem
 
     def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         given = list(sys.argv[1:] if argv is None else argv)
         parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
-        parser.add_argument("--toy", action="store_true", help="the sizes of a test; the figures mean nothing")
+        parser.add_argument(
+            "--toy", action="store_true", help="the sizes of a test, whatever else is given; the figures mean nothing"
+        )
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
         arguments(parser)
-        if "--toy" in given:
-            parser.set_defaults(**toy)
         args = parser.parse_args(given)
+        if args.toy:
+            vars(args).update(toy)
         record = Record(name, args, given)
         measure(args, record)
         return record.finish()

@@ -1,7 +1,7 @@
-"""Seconds of a training iteration, split by phase; or with the compiled ops and without them, in turn.
+"""Seconds of a training iteration, split by phase; and with the compiled ops and without them, in turn.
 
     python -m benchmarks.train fundus-cpu
-    python -m benchmarks.train fundus-cpu --compare --threads 1
+    python -m benchmarks.train fundus-cpu --tables compare --threads 1
 
 Images are random: only time is measured. `iteration` is a whole step without the lazy regularisations, and `with path
 length + R1` one that has both. A phase is timed inside such an iteration of a second site, with replay; where it is called
@@ -57,16 +57,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--compare", action="store_true", help="whole iterations, with and without the compiled ops")
+    parser.add_argument("--tables", nargs="+", choices=["phases", "compare"], default=["phases"])
 
 
 def measure(args: argparse.Namespace, record: Record) -> None:
-    """Fill one table."""
+    """Fill the tables: iterations by phase, or whole ones with and without the compiled ops."""
     torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     settings = {recipe: load_run(recipe, args.set).site(1) for recipe in args.recipes}
-    if args.compare:
+    if "compare" in args.tables:
         compare(settings, device, args.repeat, record)
+    if "phases" not in args.tables:
         return
     found = {recipe: phases(one, device, args.repeat) for recipe, one in settings.items()}
     table = record.table("Seconds of an iteration, medians", {str(device): "", **dict.fromkeys(found, ".3f")})
@@ -174,7 +175,7 @@ def split(run: Callable[[], None], parts: dict[str, tuple[Any, str]], repeat: in
     return {name: statistics.median(each) for name, each in rounds.items()}
 
 
-main = script(__doc__, arguments, measure, toy={"set": TOY, "repeat": 1, "threads": 1})
+main = script(__doc__, arguments, measure, toy={"set": TOY, "repeat": 1, "threads": 1, "recipes": ["fundus-cpu"]})
 
 if __name__ == "__main__":
     main()

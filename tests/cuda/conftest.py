@@ -1,7 +1,8 @@
 """The compiled libraries, built once a session into a folder of their own; without a compiler the tests say so.
 
 A test with `form` runs in every form of the ops that this machine has: torch's own operations and the host library on the
-CPU, and the kernels where there is a GPU; tensors that it makes are then on that. `RELAY_TEST_FORMS=cuda` leaves the others out.
+CPU, and the kernels where there is a GPU; tensors that it makes are then on that. `RELAY_TEST_FORMS=cuda` leaves the others
+out.
 """
 
 import os
