@@ -20,7 +20,8 @@ demo: install
 ops: install # the compiled ops: for this CPU where there is g++, for GPUs where there is nvcc
 	$(VENV)/bin/python -m relay_core.cuda.build
 
-bench: ops # the quick tables of benchmarks/RESULTS.md: minutes on two cores that have nothing else to do
+bench: install # the quick tables of benchmarks/RESULTS.md: minutes on two cores that have nothing else to do
+	-$(VENV)/bin/python -m relay_core.cuda.build --only host
 	$(VENV)/bin/python -m benchmarks.series --steps benchmarks/quick.txt --out benchmarks/results/bench
 
 test: install $(OMS)/.installed

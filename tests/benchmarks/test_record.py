@@ -1,6 +1,5 @@
 """What a record says of a run, and how a series deals with steps that fail or take too long."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -116,21 +115,3 @@ def test_what_is_missing_is_named_with_the_way_to_bring_it(tmp_path):
     assert "missing here: no-such-package\n" in done.stderr
     assert "pip download --no-deps --dest wheels" in done.stderr
     assert needs.missing(needs.listed(ROOT / "benchmarks/on_gpu.txt")) == []
-
-
-class Parsed(Exception):
-    """The arguments were understood."""
-
-
-def test_steps_of_the_lists_are_benchmarks_that_know_their_arguments(monkeypatch):
-    def stop(*_):
-        raise Parsed
-
-    monkeypatch.setattr(record, "Record", stop)
-    for name in ("quick.txt", "gpu.txt"):
-        lines = [line for line in (ROOT / "benchmarks" / name).read_text().splitlines() if line and line[0] != "#"]
-        steps = [series.Step.read(line) for line in lines]
-        assert len({step.name for step in steps}) == len(steps)
-        for step in steps:
-            with pytest.raises(Parsed):
-                importlib.import_module(f"benchmarks.{step.words[0]}").main(step.words[1:])
