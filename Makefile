@@ -7,7 +7,7 @@ BUILD := .venv-build
 RELEASE_KEYS ?= release-keys
 IMAGES ?=
 
-.PHONY: install demo ops test check hashes sbom release clean
+.PHONY: install demo ops bench test check hashes sbom release clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,10 @@ demo: install
 
 ops: install # the compiled ops: for this CPU where there is g++, for GPUs where there is nvcc
 	$(VENV)/bin/python -m relay_core.cuda.build
+
+bench: install # the quick tables of benchmarks/RESULTS.md: minutes on two cores that have nothing else to do
+	-$(VENV)/bin/python -m relay_core.cuda.build --only host
+	$(VENV)/bin/python -m benchmarks.series --steps benchmarks/quick.txt --out benchmarks/results/bench
 
 test: install $(OMS)/.installed
 	RELAY_OMS_PYTHON=$(CURDIR)/$(OMS)/bin/python $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile

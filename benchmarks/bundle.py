@@ -1,10 +1,10 @@
 """What a bundle costs: its size beside the checkpoint, time and memory for 2 GB, and what half precision does to the scores.
 
-    python benchmarks/bundle.py size
-    python benchmarks/bundle.py speed --work /tmp
-    python benchmarks/bundle.py half --trained demo/relay --data demo/phantoms
+    python -m benchmarks.bundle size
+    python -m benchmarks.bundle speed --work /tmp
+    python -m benchmarks.bundle half --trained demo/relay --data demo/phantoms
 
-Each step runs in a process of its own; its peak memory is what the kernel counted for it.
+In `speed` each step runs in a process of its own; its peak memory is what the kernel counted for it.
 """
 
 from __future__ import annotations
@@ -16,104 +16,92 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import trained
+from benchmarks.record import Record, script
+from relay_core.bundle import KeyFolder, KnownRelays, Provenance, export_bundle, import_bundle
+from relay_core.config import load_run
+
+if TYPE_CHECKING:
+    from relay_core.engine import Checkpoint
 
 LARGE = """
 common:
   dataset: {name: fundus, kwargs: {img_size: 256}}
   strategy: {name: baseline}
-  model: {name: U-Net, kwargs: {backbone: plain, base_channels: 256}}
+  model: {name: U-Net, kwargs: {backbone: plain, base_channels: %d}}
   train: {num_mimgs: 16e-6, batch_size: 16, loss: {name: explog}}
 all_tasks_datasets:
 - kwargs: {task_id: 1, task_name: A, img_folder: A}
 - kwargs: {task_id: 2, task_name: B, img_folder: B}
 current_tasks: {task_ids: [1, 2]}
 """
-"""Networks of 2 GB in single precision."""
+"""Networks of 2 GB in single precision, at 256 feature maps."""
+CHECKPOINT = "task_1/step-00000001.safetensors"
 
 
-def main() -> None:
-    """Run one part and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["size", "speed", "half", "step"])
-    parser.add_argument("rest", nargs="*")
-    parser.add_argument("--work", type=Path, default=None, help="where the files go meanwhile; `speed` needs 15 GB")
-    parser.add_argument("--trained", type=Path, default=Path("demo/relay"), help="a trained relay with its run.yaml")
-    parser.add_argument("--data", type=Path, default=Path("demo/phantoms"), help="its data")
-    args = parser.parse_args()
-    if args.part == "step":
-        _STEPS[args.rest[0]](*map(Path, args.rest[1:]))
-        return
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("part", nargs="?", choices=["size", "speed", "half"], default="size")
+    trained.arguments(parser)  # of the relay that `half` trains; --set: also over recipe fundus in `size`
+    parser.add_argument("--width", type=int, default=256, help="speed: feature maps of the U-Net")
+    parser.add_argument("--forms", nargs="+", choices=["plain", "sealed", "half"], default=["plain", "sealed", "half"])
+    parser.add_argument("--work", type=Path, help="where the files go meanwhile; `speed` needs 15 GB")
+    parser.add_argument(
+        "--trained", type=Path, help="half: a trained relay with its run.yaml; default: trained now, briefly"
+    )
+    parser.add_argument("--data", type=Path, default=Path("demo/phantoms"), help="half: its data")
+
+
+def measure(args: argparse.Namespace, record: Record) -> None:
+    """Fill the table of one part."""
     with tempfile.TemporaryDirectory(dir=args.work) as work:
-        if args.part == "half":
-            _half(Path(work), args.trained, args.data)
-        else:
-            {"size": _size, "speed": _speed}[args.part](Path(work))
-
-
-def _run(*command: object) -> tuple[float, float]:
-    """Seconds and peak MB of a command; this process is small, since a child's peak begins with its parent's."""
-    begin = time.monotonic()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"failed: {command}")
-    return time.monotonic() - begin, usage.ru_maxrss / 1e3
-
-
-def _relay(*arguments: object) -> tuple[float, float]:
-    return _run(sys.executable, "-m", "relay_core", *arguments)
-
-
-def _step(name: str, *arguments: object) -> tuple[float, float]:
-    return _run(sys.executable, __file__, "step", name, *arguments)
-
-
-def _keys(work: Path) -> None:
-    """A sender `a` and a receiver `b` that trust each other."""
-    for name in "ab":
-        _relay("keys", "create", "--keys", work / name, "--name", name, "--generate-passphrase")
-    _relay("keys", "trust", work / "b" / "card.json", "--keys", work / "a")
-    _relay("keys", "trust", work / "a" / "card.json", "--keys", work / "b")
+        folder = Path(work)
+        for name in "ab":
+            KeyFolder(folder / name).create(name, KeyFolder(folder / name).keep_passphrase())
+        for name, other in ("ab", "ba"):  # a sender and a receiver that trust each other
+            keys = KeyFolder(folder / name)
+            roster = keys.roster
+            roster.trust(KeyFolder(folder / other).card)
+            keys.save(roster)
+        {"size": size, "speed": speed, "half": half}[args.part](folder, args, record)
 
 
 # --- size ---
 
 
-def _size(work: Path) -> None:
-    _keys(work)
-    _step("fundus", work)
-    run = work / "run.yaml"
-    _relay("export", work / "task_1", "--run", run, "--keys", work / "a", "--out", work / "one" / "one.relay")
-    options = ["--run", run, "--keys", work / "a", "--parent", work / "one/bundle/provenance.json"]
-    print("| recipe fundus, second site | MB | of the checkpoint |\n|---|--:|--:|")
-    (checkpoint,) = (work / "task_2").glob("*.safetensors")
-    full = checkpoint.stat().st_size
-    print(f"| training checkpoint | {full / 1e6:.1f} | |")
-    for name, more in (("bundle, float32", []), ("bundle, --half", ["--half"])):
-        _relay("export", checkpoint, *options, *more, "--out", work / "two.relay")
-        size = (work / "two.relay").stat().st_size
-        print(f"| {name} | {size / 1e6:.1f} | {size / full:.1%} |", flush=True)
+def size(work: Path, args: argparse.Namespace, record: Record) -> None:
+    """Megabytes of a bundle, of untrained checkpoints as the first two sites leave them."""
+    (work / "run.yaml").write_text(load_run("fundus", args.set).canonical())
+    run, keys = load_run(work / "run.yaml"), KeyFolder(work / "a")
+    first, second = _untrained(work, 2)
+    export_bundle(first, run, keys, work / "one/one.relay")
+    parent = Provenance.read(work / "one/bundle/provenance.json")
+    table = record.table("Size of a bundle", {"recipe fundus, second site": "", "MB": ".1f", "of the checkpoint": ".1%"})
+    full = second.stat().st_size
+    table.add("training checkpoint", full / 1e6, None)
+    for name, narrow in (("bundle, float32", False), ("bundle, --half", True)):
+        made = export_bundle(second, run, keys, work / "two.relay", parent=parent, half=narrow).size
+        table.add(name, made / 1e6, made / full)
 
 
-def _make_fundus(work: Path) -> None:
-    """Checkpoints as the first two sites leave them, untrained: every tensor is there, optimizers' included."""
+def _untrained(work: Path, sites: int) -> list[Path]:
+    """Checkpoints as the first sites leave them, untrained: every tensor is there, optimizers' included."""
     import torch
 
-    from relay_core.config import load_run
     from relay_core.engine import checkpoint
     from relay_core.strategies import make_strategy
 
-    run = load_run("fundus")
-    (work / "run.yaml").write_text(run.canonical())
-    cpu = torch.device("cpu")
-    run = load_run(work / "run.yaml")
-    for count in (1, 2):
-        sites = [run.site(i) for i in run.task_ids[:count]]
-        strategy = make_strategy(sites[-1].without_pretraining(), cpu)
-        for settings in sites:
-            strategy.begin_site(settings.name, 100)
+    run, cpu, written = load_run(work / "run.yaml"), torch.device("cpu"), []
+    for count in range(1, sites + 1):
+        settings = [run.site(i) for i in run.task_ids[:count]]
+        last = settings[-1]
+        strategy = make_strategy(last.without_pretraining(), cpu)
+        for one in settings:
+            strategy.begin_site(one.name, 100)
         for name in ("old_D_label", "old_D_img"):  # they end with the first stage
             strategy.networks.pop(name, None)
         for updater in strategy.updaters.values():
@@ -123,49 +111,63 @@ def _make_fundus(work: Path) -> None:
             for parameter in updater.parameters:
                 parameter.grad = None
         state, tensors = checkpoint.collect(strategy, cpu)
-        last = sites[-1]
         meta = {
             "run": run.digest, "site": last.name, "task_id": last.task_id, "strategy": strategy.name, "consumed": 0,
             "images": 100, "steps": 1, "settings": last.shared(), **state,
         }  # fmt: skip
-        checkpoint.write(work / f"task_{last.task_id}", 1, meta, tensors)
+        written.append(checkpoint.write(work / f"task_{last.task_id}", 1, meta, tensors).path)
+    return written
 
 
 # --- speed ---
 
 
-def _speed(work: Path) -> None:
-    _keys(work)
+def speed(work: Path, args: argparse.Namespace, record: Record) -> None:
+    """Seconds and memory of export and import, each in a process of its own."""
     run = work / "run.yaml"
-    run.write_text(LARGE)
+    run.write_text(LARGE % args.width)
     _step("large", work)
-    print("| 2 GB | seconds | peak MB |\n|---|--:|--:|")
-    exported: dict[str, Path] = {}
-    for name, more in (("plain", []), ("sealed", ["--to", "b"]), ("half", ["--half"])):
-        exported[name] = work / name / f"{name}.relay"
-        cost = _relay("export", work / "task_1", "--run", run, "--keys", work / "a", "--out", exported[name], *more)
-        _say(f"export, {name}", exported[name], cost)
-    _step("layout", work)
-    for name, path in exported.items():
-        out = work / "in" / name
+    table = record.table("Time and memory of a bundle", {"step": "", "GB": ".2f", "seconds": ".1f", "peak MB": ".0f"})
+    options = {"plain": [], "sealed": ["--to", "b"], "half": ["--half"]}
+    exported = {form: work / form / f"{form}.relay" for form in args.forms}
+    for form, path in exported.items():
+        cost = _relay("export", work / "task_1", "--run", run, "--keys", work / "a", "--out", path, *options[form])
+        table.add(f"export, {form}", path.stat().st_size / 1e9, *cost)
+    layout = _step("layout", work)
+    for form, path in exported.items():
+        out = work / "in" / form
         cost = _relay("import", path, "--run", run, "--site", 2, "--keys", work / "b", "--out", out)
-        _say(f"import, {name}", path, cost)
-        (out / "task_1/step-00000001.safetensors").unlink()
-    for name in ("plain", "sealed"):
-        _say(f"import, {name}, without torch", exported[name], _step("receive", work, exported[name], work / "bare" / name))
-        (work / "bare" / name / "task_1/step-00000001.safetensors").unlink()
-    _say("(torch and the layout alone)", None, _step("layout", work))
+        table.add(f"import, {form}", path.stat().st_size / 1e9, *cost)
+        (out / CHECKPOINT).unlink()
+    for form in (one for one in ("plain", "sealed") if one in exported):
+        cost = _step("receive", work, exported[form], work / "bare" / form)
+        table.add(f"import, {form}, without torch", exported[form].stat().st_size / 1e9, *cost)
+        (work / "bare" / form / CHECKPOINT).unlink()
+    table.add("(torch and the layout alone)", None, *layout)
 
 
-def _say(name: str, path: Path | None, cost: tuple[float, float]) -> None:
-    size = f" ({path.stat().st_size / 1e9:.2f} GB)" if path else ""
-    print(f"| {name}{size} | {cost[0]:.1f} | {cost[1]:.0f} |", flush=True)
+def _run(*command: object) -> tuple[float, float]:
+    """Seconds and peak MB of a command; this process is small, since a child's peak begins with its parent's."""
+    begin = time.monotonic()
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if status:
+        sys.exit(f"failed: {' '.join(map(str, command))}")
+    return time.monotonic() - begin, usage.ru_maxrss / 1e3
+
+
+def _relay(*arguments: object) -> tuple[float, float]:
+    return _run(sys.executable, "-m", "relay_core", *arguments)
+
+
+def _step(name: str, *arguments: object) -> tuple[float, float]:
+    return _run(sys.executable, "-m", "benchmarks.bundle", STEP, name, *arguments)
 
 
 def _make_large(work: Path) -> None:
     import torch
 
-    from relay_core.config import load_run
     from relay_core.engine import checkpoint, hand_over_layout
 
     run = load_run(work / "run.yaml")
@@ -183,7 +185,6 @@ def _make_large(work: Path) -> None:
 
 
 def _write_layout(work: Path) -> None:
-    from relay_core.config import load_run
     from relay_core.engine import hand_over_layout
 
     (work / "layout.json").write_text(json.dumps(hand_over_layout(load_run(work / "run.yaml").site(1))))
@@ -191,40 +192,65 @@ def _write_layout(work: Path) -> None:
 
 def _receive(work: Path, path: Path, out: Path) -> None:
     """An import whose layout somebody else has computed."""
-    from relay_core.bundle import KeyFolder, KnownRelays, import_bundle
-    from relay_core.config import load_run
-
     layout = {name: (dtype, tuple(shape)) for name, (dtype, shape) in json.loads((work / "layout.json").read_text()).items()}
     run = load_run(work / "run.yaml")
     import_bundle(path, KnownRelays({run.digest: (run, 2)}, []), KeyFolder(work / "b"), out, lambda settings: layout)
     assert "torch" not in sys.modules
 
 
+STEP, STEPS = "step", {"large": _make_large, "layout": _write_layout, "receive": _receive}
+"""What runs in a process of its own: `python -m benchmarks.bundle step NAME FOLDER...`."""
+
+
 # --- half precision ---
 
 
-def _half(work: Path, trained: Path, data: Path) -> None:
-    _keys(work)
-    run = trained / "run.yaml"
-    print("| after | test set | Dice, float32 | Dice, half | difference |\n|---|---|--:|--:|--:|")
-    parent: list[object] = []
-    for folder in sorted(trained.glob("task_*")):
+def half(work: Path, args: argparse.Namespace, record: Record) -> None:
+    """Dice of the checkpoints that bundles of either precision become, on every test set."""
+    relay, data = (args.trained, args.data) if args.trained else trained.short_relay(work, args)
+    run, parent = load_run(relay / "run.yaml"), None
+    heads = {"after": "", "test set": "", "Dice, float32": ".5f", "Dice, half": ".5f", "difference": "+.5f"}
+    table = record.table("What half precision costs", heads)
+    for folder in sorted(relay.glob("task_*")):
+        (newest,) = sorted(folder.glob("step-*.safetensors"))[-1:]
         scores = {}
-        for name, more in (("full", []), ("half", ["--half"])):
+        for name, narrow in (("full", False), ("half", True)):
             path = work / folder.name / name / "out.relay"
-            _relay("export", folder, "--run", run, "--keys", work / "a", "--out", path, *parent, *more)
-            _relay("import", path, "--run", run, "--keys", work / "b", "--out", path.parent / "in", "--evaluate")
-            (imported,) = (path.parent / "in").glob("task_*")
-            _relay("evaluate", imported, "--run", run, "--data-root", data, "--out", path.parent / "scored")
-            scores[name] = json.loads((path.parent / "scored/scores.json").read_text())["scores"]
-        for site, row in scores["full"].items():
-            a, b = (scores[name][site]["dice_per_sample"] for name in ("full", "half"))
-            assert row["dice_per_sample"] == a
-            print(f"| {folder.name} | {site} | {a:.5f} | {b:.5f} | {b - a:+.5f} |", flush=True)
-        parent = ["--parent", work / folder.name / "full/bundle/provenance.json"]
+            export_bundle(newest, run, KeyFolder(work / "a"), path, parent=parent, half=narrow)
+            scores[name] = _dice(_imported(path, run, KeyFolder(work / "b")), run, data)
+        before = json.loads((folder / "scores.json").read_text())["scores"]
+        for site, full in scores["full"].items():
+            assert before[site]["dice_per_sample"] == full, "a bundle in full precision is the checkpoint"
+            table.add(folder.name, site, full, scores["half"][site], scores["half"][site] - full)
+        parent = Provenance.read(work / folder.name / "full/bundle/provenance.json")
 
 
-_STEPS = {"fundus": _make_fundus, "large": _make_large, "layout": _write_layout, "receive": _receive}
+def _imported(path: Path, run: Any, keys: KeyFolder) -> Checkpoint:
+    from relay_core.engine import checkpoint, hand_over_layout
+
+    known = KnownRelays({run.digest: (run, None)}, [])
+    return checkpoint.find(import_bundle(path, known, keys, path.parent / "in", hand_over_layout, evaluate=True)[1], print)
+
+
+def _dice(found: Checkpoint, run: Any, data: Path) -> dict[str, float]:
+    import torch
+
+    from relay_core.engine import evaluate_checkpoint
+
+    scores, _ = evaluate_checkpoint(found, run, data, torch.device("cpu"), None)
+    return {site: row["dice_per_sample"] for site, row in scores.items()}
+
+
+_measured = script(__doc__, arguments, measure, toy={**trained.TOY_RELAY, "forms": ["plain"], "width": 4})
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure; or run one step of `speed`."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == [STEP]:
+        STEPS[given[1]](*map(Path, given[2:]))
+        return {}
+    return _measured(given)
 
 
 if __name__ == "__main__":

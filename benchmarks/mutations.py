@@ -1,6 +1,6 @@
 """Mutated files of every format sent to `predict`, while a bystander calls too: who fails, how long it takes, what grows.
 
-python -m benchmarks.mutations [--files 10000] [--seed 0] [--attackers 2]
+    python -m benchmarks.mutations [--files 10000] [--seed 0] [--attackers 2]
 
 The attackers share one token; the bystander has another, and sends a small picture to `predict` and a tensor to `/v2` in
 turn. An attacker's answer may be anything but a failure of the service (a status of 500 or more, a connection that breaks).
@@ -25,9 +25,9 @@ import numpy as np
 import pydicom
 from PIL import Image
 
-from benchmarks.predict import PORT, held, model
-from benchmarks.serve import register
-from benchmarks.site import Site, running
+from benchmarks import served
+from benchmarks.record import Record, script
+from benchmarks.site import Site, held, running
 from services.site import auth
 
 
@@ -137,10 +137,10 @@ def hostile(files: list[bytes], chance: random.Random) -> bytes:
 def attack(site: Site, token: str, files: list[bytes], count: int, seed: int, answers: collections.Counter[str]) -> None:
     """Send mutated files, one after the other."""
     chance = random.Random(seed)
-    path = f"{site.url}/api/v1/models/bench/predict"
+    path = f"{site.url}/api/v1/models/{served.NAME}/predict"
     with httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=300) as client:
         for _ in range(count):
-            content = mutated(chance.choice(files), chance)
+            content = hostile(files, chance)
             try:
                 answer = client.post(
                     path, content=content, params={"output": chance.choice(("measurements", "nifti", "all"))}
@@ -152,75 +152,90 @@ def attack(site: Site, token: str, files: list[bytes], count: int, seed: int, an
 
 
 def stand_by(site: Site, over: threading.Event, times: dict[str, list[float]], failures: list[str]) -> None:
-    """Call the model as a clinician's systems do."""
+    """Call the model as a clinician's systems do, once at least."""
     small = seeds()["PNG"][0]
     values = np.zeros((1, 3, 32, 32), np.float32)
     tensor = {"name": "image", "shape": list(values.shape), "datatype": "FP32", "data": values.ravel().tolist()}
     calls: dict[str, Callable[[httpx.Client], httpx.Response]] = {
-        "predict": lambda client: client.post(f"{site.url}/api/v1/models/bench/predict", content=small),
+        "predict": lambda client: client.post(f"{site.url}/api/v1/models/{served.NAME}/predict", content=small),
         "infer": lambda client: client.post(
-            f"{site.url}/v2/models/bench/infer", json={"inputs": [tensor], "outputs": [{"name": "looks"}]}
+            f"{site.url}/v2/models/{served.NAME}/infer", json={"inputs": [tensor], "outputs": [{"name": "looks"}]}
         ),
     }
     with httpx.Client(headers={"Authorization": f"Bearer {site.token}"}, timeout=300) as client:
-        while not over.is_set():
+        while True:
             for name, call in calls.items():
                 began = time.perf_counter()
                 answer = call(client)
                 times[name].append((time.perf_counter() - began) * 1e3)
                 if answer.status_code != 200:
                     failures.append(f"{name}: {answer.status_code} {answer.text[:200]}")
-            over.wait(0.05)
+            if over.wait(0.05):
+                return
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=10_000, help="Of each format.")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    served.arguments(parser, "phantom")
+    parser.add_argument("--files", type=int, default=10_000, help="of each format")
+    parser.add_argument("--formats", nargs="+", default=["nothing", *seeds()], help="of these formats")
     parser.add_argument("--attackers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with running(PORT, RELAY_SERVE_DEVICE="cpu", RELAY_MIN_FREE_MIB="1") as site:
-        register(site, model())
+    parser.add_argument("--idle", type=float, default=20, help="seconds of the bystander alone")
+
+
+COLUMNS = {
+    "format": "", "answers to the attacker": "", "predict p50 ms": ".0f", "predict p99 ms": ".0f", "infer p50 ms": ".0f",
+    "infer p99 ms": ".0f", "failed": "d", "API MiB": ".0f",
+}  # fmt: skip
+
+
+def measure(args: argparse.Namespace, record: Record) -> None:
+    """Fill the table: latencies are the bystander's, and so is `failed`."""
+    with running(RELAY_SERVE_DEVICE="cpu", RELAY_MIN_FREE_MIB="1") as site:
+        served.register(site, served.model(args.recipe, tuple(args.set)))
         with site.database.write() as session:
             _, token = auth.create_token(session, site.settings.key, "attacker", "viewer")
-        print(
-            "| format | answers to the attacker | bystander predict p50 / p99 ms | infer p50 / p99 ms | failed | API MiB |"
-        )
-        print("|---|---|--:|--:|--:|--:|")
-        for name, files in {"nothing": [], **seeds()}.items():
-            answers: collections.Counter[str] = collections.Counter()
-            times: dict[str, list[float]] = {"predict": [], "infer": []}
-            failures: list[str] = []
-            over = threading.Event()
-            bystander = threading.Thread(target=stand_by, args=(site, over, times, failures))
-            bystander.start()
-            each = args.files // args.attackers
-            attackers = [
-                threading.Thread(target=attack, args=(site, token, files, each, args.seed * 1000 + i, answers))
-                for i in range(args.attackers)
-            ]
-            if files:
-                for one in attackers:
-                    one.start()
-                for one in attackers:
-                    one.join()
-            else:
-                time.sleep(20)
-            over.set()
-            bystander.join()
-            spans = [f"{np.percentile(times[way], 50):.0f} / {np.percentile(times[way], 99):.0f}" for way in times]
-            cells = [
-                name,
-                json.dumps(dict(answers.most_common())),
-                *spans,
-                str(len(failures)),
-                f"{held(site.process.pid):.0f}",
-            ]
-            print(f"| {' | '.join(cells)} |", flush=True)
+        table = record.table("Images from strangers", COLUMNS)
+        for name in args.formats:
+            answers, times, failures = under_attack(site, token, seeds().get(name, []), args)
+            spans = (float(np.percentile(times[way], share)) for way in times for share in (50, 99))
+            said = json.dumps(dict(answers.most_common()))
+            table.add(name, said, *spans, len(failures), held(site.process.pid))
             for failure in failures[:5]:
-                print(failure, flush=True)
+                record.note(failure)
 
+
+def under_attack(
+    site: Site, token: str, files: list[bytes], args: argparse.Namespace
+) -> tuple[collections.Counter[str], dict[str, list[float]], list[str]]:
+    """Answers to the attackers, the bystander's milliseconds by call, and its failures; without files nobody attacks."""
+    answers: collections.Counter[str] = collections.Counter()
+    times: dict[str, list[float]] = {"predict": [], "infer": []}
+    failures: list[str] = []
+    over = threading.Event()
+    bystander = threading.Thread(target=stand_by, args=(site, over, times, failures))
+    bystander.start()
+    each = args.files // args.attackers
+    attackers = [
+        threading.Thread(target=attack, args=(site, token, files, each, args.seed * 1000 + i, answers))
+        for i in range(args.attackers if files else 0)
+    ]
+    for one in attackers:
+        one.start()
+    for one in attackers:
+        one.join()
+    if not files:
+        time.sleep(args.idle)
+    over.set()
+    bystander.join()
+    return answers, times, failures
+
+
+main = script(
+    __doc__, arguments, measure,
+    toy={**served.TOY_SOLVER, "files": 4, "attackers": 1, "idle": 0.1, "formats": ["nothing", "PNG", "zip"]},
+)  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,10 @@
 """Throughput and latency of a served model through HTTP, against bare ONNX Runtime with as many callers.
 
-python -m benchmarks.serve --clients 1 4 16 64 --seconds 5 --rounds 3 [--memory 10000]
+    python -m benchmarks.serve --clients 1 4 16 64 --seconds 5 --rounds 3 [--memory 10000]
 
 The model is a U-Net on ResNet-18 at 64 pixels (recipe `fundus`), one image a request. Both ways the model runs in a process
-of its own with all cores, and callers are in another or, bare, threads beside it; rounds alternate, medians are shown.
+of its own with all cores, and callers are in another or, bare, threads beside it. Rounds alternate; medians are shown, and
+the median of the ratios of neighbouring rounds.
 """
 
 from __future__ import annotations
@@ -16,34 +17,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import numpy as np
-import torch
 
+from benchmarks import served
+from benchmarks.record import Record, script
 from benchmarks.site import Site, running
-from relay_core.config import SolverSettings, load_run
-from relay_core.export import onnx as exporting
-from relay_core.inference import KEY, ModelFacts, OnnxModel, ServedSolver
-from relay_core.models import make_solver
-from services.site import ArtifactStore, jobs, registry
-from services.site.db import Job, Run
+from relay_core.inference import OnnxModel
 
 OUTPUTS = ("mask",)
-
-
-def model() -> bytes:
-    """A solver of the fundus recipe, untrained, as ONNX."""
-    settings = load_run("fundus").sites()[0]
-    torch.manual_seed(0)
-    network = ServedSolver(make_solver(SolverSettings.of("U-Net", backbone="resnet18")).eval(), 64, (-1.0, 1.0))
-    made = exporting._to_onnx(network.eval(), settings)
-    facts = ModelFacts(("background", "disc", "cup"), 3, 64, (0.0, 1.0), None, "fp32", "0" * 64, "0" * 64, ("A",), {})
-    entry = made.metadata_props.add()
-    entry.key, entry.value = KEY, facts.to_json()
-    return bytes(made.SerializeToString())
 
 
 def image() -> np.ndarray:
@@ -113,68 +100,62 @@ def figures(times: list[float], seconds: float) -> dict[str, float]:
     return {"rate": len(times) / seconds, "p50": statistics.median(times), "p99": times[int(len(times) * 0.99)]}
 
 
-def register(site: Site, content: bytes) -> None:
-    """The model, in production."""
-    store = ArtifactStore(site.settings.artifact_folder)
-    file = (*store.put([content]), registry.MEDIA_TYPE)
-    with site.database.write() as session:
-        session.add(Run(id="0" * 64, name="bench", content="", strategy="relay", sites=[], site=None))
-        session.flush()
-        params = {"name": "bench", "precision": "fp32"}
-        job, _ = jobs.submit(
-            session,
-            kind="export_onnx",
-            params=params,
-            actor="bench",
-            key=None,
-            body={},
-            run_id="0" * 64,
-            checkpoint_id="none",
-        )
-        said = {"proof": {"tests": {}}, "facts": {"channels": 3, "classes": ["a", "b", "c"]}}
-        registry.publish(session, session.get_one(Job, job.id), said, file)
-        registry.promote(session, "bench", 1, "bench", None)
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    served.arguments(parser, "fundus")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=int, default=0, help="Requests after which memory is compared.")
-    parser.add_argument("--port", type=int, default=8766)
-    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.bare:
-        print(json.dumps(bare(args.bare, args.clients[0], args.seconds)))
-        return
-    with TemporaryDirectory() as folder, running(args.port, RELAY_SERVE_DEVICE="cpu") as site:
+    parser.add_argument("--memory", type=int, default=0, help="requests after which memory is compared")
+
+
+COLUMNS = {
+    "clients": "d", "bare images/s": ".1f", "HTTP images/s": ".1f", "ratio": ".2f", "bare p50 ms": ".1f",
+    "bare p99 ms": ".1f", "HTTP p50 ms": ".1f", "HTTP p99 ms": ".1f",
+}  # fmt: skip
+
+
+def measure(args: argparse.Namespace, record: Record) -> None:
+    """Fill the table."""
+    with TemporaryDirectory() as folder, running(RELAY_SERVE_DEVICE="cpu") as site:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(model())
-        register(site, path.read_bytes())
-        httpx.get(f"{site.url}/v2/models/bench/ready", headers={"Authorization": f"Bearer {site.token}"}, timeout=60)
-        heads = ("clients", "bare images/s", "HTTP images/s", "ratio", "bare p50 / p99 ms", "HTTP p50 / p99 ms")
-        print(f"| {' | '.join(heads)} |\n|{'--:|' * len(heads)}")
+        path.write_bytes(served.model(args.recipe, tuple(args.set)))
+        served.register(site, path.read_bytes())
+        ready = f"{site.url}/v2/models/{served.NAME}/ready"
+        httpx.get(ready, headers={"Authorization": f"Bearer {site.token}"}, timeout=60)
+        table = record.table("A served model through HTTP against bare ONNX Runtime", COLUMNS)
         for clients in args.clients:
             rounds: dict[str, list[dict[str, float]]] = {"bare": [], "http": []}
             for _ in range(args.rounds):
-                command = [sys.executable, "-m", "benchmarks.serve", "--bare", str(path), "--clients", str(clients)]
-                done = subprocess.run([*command, "--seconds", str(args.seconds)], check=True, capture_output=True, text=True)
+                command = [sys.executable, "-m", "benchmarks.serve", BARE, path, str(clients), str(args.seconds)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
                 rounds["bare"].append(json.loads(done.stdout))
                 rounds["http"].append(asyncio.run(over_http(site, clients, args.seconds)))
-            found = {
-                way: {key: statistics.median(one[key] for one in many) for key in many[0]} for way, many in rounds.items()
-            }
-            ratio = found["http"]["rate"] / found["bare"]["rate"]
-            spans = [f"{one['p50']:.1f} / {one['p99']:.1f}" for one in found.values()]
-            rates = f"{found['bare']['rate']:.1f} | {found['http']['rate']:.1f} | {ratio:.2f}"
-            print(f"| {clients} | {rates} | {spans[0]} | {spans[1]} |", flush=True)
+            bare, http = ({key: statistics.median(one[key] for one in many) for key in many[0]} for many in rounds.values())
+            ratio = statistics.median(b["rate"] / a["rate"] for a, b in zip(*rounds.values(), strict=True))
+            spans = (bare["p50"], bare["p99"], http["p50"], http["p99"])
+            table.add(clients, bare["rate"], http["rate"], ratio, *spans)
         if args.memory:
             before = site.memory_mib
             asyncio.run(over_http(site, 8, 1e9, args.memory))
-            after = f"{site.memory_mib:.0f} MiB after {args.memory} requests"
-            print(f"\nmemory of the API process: {before:.0f} MiB before, {after}")
+            record.facts |= {"memory_mib": before, "memory_mib_after": site.memory_mib}
+            record.note(f"Memory of the API process: {before:.0f} MiB, {site.memory_mib:.0f} after {args.memory} requests.")
+
+
+BARE = "bare"
+"""What runs in a process of its own: `python -m benchmarks.serve bare MODEL CLIENTS SECONDS`."""
+_measured = script(
+    __doc__, arguments, measure, toy={**served.TOY_SOLVER, "clients": [2], "seconds": 0.2, "rounds": 1, "memory": 9}
+)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure; or call the bare runtime."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == [BARE]:
+        print(json.dumps(bare(Path(given[1]), int(given[2]), float(given[3]))))
+        return {}
+    return _measured(given)
 
 
 if __name__ == "__main__":

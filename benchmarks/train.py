@@ -1,10 +1,11 @@
-"""Seconds of a training iteration, split by phase.
+"""Seconds of a training iteration, split by phase; and with the compiled ops and without them, in turn.
 
-    python benchmarks/train.py fundus-cpu fundus
-    python benchmarks/train.py fundus-cpu --compare      # the compiled ops against torch's own, in turn
+    python -m benchmarks.train fundus-cpu
+    python -m benchmarks.train fundus-cpu --tables compare --threads 1
 
-Images are random: only time is measured. A phase is timed on its own, after a warm-up; `iteration` is a whole step of a
-second site with replay, without the lazy regularisations, and `with path length + R1` is one that has both.
+Images are random: only time is measured. `iteration` is a whole step without the lazy regularisations, and `with path
+length + R1` one that has both. A phase is timed inside such an iteration of a second site, with replay; where it is called
+more than once, its times are added up.
 """
 
 from __future__ import annotations
@@ -13,123 +14,168 @@ import argparse
 import os
 import resource
 import statistics
-import time
-from collections.abc import Callable
-from typing import cast
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
 
 import torch
 
-from relay_core.config import load_run
+from benchmarks.record import TOY, Record, script
+from benchmarks.timing import WARM_UP, alternate, ratio, seconds
+from relay_core.config import SiteSettings, load_run
 from relay_core.cuda import loader
-from relay_core.data import SolverAugment
 from relay_core.engine import choose_device
-from relay_core.strategies import FakeSlots, Position, RelayStrategy, make_strategy
+from relay_core.strategies import Position, RelayStrategy, make_strategy
+
+PLAIN, REGULARISED = Position(1, 2, 2), Position(2000, 2001, 2001)
+"""A step without lazy regularisation, and one with both."""
 
 
-def main() -> None:
-    """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="+")
+class Trained:
+    """A relay's strategy, begun at a first site, and a batch of random images for it."""
+
+    def __init__(self, settings: SiteSettings, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.strategy = cast(RelayStrategy, make_strategy(settings, device))
+        batch, side = settings.train.batch_size, settings.resolution
+        self.images = torch.rand(batch, settings.data.img_channels, side, side, device=device) * 2 - 1
+        self.labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
+        self.strategy.begin_site("first", 100)
+
+    def step(self, position: Position) -> None:
+        """One iteration, on as many of the images as the strategy takes beside replay."""
+        real = self.strategy.real_count(position)
+        self.strategy.step(self.images[:real], self.labels[:real], position)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("recipes", nargs="*", default=["fundus-cpu"])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="over the recipe, as in relay train")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--compare", action="store_true", help="whole iterations, with and without the compiled ops")
-    args = parser.parse_args()
+    parser.add_argument("--tables", nargs="+", choices=["phases", "compare"], default=["phases"])
+
+
+def measure(args: argparse.Namespace, record: Record) -> None:
+    """Fill the tables: iterations by phase, or whole ones with and without the compiled ops."""
     torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    if args.compare:
-        for recipe in args.recipes:
-            compare(recipe, device, args.repeat)
+    settings = {recipe: load_run(recipe, args.set).site(1) for recipe in args.recipes}
+    if "compare" in args.tables:
+        compare(settings, device, args.repeat, record)
+    if "phases" not in args.tables:
         return
-    rows = {recipe: measure(recipe, device, args.repeat) for recipe in args.recipes}
-    phases = list(next(iter(rows.values())))
-    print(f"| {device}, median seconds | " + " | ".join(rows) + " |")
-    print("|---" * (1 + len(rows)) + "|")
-    for phase in phases:
-        print(f"| {phase} | " + " | ".join(f"{row[phase]:.3f}" for row in rows.values()) + " |")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\npeak memory {peak:.1f} GiB")
+    found = {recipe: phases(one, device, args.repeat) for recipe, one in settings.items()}
+    table = record.table("Seconds of an iteration, medians", {str(device): "", **dict.fromkeys(found, ".3f")})
+    for phase in next(iter(found.values())):
+        table.add(phase, *(one[phase] for one in found.values()))
+    record.facts["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    record.note(f"Peak memory {record.facts['peak_memory_gib']} GiB.")
 
 
-def compare(recipe: str, device: torch.device, repeat: int) -> None:
-    """Whole iterations of a second site with RELAY_OPS=auto and =reference, one after the other."""
-    settings = load_run(recipe).site(1)
-    torch.manual_seed(0)
-    strategy = cast(RelayStrategy, make_strategy(settings, device))
-    batch, side = settings.train.batch_size, settings.resolution
-    images = torch.rand(batch, settings.data.img_channels, side, side, device=device) * 2 - 1
-    labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
-    strategy.begin_site("first", 100)
-    strategy.begin_site("second", 100)
-    for name, position in (("iteration", Position(1, 2, 2)), ("with path length + R1", Position(2000, 2001, 2001))):
-        real = strategy.real_count(position)
-        times: dict[str, list[float]] = {"auto": [], "reference": []}
-        for turn in range(repeat + 2):
-            for form, seconds in times.items():
-                os.environ["RELAY_OPS"] = form
-                loader.forget()
-                loader.backend(device.type)  # tries the library out, before the clock runs
-                taken = _seconds(lambda: strategy.step(images[:real], labels[:real], position), device)  # noqa: B023
-                if turn >= 2:
-                    seconds.append(taken)
-        ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
-        a, b = (statistics.median(t) for t in times.values())
-        print(f"{recipe}, {name}: compiled {a:.3f} s, torch {b:.3f} s, torch / compiled {ratio:.2f}", flush=True)
+def compare(settings: dict[str, SiteSettings], device: torch.device, repeat: int, record: Record) -> None:
+    """Whole iterations of a second site with RELAY_OPS=auto and =reference, in turn."""
+    heads = {"recipe": "", "iteration": "", "library s": ".3f", "torch s": ".3f", "torch / library": ".2f"}
+    table = record.table(
+        f"The compiled ops ({loader.backend(device.type, device.index)}) against torch's own on {device}", heads
+    )
+    for recipe, one in settings.items():
+        trained = Trained(one, device)
+        trained.strategy.begin_site("second", 100)
+        for name, position in (("plain", PLAIN), ("with path length + R1", REGULARISED)):
+            run = partial(trained.step, position)
+            with _ops_restored():
+                times = alternate(
+                    {"auto": run, "reference": run},
+                    repeat,
+                    partial(seconds, device=device),
+                    before=partial(_use_ops, device),
+                )
+            middle = {form: statistics.median(each) for form, each in times.items()}
+            table.add(recipe, name, middle["auto"], middle["reference"], ratio(times["reference"], times["auto"]))
 
 
-def measure(recipe: str, device: torch.device, repeat: int) -> dict[str, float]:
-    """Median seconds of each phase."""
-    settings = load_run(recipe).site(1)
-    torch.manual_seed(0)
-    strategy = cast(RelayStrategy, make_strategy(settings, device))
-    batch, side = settings.train.batch_size, settings.resolution
-    images = torch.rand(batch, settings.data.img_channels, side, side, device=device) * 2 - 1
-    labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
-    strategy.begin_site("first", 100)
-    slots = torch.zeros(batch, dtype=torch.long, device=device)
-    step = Position(1, 2, 2)
+def _use_ops(device: torch.device, form: str) -> None:
+    os.environ["RELAY_OPS"] = form
+    loader.forget()
+    loader.backend(device.type, device.index)  # tries the library out, before the clock runs
 
-    def whole(position: Position) -> None:
-        real = strategy.real_count(position)
-        strategy.step(images[:real], labels[:real], position)
 
-    def gan(number: int) -> None:
-        strategy.gan.step((images, labels, slots), FakeSlots(slots), number, 0.5, batch)
+@contextmanager
+def _ops_restored() -> Iterator[None]:
+    before = os.environ.get("RELAY_OPS")
+    try:
+        yield
+    finally:
+        os.environ.pop("RELAY_OPS", None) if before is None else os.environ.update(RELAY_OPS=before)
+        loader.forget()
+
+
+def phases(settings: SiteSettings, device: torch.device, repeat: int) -> dict[str, float]:
+    """Median seconds of whole iterations, and of the phases of one."""
+    trained = Trained(settings, device)
+    strategy = trained.strategy
 
     def clock(function: Callable[[], object]) -> float:
-        return statistics.median([_seconds(function, device) for _ in range(repeat + 2)][2:])
+        return statistics.median([seconds(function, device) for _ in range(repeat + WARM_UP)][WARM_UP:])
 
-    result = {"iteration, first site": clock(lambda: whole(step))}
+    result = {"iteration, first site": clock(partial(trained.step, PLAIN))}
     strategy.begin_site("second", 100)
-    strategy.real_count(step)
-    result["iteration, second site"] = clock(lambda: whole(step))
-    result["with path length + R1"] = clock(lambda: whole(Position(2000, 2001, 2001)))
-    condition = strategy.codec.add_noise(strategy.codec.encode(labels))
-    codes = {pair.kind: FakeSlots(slots).codes(pair, strategy.codec, None) for pair in strategy.gan.pairs}
-    result["G step"] = clock(lambda: strategy.gan._generator_step(condition, codes, 1, 0.5))
-    both = clock(lambda: gan(1))
-    result["D step"] = both - result["G step"]
-    regularised = clock(lambda: gan(0))
-    result["path length + R1"] = regularised - both
-    result["solver step"] = clock(lambda: strategy._solver_step((images, labels, slots), batch // 2, batch // 2, 0.5))
-    result["replay"] = clock(lambda: strategy._replayer("old").draw(batch // 2))
-    augment = SolverAugment(settings.train.augment)
-    result["solver's augmentation"] = clock(lambda: augment(images, labels))
-    both_channels, pipe = torch.cat([images, condition], dim=1), strategy.gan.pairs[-1].pipe
-    result["adaptive augmentation, p 0"] = clock(lambda: pipe(both_channels, 0.0))
-    result["adaptive augmentation, p 0.2"] = clock(lambda: pipe(both_channels, 0.2))
+    result["iteration, second site"] = clock(partial(trained.step, PLAIN))
+    result["with path length + R1"] = clock(partial(trained.step, REGULARISED))
+    parts = {
+        "G step": (strategy.gan, "_generator_step"),
+        "D step": (strategy.gan, "_discriminator_step"),
+        "solver step": (strategy, "_solver_step"),
+        "replay": (strategy, "_with_replay"),
+        "solver's augmentation": (strategy, "augment"),
+    }
+    plain = split(partial(trained.step, PLAIN), parts, repeat, device)
+    regularised = split(partial(trained.step, REGULARISED), parts, repeat, device)
+    result |= plain
+    adversarial = ("G step", "D step")
+    result["path length + R1"] = sum(regularised[name] - plain[name] for name in adversarial)
+    pipe, condition = strategy.gan.pairs[-1].pipe, strategy.codec.encode(trained.labels)
+    both = torch.cat([trained.images, condition], dim=1)
+    for p in (0.0, 0.2):
+        result[f"adaptive augmentation, p {p:g}"] = clock(partial(pipe, both, p))
     return result
 
 
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
+def split(run: Callable[[], None], parts: dict[str, tuple[Any, str]], repeat: int, device: torch.device) -> dict[str, float]:
+    """Median seconds that the parts of a run take inside it: attributes of objects, by name, that are called."""
+    rounds: dict[str, list[float]] = {name: [] for name in parts}
+    taken: dict[str, float] = defaultdict(float)
 
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            results: list[Any] = []
+            taken[name] += seconds(lambda: results.append(function(*args, **kwargs)), device)
+            return results[0]
+
+        return call
+
+    originals = {name: getattr(*place) for name, place in parts.items()}
+    for name, (owner, attribute) in parts.items():
+        setattr(owner, attribute, timed(name, originals[name]))
+    try:
+        for turn in range(repeat + WARM_UP):
+            taken.clear()
+            run()
+            if turn >= WARM_UP:
+                for name, each in rounds.items():
+                    each.append(taken[name])
+    finally:
+        for name, (owner, attribute) in parts.items():
+            setattr(owner, attribute, originals[name])
+    return {name: statistics.median(each) for name, each in rounds.items()}
+
+
+main = script(__doc__, arguments, measure, toy={"set": TOY, "repeat": 1, "threads": 1, "recipes": ["fundus-cpu"]})
 
 if __name__ == "__main__":
     main()

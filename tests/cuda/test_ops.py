@@ -11,7 +11,9 @@ pytestmark = pytest.mark.usefixtures("form")
 
 def case(op, index):
     prefix = f"{op}/{index}/"
-    return {k.removeprefix(prefix): v for k, v in tensors("ops").items() if k.startswith(prefix)}
+    return {
+        k.removeprefix(prefix): v.to(torch.get_default_device()) for k, v in tensors("ops").items() if k.startswith(prefix)
+    }
 
 
 def close(actual, expected):
