@@ -373,12 +373,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=3.0, help="most seconds between two faults")
     parser.add_argument("--postgresql", action="store_true", help="on a server of its own, instead of SQLite")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_phantoms(folder / "data", 1, train=8, test=4, size=32)
-        print(json.dumps(play(folder, folder / "data", args.faults, args.seed, postgresql=args.postgresql), indent=1))
+        print(
+            json.dumps(
+                play(folder, folder / "data", args.faults, args.seed, args.pause, postgresql=args.postgresql), indent=1
+            )
+        )
 
 
 if __name__ == "__main__":
