@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -23,7 +24,7 @@ from sqlalchemy.orm import Session
 from relay_core.files import replace_with, sync
 from services.site import audit, backup, leases, sweep, volumes, workers
 from services.site.artifacts import ArtifactStore
-from services.site.db import Artifact, AuditRecord, Database, Job, Token, Volume, migrate
+from services.site.db import Artifact, AuditRecord, Base, Database, Job, Token, Volume, migrate
 from services.site.errors import Refusal
 from services.site.jobs import ACTIVE, HELD
 from services.site.settings import Settings
@@ -160,15 +161,25 @@ def _postgresql(folder: Path, manifest: dict[str, Any], settings: Settings, asid
 
 
 def _move_tables(connection: Connection, schema: str) -> bool:
-    """Move all tables and functions of the present schema to a new one; return whether there were any."""
-    names = inspect(connection).get_table_names()
-    if not names:
+    """Move the site's tables, and the functions of their triggers, to a new schema; return whether there were any.
+
+    Tables of others in the same schema stay, except beside a database of a later version, whose tables nobody here knows.
+    """
+    ours = {*Base.metadata.tables, "alembic_version"}
+    present = inspect(connection).get_table_names()
+    if not {"alembic_version", "audit"}.issubset(present):
         return False
+    revision = MigrationContext.configure(connection).get_current_revision()
+    moved = [name for name in present if name in ours or revision not in {None, *migrate.known()}]
     connection.execute(text(f'CREATE SCHEMA "{schema}"'))
-    for name in names:
+    for name in moved:
         connection.execute(text(f'ALTER TABLE "{name}" SET SCHEMA "{schema}"'))
-    functions = "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace"
-    for function in connection.scalars(text(functions)).all():
+    functions = (
+        "SELECT DISTINCT p.oid::regprocedure FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON "
+        "p.oid = t.tgfoid WHERE c.relnamespace = CAST(:schema AS regnamespace) "
+        "AND p.pronamespace = current_schema()::regnamespace"
+    )
+    for function in connection.scalars(text(functions), {"schema": schema}).all():
         connection.execute(text(f'ALTER ROUTINE {function} SET SCHEMA "{schema}"'))
     return True
 

@@ -247,6 +247,22 @@ def test_a_site_that_is_there_is_moved_aside_only_when_asked(site: SiteKit, tmp_
         session.execute(text(f'DROP SCHEMA "{schema}" CASCADE'))
 
 
+def test_tables_of_others_in_the_same_postgresql_stay(small_site: SiteKit, tmp_path: Path, postgres_url: str) -> None:
+    backup.create(small_site.database, small_site.settings, tmp_path / "backup")
+    new = elsewhere(tmp_path, postgres_url)
+    database = Database(new.database)
+    with database.write() as session:
+        session.execute(text("CREATE TABLE patients (name text)"))
+        session.execute(text("INSERT INTO patients VALUES ('somebody')"))
+    restore.restore(tmp_path / "backup", new)
+    said = restore.restore(tmp_path / "backup", new, replace=True)
+    (schema,) = [word for line in said for word in line.split() if word.startswith("replaced_")]
+    with database.write() as session:
+        assert session.scalar(text("SELECT name FROM patients")) == "somebody"
+        session.execute(text(f'DROP SCHEMA "{schema}" CASCADE'))
+    database.close()
+
+
 def test_no_restore_into_a_site_that_runs(site: SiteKit, tmp_path: Path) -> None:
     fill(site)
     backup.create(site.database, site.settings, tmp_path / "backup")
