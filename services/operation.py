@@ -25,7 +25,6 @@ HomeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
 BackupArgument = Annotated[Path, typer.Argument(metavar="BACKUP", exists=True, file_okay=False, help="Folder of a backup.")]
-ACTOR = "relay artifacts"
 
 artifacts_app = typer.Typer(help="What the store holds and nobody needs.", invoke_without_command=True)
 backup_app = typer.Typer(help="Back up a site, while it runs.", invoke_without_command=True)
@@ -115,10 +114,12 @@ def artifacts_restore(
     home: HomeOption = None,
 ) -> None:
     """Move files from the trash back into the store, where their grace begins anew."""
-    from services.site import ArtifactStore, sweep
+    from services.site import ArtifactStore, audit, sweep
 
     with _site(home or context.obj) as (settings, database):
-        chosen = sweep.restore(database, ArtifactStore(settings.artifact_folder), ACTOR, digests or ())
+        chosen = sweep.restore(
+            database, ArtifactStore(settings.artifact_folder), audit.operator("relay artifacts"), digests or ()
+        )
     print(f"back in the store: {', '.join(chosen) or 'none'}")
 
 
@@ -129,20 +130,20 @@ def artifacts_confirm(
     home: HomeOption = None,
 ) -> None:
     """Say, after a restore, that database and volumes are as they should be; from now on the sweep goes on."""
-    from services.site import sweep
+    from services.site import audit, sweep
 
     with _site(home or context.obj) as (settings, database):
-        adopted = sweep.confirm(database, settings, ACTOR, adopt=adopt)
+        adopted = sweep.confirm(database, settings, audit.operator("relay artifacts"), adopt=adopt)
     print("confirmed" + (f"; marked as this site's: {', '.join(adopted)}" if adopted else ""))
 
 
 @artifacts_app.command("empty")
 def artifacts_empty(context: typer.Context, home: HomeOption = None) -> None:
     """Delete for good what lies in the trash."""
-    from services.site import ArtifactStore, sweep
+    from services.site import ArtifactStore, audit, sweep
 
     with _site(home or context.obj) as (settings, database):
-        count, size = sweep.empty(database, ArtifactStore(settings.artifact_folder), ACTOR)
+        count, size = sweep.empty(database, ArtifactStore(settings.artifact_folder), audit.operator("relay artifacts"))
     print(f"deleted {count} files, {size:,} bytes")
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import OperationalError
 
 import relay_core
 from services.site import Refusal
-from services.site.db import Database, DatabaseError, migrate
+from services.site.db import Database, DatabaseError, migrate, roles
 
 
 def bring_up_to_date(database: Database) -> None:
     """Migrate the database to this version's tables; nothing is done where it has them.
 
     Raises:
-        Refusal: `not_ready` where a later version has migrated it already, or this user may not migrate it.
-        DatabaseError: the database cannot be opened.
+        Refusal: `not_ready` where a later version has migrated it already.
+        DatabaseError: the database cannot be opened, or its user may not migrate it.
     """
     try:
         current = migrate.current(database)
@@ -31,13 +31,5 @@ def bring_up_to_date(database: Database) -> None:
         )
     if current == migrate.head():
         return
-    try:
+    with roles.owners_work(database, "relay migrate"):
         migrate.upgrade(database)
-    except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) != "42501":  # insufficient privilege
-            raise
-        raise Refusal(
-            "not_ready",
-            f"the database is at revision {current}, this version needs {migrate.head()}, and {database.url.username} may "
-            "not migrate it: run relay migrate as the database's owner",
-        ) from error

@@ -25,7 +25,7 @@ import relay_core
 from relay_core.files import sync
 from services.site import audit, volumes
 from services.site.artifacts import CHUNK, ArtifactStore
-from services.site.db import AuditRecord, Database
+from services.site.db import AuditRecord, Database, roles
 from services.site.errors import Refusal
 from services.site.settings import Settings
 
@@ -123,7 +123,7 @@ def tables(connection: Connection) -> dict[str, Table]:
 def _copy_rows(database: Database, folder: Path) -> dict[str, Any]:
     folder.mkdir()
     counts = {}
-    with _snapshot(database) as connection:
+    with roles.owners_work(database, "relay backup"), _snapshot(database) as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
         if revision is None:
             raise Refusal("not_ready", "the database has no tables yet: there is nothing to back up")

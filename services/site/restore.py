@@ -24,12 +24,11 @@ from sqlalchemy.orm import Session
 from relay_core.files import replace_with, sync
 from services.site import audit, backup, leases, sweep, volumes, workers
 from services.site.artifacts import ArtifactStore
-from services.site.db import Artifact, AuditRecord, Base, Database, Job, Token, Volume, migrate
+from services.site.db import Artifact, AuditRecord, Base, Database, Job, Token, Volume, migrate, roles
 from services.site.errors import Refusal
 from services.site.jobs import ACTIVE, HELD
 from services.site.settings import Settings
 
-ACTOR = "relay restore"
 LEAP = 1000
 """Added to the fencing tokens of unfinished jobs, so that they lie above those of attempts after the backup."""
 
@@ -147,7 +146,7 @@ def _postgresql(folder: Path, manifest: dict[str, Any], settings: Settings, asid
     database = Database(settings.database)
     schema = (aside or f"unused-{secrets.token_hex(4)}").replace("-", "_").lower()
     try:
-        with database.engine.connect() as connection:
+        with roles.owners_work(database, "relay restore"), database.engine.connect() as connection:
             for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
                 connection.execute(text(f"SET LOCAL {limit} = 0"))
             moved = _move_tables(connection, schema)
@@ -198,7 +197,9 @@ def _fill(connection: Connection, folder: Path, manifest: dict[str, Any]) -> lis
             raise Refusal("audit_broken", "the audit log is not what was backed up")
         waiting = _let_wait(session)
         artifacts, tokens = (session.query(table).count() for table in (Artifact, Token))
-        audit.record(session, ACTOR, "site.restore", head, backup=manifest["created_at"], jobs=waiting)
+        audit.record(
+            session, audit.operator("relay restore"), "site.restore", head, backup=manifest["created_at"], jobs=waiting
+        )
         session.commit()  # of the session; the transaction is the connection's
     return [
         f"database: {sum(manifest['tables'].values())} rows of {manifest['created_at']}, {artifacts} artifacts, "

@@ -87,7 +87,7 @@ def test_a_restored_site_is_the_same_on_either_database(site: SiteKit, made: Pat
     with database.read() as session:
         audit.verify(session)
         last = session.query(AuditRecord).order_by(AuditRecord.seq.desc()).first()
-        assert (last.action, last.actor) == ("site.restore", "relay restore")
+        assert (last.action, last.actor) == ("site.restore", audit.operator("relay restore"))
         waits, runs = session.query(Job).order_by(Job.idempotency_key.desc()).all()
         assert [(job.state, job.tries, job.worker) for job in (waits, runs)] == [("queued", 0, None)] * 2
         assert runs.attempt == 1 + restore.LEAP

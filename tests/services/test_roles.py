@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from services.site import audit
+from services.site import audit, backup, restore
 from services.site.artifacts import ArtifactStore
-from services.site.db import Database, migrate
-from services.site.settings import load_settings
+from services.site.db import Database, DatabaseError, migrate, roles
+from services.site.settings import Settings, load_settings
 from services.trainer.worker_loop import WorkerLoop
 from tests import postgres
 from tests.api.kit import ok, refused, running
@@ -121,4 +121,35 @@ def test_an_api_that_may_not_migrate_says_who_must(owner: str, tmp_path: Path) -
     command = [sys.executable, "-m", "services.api"]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "may not migrate it: run relay migrate as the database's owner" in done.stderr
+    assert "_api may not do that; run relay migrate as the database's owner" in done.stderr
+
+
+def test_backup_and_restore_are_the_owners_work(owner: str, tmp_path: Path) -> None:
+    migrated(owner)
+    target = tmp_path / "backup"
+
+    def settings(url: str) -> Settings:
+        return load_settings(embedded=True, home=tmp_path / "site", database_url=url, device="cpu")
+
+    worker = Database(make_url(role(owner, "worker")))
+    with pytest.raises(DatabaseError, match="_worker may not do that; run relay backup as the database's owner"):
+        backup.create(worker, settings(role(owner, "worker")), target)
+    assert not target.exists()
+    database = Database(make_url(owner))
+    with database.write() as session:
+        audit.record(session, "me", "test", "x")
+    backup.create(database, settings(owner), target)
+    with pytest.raises(DatabaseError, match="_worker may not do that; run relay restore as the database's owner"):
+        restore.restore(target, settings(role(owner, "worker")), replace=True)
+    with psycopg.connect(postgres.SERVER, autocommit=True) as connection:
+        connection.execute(f"GRANT CREATE ON DATABASE {make_url(owner).database} TO {make_url(owner).username}")
+        try:
+            restore.restore(target, settings(owner), replace=True)
+        finally:
+            connection.execute(f"REVOKE CREATE ON DATABASE {make_url(owner).database} FROM {make_url(owner).username}")
+            connection.execute(f"DROP OWNED BY {make_url(owner).username}_worker")
+    roles.grant(database, PASSWORDS)  # what the container `migrate` does when the site starts again
+    database.close()
+    with worker.write() as session:
+        assert audit.record(session, "worker", "test", "x").seq > 1
+    _cannot_touch_the_audit_log(worker, "worker")

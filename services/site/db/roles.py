@@ -5,13 +5,17 @@ Both may add to the audit log and read it; neither can change, remove or empty i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from psycopg import sql
 from sqlalchemy import inspect
+from sqlalchemy.exc import ProgrammingError
 
 from services.site.db.engine import Database, DatabaseError
 
+INSUFFICIENT_PRIVILEGE = "42501"
 MANAGED = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -28,6 +32,24 @@ PARTS = (
     Part("api", {"audit": _ADD, "alembic_version": _READ, "roster": _READ}),
     Part("worker", {"audit": _ADD, "alembic_version": _READ, "tokens": (), "lockouts": ()}),
 )
+
+
+@contextmanager
+def owners_work(database: Database, command: str) -> Iterator[None]:
+    """Say in one line, where the block lacks a right, that a command is the owner's.
+
+    Raises:
+        DatabaseError: the database's user has not the rights that the block needs.
+    """
+    try:
+        yield
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != INSUFFICIENT_PRIVILEGE:
+            raise
+        reason = f"{error.orig}".splitlines()[0]
+        raise DatabaseError(
+            f"{reason}: the database's user {database.url.username} may not do that; run {command} as the database's owner"
+        ) from error
 
 
 def role_of(owner: str, part: str) -> str:
