@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import WithJsonSchema
@@ -21,7 +21,8 @@ from relay_core.errors import RelayError
 from services.api import schemas
 from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
-from services.api.streaming import HEADERS, note_download, stored
+from services.api.middleware import is_head
+from services.api.streaming import Fetch, FileQuery, stored, whole
 from services.site import TERMINAL, Identity, Refusal, artifacts, need
 from services.site.db import Job, JobEvent, Metric
 
@@ -46,6 +47,7 @@ class _Start:
 
 
 def _stream_start(
+    request: Request,
     caller: Viewer,
     site: Site,
     job_id: schemas.JobId,
@@ -56,6 +58,8 @@ def _stream_start(
         WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,9}$"}),
     ] = None,
 ) -> _Start:
+    if is_head(request.scope):  # an answer without an end says nothing of itself before it
+        raise Refusal("method_not_allowed", "this address answers GET", {"Allow": "GET"})
     if last_event_id is not None and not re.fullmatch(r"[0-9]{1,9}", last_event_id):
         raise Refusal("bad_request", "Last-Event-ID is the seq of an event of this job")
     with site.database.read() as session:
@@ -190,17 +194,16 @@ def list_files(job_id: schemas.JobId, site: Site, caller: Viewer) -> list[schema
     "/{job_id}/files/{name}",
     response_class=Response,
     responses={
-        **success(200, "The file, of the type that the list says.", media_type="*/*", headers=HEADERS),
+        **whole("The file, of the type that the list says.", "*/*"),
         **refusals("forbidden", "not_found", "artifact_damaged"),
     },
 )
-def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer) -> Response:
+def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer, asked: FileQuery) -> Response:
     """One file that the job left; its bytes are verified while they are sent."""
     file = _files(site, job_id, caller).get(name)
     if file is None:
         raise Refusal("not_found", f"{job_id} left no such file; see {router.prefix}/{job_id}/files")
-    note_download(site, caller, f"{job_id}/{name}", file)
-    return stored(site, file, file.media_type, filename=name)
+    return stored(site, file, file.media_type, asked, name, Fetch(caller, f"{job_id}/{name}"))
 
 
 def _files(site: ServiceParts, job_id: str, caller: Identity) -> dict[str, artifacts.Artifact]:
