@@ -10,6 +10,7 @@ from relay_core.bundle.history import Record
 from relay_core.bundle.values import spoken_fingerprint
 from relay_core.config import RunFile
 from relay_core.metrics import Metric, metrics_of
+from relay_core.texts import markdown
 
 
 def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile) -> str:
@@ -75,8 +76,7 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
 
 
 def _plain(text: str) -> str:
-    """Return at most 100 characters of a text, with those that have a meaning in Markdown replaced by question marks."""
-    return "".join(c if c.isalnum() or c in " .-_+()" else "?" for c in text[:100])
+    return markdown(text[:100])
 
 
 def _date(seconds: float) -> str:

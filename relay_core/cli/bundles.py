@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
+from relay_core.cli.output import CountLines
 
 if TYPE_CHECKING:
     from relay_core.bundle import BundleFacts, Progress
@@ -44,24 +45,20 @@ def _clean_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous_handler)
 
 
-class _Bytes:
-    """Shows how many bytes are done: JSON lines for machines, one line that grows on a terminal."""
+class _Megabytes:
+    """Shows on a terminal how many bytes are done, in one line that is written again."""
 
-    def __init__(self, as_json: bool) -> None:
-        self.as_json, self._next = as_json, time.monotonic() + 1.0
+    def __init__(self) -> None:
+        self._next = time.monotonic() + 1.0
 
     def __call__(self, done: int, total: int) -> None:
-        if (now := time.monotonic()) < self._next:
-            return
-        self._next = now + 1.0
-        if self.as_json:
-            print(json.dumps({"event": "progress", "done": done, "total": total}), flush=True)
-        elif sys.stderr.isatty():
+        if (now := time.monotonic()) >= self._next and sys.stderr.isatty():
+            self._next = now + 1.0
             print(f"\r{done >> 20} of {total >> 20} MiB", end="\r", file=sys.stderr, flush=True)
 
 
 def _progress(as_json: bool) -> Progress:
-    return _Bytes(as_json)
+    return CountLines(sys.stdout) if as_json else _Megabytes()
 
 
 def export_(

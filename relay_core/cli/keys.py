@@ -43,11 +43,9 @@ def create(
     ] = False,
 ) -> None:
     """Make this site's keys; card.json is for the other sites."""
-    from relay_core.bundle import is_name, spoken_fingerprint
+    from relay_core.bundle import spoken_fingerprint
 
-    folder = key_folder(keys)
-    if not is_name(name):
-        raise typer.BadParameter("a name is one line of at most 200 characters")
+    folder, name = key_folder(keys), _checked_name(name)
     if folder.exists:
         raise BundleError("key_missing", f"{keys} holds a key already; choose another folder")
     passphrase = folder.keep_passphrase() if generate_passphrase else folder.passphrase()
@@ -57,6 +55,15 @@ def create(
     print(f"made {keys}/signing.pem and age.key (encrypted), and {keys}/card.json, which the other sites need")
     print(f"fingerprint, to read aloud: {spoken_fingerprint(card.fingerprint)}")
     _tell(keys)
+
+
+def _checked_name(name: str) -> str:
+    from relay_core.texts import site_name
+
+    try:
+        return site_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--name") from None
 
 
 def _read_card(path: Path) -> Any:
@@ -85,8 +92,13 @@ def trust(
 ) -> None:
     """Trust a site, after comparing its fingerprint by telephone."""
     from relay_core.bundle import spoken_fingerprint
+    from relay_core.texts import site_name
 
     trusted_card, folder = _read_card(card), key_folder(keys)
+    try:
+        site_name(trusted_card.name)
+    except ValueError as error:
+        raise BundleError("bundle_damaged", f"{card.name}: {error}; ask the site for a card with another name") from None
     with changed_roster(folder) as roster:
         roster.trust(trusted_card, run)
     print(f"trusted: {trusted_card.name}, {spoken_fingerprint(trusted_card.fingerprint)}")

@@ -42,7 +42,7 @@ class JsonLines:
 
 
 class CountLines:
-    """Writes `{"event": "progress", "done": n, "total": m}` lines, at most one every `seconds`.
+    """Writes `{"event": "progress", "done": n, "total": m}` lines, at most one every `seconds`, and one at the end.
 
     Args:
         stream: the stream to write to.
@@ -59,7 +59,7 @@ class CountLines:
 
     def __call__(self, done: int, total: int) -> None:
         """Write a line if one is due."""
-        if total > self.few and (now := self.clock()) >= self._next:
+        if total > self.few and ((now := self.clock()) >= self._next or done == total):
             self._next = now + self.seconds
             print(json.dumps({"event": "progress", "done": done, "total": total}), file=self.stream, flush=True)
 

@@ -13,6 +13,7 @@ from relay_core.data import SiteData
 from relay_core.engine import Checkpoint, generated_rows, load_solver, site_data
 from relay_core.errors import CheckpointError, DataError
 from relay_core.metrics import OnnxFeatures, SolverFeatures, generator_scores, table_row
+from relay_core.texts import markdown
 
 
 def score_generators(
@@ -63,5 +64,5 @@ def scores_text(scores: dict[str, dict[str, Any]]) -> str:
     lines = [table_row(["site", "real", "generated", *metrics]), "|---|" + "--:|" * (2 + len(metrics))]
     for site, row in scores.items():
         numbers = [f"{row[metric]:.4g}" for metric in metrics]
-        lines.append(table_row([site, str(row["num_real"]), str(row["num_generated"]), *numbers]))
+        lines.append(table_row([markdown(site), str(row["num_real"]), str(row["num_generated"]), *numbers]))
     return "\n".join([*lines, "", f"features: {first['features']}; compare only scores of the same features and numbers"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from relay_core.files import write_atomically
 from relay_core.metrics import ScoreMatrix, t_interval, table_row
+from relay_core.texts import markdown
 
 DASH = "\N{EN DASH}"
 
@@ -71,7 +72,7 @@ def report_markdown(outcomes: Sequence[Outcome], title: str) -> str:
     first = outcomes[0].main
     better = "lower" if first.lower_is_better else "higher"
     lines = [
-        f"# Study: {title}", "",
+        f"# Study: {markdown(title)}", "",
         f"{first.title}, {better} is better. Every strategy has the same run file, budget, solver and augmentation, if its "
         "name does not end in `-plain` (not augmented). Average: over all test sites after the last training; for `local` "
         "over all sites' own models. Own site: each model on the test set of the site that it was just trained on. In "
@@ -83,7 +84,11 @@ def report_markdown(outcomes: Sequence[Outcome], title: str) -> str:
         "![averages by strategy](study.png)", "",
     ]  # fmt: skip
     for name, runs in by_name.items():
-        lines += [f"## {name}: mean of {len(runs)} seeds", "", _mean_matrix(runs).to_markdown().partition("\n\n")[2]]
+        lines += [
+            f"## {markdown(name)}: mean of {len(runs)} seeds",
+            "",
+            _mean_matrix(runs).to_markdown().partition("\n\n")[2],
+        ]
     lines += ["## Other metrics", "", *_other_metrics(by_name)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -107,9 +112,14 @@ def _row(name: str, runs: Sequence[Outcome]) -> str:
         ),
     )
     minutes = statistics.fmean(run.seconds for run in runs) / 60
-    cells = [_spread(matrix, averages, interval=True), each_seed]
+    cells = [markdown(name), _spread(matrix, averages, interval=True), each_seed]
     return table_row(
-        [name, *cells, *(_spread(matrix, values, signed=i > 0) for i, values in enumerate(further)), f"{minutes:.1f}"]
+        [
+            markdown(name),
+            *cells,
+            *(_spread(matrix, values, signed=i > 0) for i, values in enumerate(further)),
+            f"{minutes:.1f}",
+        ]
     )
 
 
@@ -142,7 +152,7 @@ def _differences(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
                 f", 95 % interval {matrix.text(ends[0], signed=True)} to {matrix.text(ends[1], signed=True)}" if ends else ""
             )
             mean = matrix.text(statistics.fmean(differences), signed=True)
-            lines.append(f"- {first} minus {name}: {mean} ({each_seed}{spread})")
+            lines.append(f"- {markdown(first)} minus {markdown(name)}: {mean} ({each_seed}{spread})")
     return lines
 
 
@@ -173,7 +183,7 @@ def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
             matrices = [matrix for run in runs for matrix in run.matrices.values() if matrix.title == title]
             whole = len(matrices) == len(runs)
             cells.append(_spread(matrices[0], [matrix.average() for matrix in matrices]) if whole else DASH)
-        lines.append(table_row([name, *cells]))
+        lines.append(table_row([markdown(name), *cells]))
     return lines
 
 
@@ -192,7 +202,7 @@ def render_figure(outcomes: Sequence[Outcome]) -> bytes:
         axes.plot(values, [row] * len(values), "o", color="#0072b2", alpha=0.6, markersize=6, markeredgewidth=0)
         if values:
             axes.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color="#d55e00", linewidth=2.5)
-    axes.set_yticks(range(len(by_name)), by_name)
+    axes.set_yticks(range(len(by_name)), by_name, parse_math=False)
     axes.set_ylim(len(by_name) - 0.5, -0.5)
     axes.set_xlabel(f"{matrix.title}, average over test sites\na dot: a seed; a line: their mean")
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)

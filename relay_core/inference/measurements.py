@@ -5,8 +5,6 @@ Legend: S slices, H rows, W columns.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from relay_core.files import write_atomically
 from relay_core.imaging import Study
+from relay_core.texts import csv_table
 
 
 def measure(study: Study, ids: npt.NDArray[Any], sure: npt.NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
@@ -133,9 +132,5 @@ def class_row(file: str, found: dict[str, Any]) -> list[str]:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV file."""
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(header)
-    table.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    """Write a CSV file, in which no file's name is a formula."""
+    write_atomically(path, csv_table([header, *rows], "\r\n").encode())

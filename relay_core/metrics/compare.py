@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from relay_core.metrics.matrix import ScoreMatrix, table_row
+from relay_core.texts import markdown
 
 
 def compare_markdown(runs: Mapping[str, ScoreMatrix]) -> str:
@@ -19,13 +20,13 @@ def compare_markdown(runs: Mapping[str, ScoreMatrix]) -> str:
     first = next(iter(runs.values()))
     sites = list(dict.fromkeys(site for matrix in runs.values() for site in matrix.columns))
     lines = [f"### {first.title}" + (" (lower is better)" if first.lower_is_better else ""), ""]
-    lines += [table_row(["run", "average", "BWT", "FWT", *sites]), "|---|" + "--:|" * (len(sites) + 3)]
+    lines += [table_row(["run", "average", "BWT", "FWT", *map(markdown, sites)]), "|---|" + "--:|" * (len(sites) + 3)]
     for name, matrix in runs.items():
         final = dict(zip(matrix.columns, matrix.final(), strict=True))
         lines.append(
             table_row(
                 [
-                    name,
+                    markdown(name),
                     matrix.text(matrix.average()),
                     matrix.text(matrix.backward_transfer(), signed=True),
                     matrix.text(matrix.forward_transfer(), signed=True),

@@ -105,8 +105,10 @@ def _colour_range(cells: np.ndarray, matrix: ScoreMatrix) -> Normalize:
 def _label_axes(axes: Axes, matrix: ScoreMatrix) -> None:
     rows, columns = len(matrix.rows), len(matrix.columns)
     crowded = _crowded(matrix)
-    axes.set_xticks(range(columns), matrix.columns, rotation=30 if crowded else 0, ha="right" if crowded else "center")
-    axes.set_yticks(range(rows), matrix.rows)
+    axes.set_xticks(
+        range(columns), matrix.columns, rotation=30 if crowded else 0, ha="right" if crowded else "center", parse_math=False
+    )
+    axes.set_yticks(range(rows), matrix.rows, parse_math=False)
     axes.tick_params(length=0, labelsize=10, labelcolor=_INK)
     axes.set_xlabel("test set of", color=_GREY)
     axes.set_ylabel("after training at" if matrix.sequential else "model of", color=_GREY)

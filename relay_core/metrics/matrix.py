@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from relay_core.config import Task
 from relay_core.metrics.registry import METRICS, Metric, metrics_of
+from relay_core.texts import csv_table, markdown
 
+_BAR = re.compile(r"(?<!\\)\|")
 _FORMAT = 1
 
 
@@ -171,24 +172,22 @@ class ScoreMatrix:
 
         Missing values are empty.
         """
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["after", *self.columns])
-        writer.writerows([name, *row] for name, row in zip(self.rows, self.values, strict=True))
+        rows: list[list[Any]] = [["after", *self.columns]]
+        rows += [[name, *row] for name, row in zip(self.rows, self.values, strict=True)]
         if self.start is not None:
-            writer.writerow(["(untrained)", *self.start])
-        return out.getvalue()
+            rows.append(["(untrained)", *self.start])
+        return csv_table(rows)
 
     def to_markdown(self) -> str:
         """Return a titled Markdown table, with the mean over the seen sites at each row, and the summary under it."""
         first = "after ↓ test →" if self.sequential else "model ↓ test →"
         lines = [f"### {self.title}" + (" (lower is better)" if self.lower_is_better else ""), ""]
-        lines.append(table_row([first, *self.columns, "mean of seen"]))
+        lines.append(table_row([first, *map(markdown, self.columns), "mean of seen"]))
         lines.append("|---|" + "--:|" * (len(self.columns) + 1))
         if self.start is not None:
             lines.append(table_row(["(untrained)", *map(self.text, self.start), ""]))
         for name, row, seen in zip(self.rows, self.values, self.average_seen(), strict=True):
-            lines.append(table_row([name, *map(self.text, row), self.text(seen)]))
+            lines.append(table_row([markdown(name), *map(self.text, row), self.text(seen)]))
         signed = [(name, self.text(value, signed=True)) for name, value in self.summary().items() if name != "average"]
         lines += ["", f"- average: {self.text(self.average())}"]
         lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in signed]
@@ -239,8 +238,11 @@ def score_matrices(
 
 
 def table_row(cells: Sequence[str]) -> str:
-    """Return one line of a Markdown table; a bar or a line break in a cell cannot break the table."""
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    """Return one line of a Markdown table; a bar or a line break in a cell cannot break the table.
+
+    What a cell holds is Markdown otherwise: names that others gave go through `relay_core.texts.markdown` first.
+    """
+    return "| " + " | ".join(_BAR.sub(r"\|", " ".join(cell.split())) for cell in cells) + " |"
 
 
 def _finite_or_none(value: Any) -> float | None:

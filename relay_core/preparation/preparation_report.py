@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from relay_core.errors import Problem
 from relay_core.imaging import overlay, palette
 from relay_core.preparation.slicing import Cut
+from relay_core.texts import markdown
 
 PICTURES = 12
 """Number of studies that get a picture."""
@@ -78,7 +79,7 @@ def report_text(
     lines += ["", *_USE[options["layout"]], ""] if options.get("layout") in _USE else []
     lines += ["", "Sizes and boxes: slices x rows x columns. Left in a cropped study's picture: the slice and its box."]
     if problems:
-        lines += ["", "## Left out", "", *(f"- {problem}" for problem in problems)]
+        lines += ["", "## Left out", "", *(f"- {markdown(str(problem))}" for problem in problems)]
     for study, file in pictures:
         lines += ["", f"## {study}", "", f"![{study}]({file})"]
     return "\n".join(lines) + "\n"
@@ -86,7 +87,7 @@ def report_text(
 
 def _options_text(options: Mapping[str, Any]) -> str:
     texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in options.items()}
-    return f"Options: {', '.join(f'{name} {texts[name]}' for name in texts if options[name] not in (None, ''))}."
+    return f"Options: {', '.join(markdown(f'{name} {texts[name]}') for name in texts if options[name] not in (None, ''))}."
 
 
 def _table_row(cells: Sequence[str]) -> str:
@@ -101,5 +102,5 @@ def _fact_cells(facts: Mapping[str, Any]) -> list[str]:
         "-" if box is None else " x ".join(f"{low}..{high - 1}" for low, high in box),
         f"{facts['kept']} / {facts['of']}",
         *("-" if facts[name] is None else f"{facts[name]:g}" for name in ("labelled", "ml")),
-        "; ".join(facts["notes"]),
+        markdown("; ".join(facts["notes"])),
     ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -25,6 +23,7 @@ from relay_core.preparation.preparation_report import PICTURES, report_text
 from relay_core.preparation.records import HEADER, RECORDS, PreparationJob, Record, forget, read_record, recorded
 from relay_core.preparation.slicing import Mediastinum, Slices
 from relay_core.preparation.studies import TABLE, Source, list_studies, studies_beside
+from relay_core.texts import csv_table
 
 VERSION = 1
 """Version of the files that the same options and inputs give; changing it prepares every study again."""
@@ -219,9 +218,7 @@ def _write_summary(
     """Write the table and the report; return the table's rows."""
     rows = [row for record in records.values() for row in record["rows"]]
     if task.layout == "mediastinum" and rows:
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([HEADER, *rows])
-        write_atomically(out / TABLE, table.getvalue().encode())
+        write_atomically(out / TABLE, csv_table([HEADER, *rows]).encode())
     pictures = [(study, record["picture"]) for study, record in records.items() if record["picture"]]
     facts = {study: record["facts"] for study, record in records.items()}
     write_atomically(out / REPORT, report_text(options, task.word, facts, problems, pictures[:PICTURES]).encode())

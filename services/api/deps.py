@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from relay_core.inference import Decoders
+from services.api.conditional import TAGS, names
 from services.api.inference import Host, Intake, Turns
 from services.api.readiness import Probe
 from services.site import ArtifactStore, Doorbell, Identity, Refusal, Role, Settings, audit, auth
@@ -120,7 +121,7 @@ def _identify(site: ServiceParts, token: str | None, address: str) -> Identity:
     """
     settings = site.settings
     if token is None:
-        raise Refusal("unauthenticated", "send the header Authorization: Bearer relay_...", {"WWW-Authenticate": "Bearer"})
+        raise Refusal("unauthenticated", "send the header Authorization: Bearer relay_...", auth.CHALLENGE)
     with site.database.read() as session:
         try:
             return auth.authenticate(session, settings.key, token)
@@ -160,7 +161,8 @@ IfMatch = Annotated[
     str,
     Header(
         alias="If-Match",
-        pattern=r'^"[0-9]{1,9}"$',
+        max_length=1000,
+        pattern=TAGS,
         description="The ETag of what was read: somebody else's change in between is not overwritten.",
         examples=['"1"'],
     ),
@@ -174,7 +176,7 @@ def etag(row: Any) -> str:
 
 def check_version(row: Any, if_match: str) -> None:
     """Raise Refusal `precondition_failed` where a row is not in the version that the client read."""
-    if etag(row) != if_match:
+    if not names(if_match, etag(row), weakly=False):
         raise Refusal(
             "precondition_failed", f"{row.id} is at version {row.version} by now; read it again", {"ETag": etag(row)}
         )

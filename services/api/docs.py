@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
@@ -35,7 +38,8 @@ _DESCRIPTION = """
 One hospital site of a relay: data sets, runs, jobs, checkpoints, evaluations.
 
 Every address under /api needs a bearer token (`relay token create`). A viewer reads, an operator changes things, an admin
-also reads the audit log. What is refused is answered as a problem document (RFC 9457).
+also reads the audit log. What is refused is answered as a problem document (RFC 9457). What answers GET answers HEAD too
+(streams of events do not), and 304 to an If-None-Match with the ETag that it gave.
 """
 
 
@@ -86,7 +90,22 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def schema_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
+def serve_document(app: FastAPI) -> None:
+    """Serve the OpenAPI document of an application at `/openapi.json`, encoded once, with an ETag."""
+    app.openapi = _schema_of(app)  # type: ignore[method-assign]
+
+    @cache
+    def encoded() -> tuple[bytes, str]:
+        document = json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
+        return document, f'"{hashlib.sha256(document).hexdigest()}"'
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi() -> Response:
+        document, etag = encoded()
+        return Response(document, media_type="application/json", headers={"ETag": etag})
+
+
+def _schema_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
     """Return the function that builds an application's OpenAPI document at its first call and keeps it."""
 
     def openapi() -> dict[str, Any]:

@@ -19,8 +19,8 @@ from relay_core.errors import RelayError
 from relay_core.inference import Decoders
 from services.api import docs, metrics, problems
 from services.api.deps import ServiceParts, identify
-from services.api.inference import Host, Intake, Turns
-from services.api.middleware import MAX_BODY, BodyLimit, BodyPace, KnownCaller, RequestContext
+from services.api.inference import Host, Intake, Turns, oip
+from services.api.middleware import MAX_BODY, BodyLimit, BodyPace, KnownCaller, PlainBody, RequestContext
 from services.api.readiness import Probe
 from services.api.routes import ROUTERS, imports
 from services.site import ArtifactStore, Refusal, Settings, doorbell, load_settings, registry, volumes
@@ -75,28 +75,30 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
 
     app = FastAPI(
         title="relay site", version=relay_core.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-        redirect_slashes=False, generate_unique_id_function=docs.operation_id, telemetry=NO_TELEMETRY,
+        openapi_url=None, redirect_slashes=False, generate_unique_id_function=docs.operation_id, telemetry=NO_TELEMETRY,
     )  # fmt: skip
-    app.openapi = docs.schema_of(app)  # type: ignore[method-assign]
     app.add_middleware(BodyLimit, limits=lambda path: _body_limit(path, settings))
+    app.add_middleware(PlainBody, encodings=lambda path: oip.ENCODINGS if _INFER.fullmatch(path) else ())
     app.add_middleware(BodyPace, grace=settings.body_seconds)
     app.add_middleware(KnownCaller, identify=identify)
     app.add_middleware(RequestContext, durations=metrics.durations(meters))
     problems.add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    docs.serve_document(app)
     return app
 
 
 log = logging.getLogger(__name__)
-_IMAGES = re.compile(r"/v2/models/.*/infer|/api/v1/models/[^/]*/predict")
+_INFER = re.compile(r"/v2/models/.*/infer")
+_PREDICT = re.compile(r"/api/v1/models/[^/]*/predict")
 
 
 def _body_limit(path: str, settings: Settings) -> int | None:
     """Return the most bytes that a body may have at an address; None: its route counts them itself."""
     if path == imports.PATH:
         return None
-    return settings.serve_max_mib << 20 if _IMAGES.fullmatch(path) else MAX_BODY
+    return settings.serve_max_mib << 20 if _INFER.fullmatch(path) or _PREDICT.fullmatch(path) else MAX_BODY
 
 
 def _open(settings: Settings, meters: CollectorRegistry) -> ServiceParts:

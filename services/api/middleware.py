@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from prometheus_client import Histogram
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay_core.errors import RelayError
+from services.api.conditional import names
 from services.api.problems import handle_refusal, problem
 
 MAX_BODY = 2 << 20
@@ -28,6 +29,7 @@ PACE = 1 << 16
 """The bytes of a body that must come in a second."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that a request may have; metrics count any other as OTHER."""
+_HEAD = "relay_head"
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -40,12 +42,15 @@ class _Exchange:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope, self._send = scope, send
+        self.method, self._silent = scope["method"], scope["method"] == "HEAD"
         self.began = time.perf_counter()
         self.status = 0
         self.stream = False
         sent_id = Headers(scope=scope).get("x-request-id", "")
         self.id = sent_id if _REQUEST_ID.fullmatch(sent_id) else secrets.token_hex(8)
         scope["request_id"] = self.id
+        if self.method == "HEAD":  # HEAD is answered as GET is, without the body
+            self.scope = {**scope, "method": "GET", _HEAD: True}
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -58,7 +63,19 @@ class _Exchange:
             headers["Referrer-Policy"] = "no-referrer"
             if self.scope["path"].startswith(("/api", "/v2")):
                 headers["Cache-Control"] = "no-store"
+            if self.status == 200 and self.scope["method"] == "GET" and self._is_known(headers):
+                self.status = message["status"] = 304
+                self._silent = True
+                for name in ("Content-Length", "Content-Type"):
+                    del headers[name]
+        elif self._silent:
+            message = {**message, "body": b""}
         await self._send(message)
+
+    def _is_known(self, answer: MutableHeaders) -> bool:
+        """Whether the client has what the answer holds: its If-None-Match names the answer's ETag."""
+        unless = ", ".join(Headers(scope=self.scope).getlist("if-none-match"))
+        return bool(unless) and "etag" in answer and names(unless, answer["etag"], weakly=True)
 
     @property
     def route(self) -> str:
@@ -69,11 +86,11 @@ class _Exchange:
         """Write the log line and record the duration, except of event streams, which last as long as their clients want."""
         seconds = time.perf_counter() - self.began
         if not self.stream:
-            method = self.scope["method"] if self.scope["method"] in METHODS else "OTHER"
+            method = self.method if self.method in METHODS else "OTHER"
             durations.labels(method, self.route, str(self.status)).observe(seconds)
         client = self.scope.get("client")
         facts = {
-            "request_id": self.id, "method": self.scope["method"], "path": self.scope["path"], "status": self.status,
+            "request_id": self.id, "method": self.method, "path": self.scope["path"], "status": self.status,
             "ms": round(seconds * 1000, 1), "client": client[0] if client else None,
         }  # fmt: skip
         access.info("request", extra=facts)
@@ -95,7 +112,7 @@ class RequestContext:
                 refused.headers["Connection"] = "close"
                 await refused(scope, receive, exchange.send)
                 return
-            await self.app(scope, receive, exchange.send)
+            await self.app(exchange.scope, receive, exchange.send)
         except Exception:
             log.exception("unhandled error", extra={"request_id": exchange.id})
             if exchange.status:
@@ -103,6 +120,11 @@ class RequestContext:
             await problem(scope, "internal")(scope, receive, exchange.send)
         finally:
             exchange.note(self.durations)
+
+
+def is_head(scope: Scope) -> bool:
+    """Return whether a request is a HEAD, which routes see as GET."""
+    return bool(scope.get(_HEAD))
 
 
 def _refused_at_once(scope: Scope) -> JSONResponse | None:
@@ -176,6 +198,31 @@ class BodyPace:
             await send(message)
 
         await self.app(scope, paced, closing)
+
+
+class PlainBody:
+    """Refuses a body with a Content-Encoding that its address does not decode: it would be taken for something else.
+
+    Args:
+        app: the application that takes the other requests.
+        encodings: path of an address -> the encodings that it decodes.
+    """
+
+    def __init__(self, app: ASGIApp, encodings: Callable[[str], Collection[str]]) -> None:
+        self.app, self.encodings = app, encodings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] == "http" and scope["method"] in _BODY_METHODS:
+            known = self.encodings(scope["path"])
+            sent = ", ".join(Headers(scope=scope).getlist("content-encoding")).strip().lower()
+            if sent not in ("", "identity", *known):
+                await drain(receive)
+                accepted = ", ".join(known) or "identity"
+                detail = f"Content-Encoding: the body is {sent[:100]}, and this address reads {accepted}"
+                answer = problem(scope, "unsupported_media_type", detail, {"Accept-Encoding": accepted})
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class BodyLimit:

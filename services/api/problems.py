@@ -56,6 +56,7 @@ def problem(
         extra: further members of the document.
     """
     entry = CATALOGUE[code]
+    headers = {**({"Retry-After": "5"} if entry.status in (429, 503) else {}), **(headers or {})}
     detail = detail or _SENTENCES.get(code, entry.title)
     content = {
         "type": f"/problems/{code}",
@@ -68,7 +69,7 @@ def problem(
         "error": detail,
         **(extra or {}),
     }
-    return JSONResponse(content, entry.status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    return JSONResponse(content, entry.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -97,7 +98,7 @@ async def handle_refusal(request: Request, error: Exception) -> JSONResponse:
 
 async def _handle_database_error(request: Request, error: Exception) -> JSONResponse:
     log.error("the database does not answer: %s", error, extra={"request_id": request.scope.get("request_id")})
-    return problem(request.scope, "database_unavailable", headers={"Retry-After": "5"})
+    return problem(request.scope, "database_unavailable")
 
 
 async def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -115,7 +116,7 @@ def _methods(app: FastAPI, path: str) -> Iterator[str]:
     methods = set()
     for context in iter_route_contexts(app.routes):
         if context.methods and context.path_regex.match(path):
-            methods |= context.methods
+            methods |= context.methods | ({"HEAD"} if "GET" in context.methods else set())
     return iter(methods)
 
 

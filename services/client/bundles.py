@@ -10,12 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
 from relay_core.metrics import headline
 from services.client.http import Client
 from services.client.http import Progress as Show
-from services.client.tables import watch_job
+from services.client.tables import show_table, watch_job
 
 
 def export_checkpoint(client: Client, checkpoint_id: str, to: str | None, half: bool, out: Path | None) -> Path:
@@ -69,24 +68,23 @@ def _byte_progress(description: str) -> Iterator[Show]:
 
 def exports_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table with one row for each export."""
-    table = Table(Column("export", no_wrap=True, min_width=35), "hop", "site", "for", "MB", "built", box=None)
+    cells = []
     for row in rows:
         facts = row["facts"]
         to = facts["recipient"][:8] if facts["recipient"] else "anybody"
-        table.add_row(row["id"], str(facts["hop"]), facts["site"], to, f"{row['size'] / 1e6:.1f}", row["created_at"][:10])
-    Console(highlight=False, markup=False).print(table)
+        cells.append((row["id"], str(facts["hop"]), facts["site"], to, f"{row['size'] / 1e6:.1f}", row["created_at"][:10]))
+    show_table(("export", "hop", "site", "for", "MB", "built"), cells, shortened=["site"])
 
 
 def imports_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table with one row for each import."""
-    state = Column("state", no_wrap=True, min_width=11)
-    table = Table(Column("import", no_wrap=True, min_width=35), state, "for", "hop", "site", "signer", box=None)
+    cells = []
     for row in rows:
         facts = row["facts"] or {}
         signer = facts.get("signer", {}).get("name", "")
         hop = str(facts.get("hop", ""))
-        table.add_row(row["id"], row["state"], row["purpose"], hop, facts.get("site", ""), signer)
-    Console(highlight=False, markup=False).print(table)
+        cells.append((row["id"], row["state"], row["purpose"], hop, facts.get("site", ""), signer))
+    show_table(("import", "state", "for", "hop", "site", "signer"), cells, shortened=["site", "signer"])
 
 
 def show_import(row: dict[str, Any]) -> None:

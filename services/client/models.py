@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
-
 from relay_core.errors import RelayError
 from relay_core.inference import SCORE
 from relay_core.metrics import metrics_of
 from services.client.http import Client
-from services.client.tables import watch_job
+from services.client.tables import show_table, watch_job
 
 
 def models_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table with one row for each model version; a star marks the version in production."""
-    table = Table(Column("model", no_wrap=True), "version", "", "precision", "MB", "score by test set", "made", box=None)
+    cells = []
     for row in rows:
-        scores = proved(row)
         star, size = "*" if row["production"] else "", f"{row['size'] / 1e6:.1f}"
-        table.add_row(row["name"], str(row["version"]), star, row["precision"], size, scores, row["created_at"][:10])
-    Console(highlight=False, markup=False).print(table)
+        cells.append((
+            row["name"], str(row["version"]), star, row["precision"], size, proved(row), row["created_at"][:10],
+        ))  # fmt: skip
+    headers = ("model", "version", "", "precision", "MB", "score by test set", "made")
+    show_table(headers, cells, shortened=["score by test set"])
 
 
 def proved(row: dict[str, Any]) -> str:
@@ -85,10 +84,10 @@ def _change_production(client: Client, name: str, action: str, body: dict[str, A
 
 def show_comparison(compared: dict[str, Any]) -> None:
     """Print the score on each test set of the version in production and of the new one."""
-    table = Table("test set", "in production", "new", "difference", box=None)
+    rows = []
     for row in compared["sites"]:
-        cells = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("current", "new")]
-        table.add_row(row["site"], *cells, "-" if row["difference"] is None else f"{row['difference']:+.3f}")
-    Console(highlight=False, markup=False).print(table)
+        scores = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("current", "new")]
+        rows.append((row["site"], *scores, "-" if row["difference"] is None else f"{row['difference']:+.3f}"))
+    show_table(("test set", "in production", "new", "difference"), rows, shortened=["test set"])
     if compared["worse"]:
         print(f"worse on {', '.join(compared['worse'])}, or not tested there: --reason is needed")

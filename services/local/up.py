@@ -90,6 +90,7 @@ def run_up(home: Path, **overrides: Any) -> None:
         with _database(settings) as database:
             bring_up_to_date(database)
         _make_key(settings)
+        settings.site_name = _name_that_holds(settings)
         services = _services(settings)
         try:
             if _start_and_wait(services, settings, stop_asked):
@@ -115,10 +116,24 @@ def _make_key(settings: Settings) -> None:
         raise RelayError(f"the site's key cannot be made: {process.stderr.strip().removeprefix('error: ')}")
 
 
+def _name_that_holds(settings: Settings) -> str:
+    """Return the name of the site's key, which is the site's everywhere; say so where the settings want another one."""
+    held, wanted = KeyFolder(settings.keys_folder).card.name, settings.site_name
+    if "site_name" in settings.model_fields_set and wanted != held:
+        print(
+            f"warning: RELAY_SITE_NAME is {wanted!r}, and this site goes on as {held!r}: so its key is called, which signs "
+            "what leaves the site, and other sites trust it by that name. Set RELAY_SITE_NAME back. To be called otherwise, "
+            "make a new key in another folder (relay keys create, RELAY_KEYS); every other site then has to trust it anew",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    return held
+
+
 def _services(settings: Settings) -> list[Service]:
     environment = {
         **os.environ, "RELAY_EMBEDDED": "1", "RELAY_HOME": str(settings.home), "RELAY_HOST": settings.host,
-        "RELAY_PORT": str(settings.port), "RELAY_DEVICE": settings.device, "RELAY_INSTANCE": str(settings.instance),
+        "RELAY_PORT": str(settings.port), "RELAY_SITE_NAME": settings.site_name,
+        "RELAY_DEVICE": settings.device, "RELAY_INSTANCE": str(settings.instance),
         "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     logs = settings.home / "logs"
@@ -173,6 +188,7 @@ def _greet(settings: Settings) -> None:
     The token is made here, after the API came up: a failed start leaves no token that nobody saw.
     """
     print(f"relay is up at {_url(settings)}\nsite folder {settings.home}, images below {settings.data_folder}")
+    print(f"this site's name: {settings.site_name}")
     print(f"this site's key: {spoken_fingerprint(KeyFolder(settings.keys_folder).card.fingerprint)}")
     print(f"the other sites need its card: {settings.keys_folder / 'card.json'}")
     with _database(settings) as database, database.write() as session:

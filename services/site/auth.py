@@ -24,6 +24,8 @@ from services.site.errors import Refusal
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """The roles in rising order: each may do what the roles before it may, and more."""
+CHALLENGE = {"WWW-Authenticate": 'Bearer realm="relay"'}
+"""The header of an answer to a request without a valid token (RFC 6750)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def authenticate(session: Session, key: bytes, text: str) -> Identity:
         raise Refusal(
             "unauthenticated",
             "the token is unknown, expired or revoked; an admin makes one with: relay token create",
-            {"WWW-Authenticate": "Bearer"},
+            {"WWW-Authenticate": f'{CHALLENGE["WWW-Authenticate"]}, error="invalid_token"'},
         )
     return Identity(row.id, row.name, row.role)  # type: ignore[arg-type]
 

@@ -198,6 +198,9 @@ def end(
     move(job, state)
     free_devices(session, job)
     job.finished_at = now(session)
+    if state == "succeeded" and job.progress and job.progress.get("steps"):
+        left = {"eta_seconds": 0.0} if "eta_seconds" in job.progress else {}
+        job.progress = {**job.progress, "step": job.progress["steps"], **left}  # reports on the way are seconds apart
     job.result, job.error, job.lease_until = result, error, None
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": state, **({"error": error} if error else {})}])

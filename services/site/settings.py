@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
@@ -15,6 +15,7 @@ from sqlalchemy import URL, make_url
 
 from relay_core.errors import RelayError
 from relay_core.files import write_atomically
+from relay_core.texts import site_name
 
 MIN_SECRET = 16
 """Least number of characters of a secret that is accepted outside the embedded mode."""
@@ -50,8 +51,9 @@ class Settings(BaseSettings):
 
     embedded: bool = False
     """Whether the site runs under `relay up`, on one machine for one person; then it makes its secrets itself."""
-    site_name: str = Field(default="site", min_length=1, max_length=100)
-    """Name of the site, shown to people and written into what leaves the site."""
+    site_name: Annotated[str, AfterValidator(site_name)] = "site"
+    """Name of the site, shown to people. At its first start `relay up` makes the site's key under it; from then on the name
+    of the key holds, as it stands in what leaves the site and other sites trust it by that name."""
     home: Path = Path("relay-site")
     """Folder of everything that the site keeps, unless the next settings name other folders."""
     data_root: Path | None = None

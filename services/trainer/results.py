@@ -123,6 +123,7 @@ def _publish_checkpoints(session: Session, work: PreparedJob, stored: _Stored) -
 def _publish_preflight(session: Session, job: Job, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
     row = need(session, Dataset, job.params["dataset"])
     row.report = {**last, "job": job.id}
+    row.version += 1  # who has read it without this report, and changes it, is asked to look again
     artifacts.detach(session, row.id)
     for name, (digest, size, media_type) in stored.files.items():
         if name.startswith("previews/"):

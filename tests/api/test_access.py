@@ -35,7 +35,7 @@ def test_every_address_but_the_public_ones_asks_who_is_there(small_site):
         for method in operations:
             answer = small_site.anonymous.request(method, path.format(**ids))
             assert answer.status_code == 401, (method, path)
-            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["www-authenticate"] == 'Bearer realm="relay"'
             asked += 1
     assert asked > 45
 

@@ -129,6 +129,47 @@ def test_metrics_are_thinned_and_keep_the_newest_point(site):
     assert ok(site.viewer.get(path, params={"name": "none"})) == []
 
 
+@pytest.fixture(scope="module")
+def long_job(site):
+    """A job whose loss has 5,000 points, low but for one spike up and one down, and a constant."""
+    job = site.submit()
+    with site.database.write() as session:
+        values = {1234: 9.0, 3456: -9.0}
+        session.add_all(
+            Metric(job_id=job["id"], site="A", name=name, step=step, value=value(step), attempt=1)
+            for name, value in (("loss", lambda step: values.get(step, step % 7 / 10)), ("rate", lambda step: 0.5))
+            for step in range(1, 5001)
+        )
+    return f"/api/v1/jobs/{job['id']}/metrics"
+
+
+@pytest.mark.parametrize("points", [1, 2, 3, 4, 10, 999, 4999])
+def test_a_thinned_series_hides_no_spike(site, long_job, points):
+    loss, rate = ok(site.viewer.get(long_job, params={"points": points}))
+    for shown in (loss, rate):
+        assert 1 <= len(shown["steps"]) <= points
+        assert shown["steps"] == sorted(set(shown["steps"]))
+        assert shown["steps"][-1] == 5000
+    if points > 2:
+        assert (min(loss["values"]), max(loss["values"])) == (-9.0, 9.0)
+        assert dict(zip(loss["steps"], loss["values"], strict=True))[1234] == 9.0
+        assert set(rate["values"]) == {0.5}
+
+
+def test_a_series_is_read_whole_in_pages_of_steps(site, long_job):
+    steps = []
+    for first in range(1, 5001, 1500):
+        params = {"name": "loss", "points": 1500, "first": first, "last": first + 1499}
+        (page,) = ok(site.viewer.get(long_job, params=params))
+        steps += page["steps"]
+    assert steps == list(range(1, 5001))
+    (default,) = ok(site.viewer.get(long_job, params={"name": "loss"}))
+    assert 900 < len(default["steps"]) <= 1000
+    assert ok(site.viewer.get(long_job, params={"first": 6000})) == []
+    for wrong in ({"points": 0}, {"points": 10_001}, {"first": -1}, {"last": 2**31}):
+        refused(site.viewer.get(long_job, params=wrong), 422, "invalid_request")
+
+
 def test_files_that_a_job_left(site):
     job = site.submit()
     digest = site.attach(job["id"], "samples.png", b"picture", "image/png")

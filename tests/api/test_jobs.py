@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import func, select
 
+from services.site import leases
 from services.site.db.models import Dataset, Job
 from tests.api.kit import ok, refused
 
@@ -177,3 +178,17 @@ def test_a_failed_job_is_retried(site):
     refused(site.operator.post(path), 409, "conflict")
     site.finish(claim)
     refused(site.operator.post(path), 409, "conflict")
+
+
+@pytest.mark.parametrize(("state", "step"), [("succeeded", 19249484), ("failed", 8)])
+def test_the_progress_of_a_job_that_succeeded_ends_at_its_total(site, state, step):
+    job_id = site.submit()["id"]
+    claim = site.claim(job_id)
+    progress = {"step": 8, "steps": 19249484, "eta_seconds": 3.0}
+    with site.database.write() as session:
+        leases.held(session, claim, progress=progress)
+    error = {"code": "process_crashed", "message": "x"} if state == "failed" else None
+    site.finish(claim, state, **({"error": error} if error else {}))
+    shown = ok(site.viewer.get(f"/api/v1/jobs/{job_id}"))["progress"]
+    assert (shown["step"], shown["steps"]) == (step, 19249484)
+    assert shown["eta_seconds"] == (0.0 if state == "succeeded" else 3.0)

@@ -150,7 +150,7 @@ def test_what_is_not_there_is_a_problem_document(small_site):
         refused(small_site.viewer.get(f"/api/v1/jobs/{path}"), 404, "not_found")
     answer = small_site.viewer.put("/api/v1/jobs")
     refused(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["allow"] == "GET, HEAD, POST"
     answer = small_site.viewer.post(f"/api/v1/checkpoints/checkpoint-{'0' * 28}/download")
     assert answer.headers["allow"] == "GET, HEAD"
     for path in ("/docs", "/redoc"):

@@ -162,12 +162,12 @@ def test_a_large_site_says_how_far_it_is(polyps, said, monkeypatch):
     assert "ok" in report
 
 
-def test_progress_is_said_at_most_once_a_second():
+def test_progress_is_said_at_most_once_a_second_and_at_the_end():
     now, out = [0.0], io.StringIO()
     progress = CountLines(out, clock=lambda: now[0])
     for done in range(1, 1001):
         now[0] = done * 0.01
         progress(done, 1000)
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [line["done"] for line in lines] == [1, 101, 201, 301, 401, 501, 601, 701, 801, 901]
+    assert [line["done"] for line in lines] == [1, 101, 201, 301, 401, 501, 601, 701, 801, 901, 1000]
     assert {(line["event"], line["total"]) for line in lines} == {("progress", 1000)}

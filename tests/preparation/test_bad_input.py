@@ -9,6 +9,7 @@ from relay_core.errors import DataError
 from relay_core.preparation.run import prepare
 from relay_core.preparation.selection import Selection
 from relay_core.preparation.slicing import Mediastinum, Slices
+from relay_core.texts import markdown
 from tests.imaging import dicoms
 from tests.preparation.phantoms import SPACING, chest, hospital, table, tumour, write
 from tests.reference import FOLDER
@@ -33,7 +34,7 @@ def refused(ct, tmp_path, *words, file="x", task=FEW):
         assert word in problem.message
     assert str(tmp_path) not in str(caught.value)
     assert {row["study_id"] for row in table(tmp_path / "out")} == {"a"}
-    assert str(problem) in (tmp_path / "out/report.md").read_text()
+    assert markdown(str(problem)) in (tmp_path / "out/report.md").read_text()
 
 
 def series(folder, volume, **options):

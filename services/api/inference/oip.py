@@ -22,6 +22,8 @@ from services.site import Refusal
 
 LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes the JSON part of a body has."""
+ENCODINGS = ("gzip", "deflate")
+"""The Content-Encodings of bodies that are read."""
 TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 OUTPUT_TYPES = {
     "logits": "FP32", "probabilities": "FP32", "confidence": "FP32", "mask": "UINT8", "class": "UINT8", "looks": "FP32",
@@ -67,7 +69,7 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     """
     if encoding in ("", "identity"):
         return body
-    if encoding not in ("gzip", "deflate"):
+    if encoding not in ENCODINGS:
         raise Refusal("unsupported_media_type", "Content-Encoding: gzip or deflate")
     try:
         reader = zlib.decompressobj(31 if encoding == "gzip" else 15)

@@ -10,11 +10,11 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from services.api import pages, schemas
-from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, check_version, etag
+from services.api.deps import IfMatch, Operator, Site, Viewer, check_version, etag
 from services.api.docs import ETAG, changes, refusals, success
 from services.api.pages import PageQuery
-from services.api.streaming import Part, PartQuery, download, note_download, stored
-from services.site import ACTIVE, Identity, Refusal, artifacts, audit, need, runs
+from services.api.streaming import Fetch, PartQuery, in_parts, stored
+from services.site import ACTIVE, Refusal, artifacts, audit, need, runs
 from services.site.db import Artifact, Checkpoint, Evaluation, Job, Run
 
 MEDIA_TYPE = "application/octet-stream"
@@ -51,35 +51,24 @@ def get_checkpoint(
 _DOWNLOAD: Any = {
     "response_class": Response,
     "responses": {
-        **download("The safetensors file.", MEDIA_TYPE),
+        **in_parts("The safetensors file.", MEDIA_TYPE),
         **refusals("forbidden", "not_found", "artifact_damaged", "range_not_satisfiable", "real_images", "run_file_invalid"),
     },
 }
 
 
 @router.get("/{checkpoint_id}/download", **_DOWNLOAD)
-def download_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Operator, part: PartQuery) -> Response:
+@router.head("/{checkpoint_id}/download", name="head_checkpoint", **_DOWNLOAD)
+def download_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Operator, asked: PartQuery) -> Response:
     """Download a checkpoint's file; the bytes are verified while they are sent, and the last come only if all were right.
 
     With `Range`, the whole file is verified before the first byte is sent. The audit log says who fetched it.
     """
-    return _file(site, checkpoint_id, part, caller)
-
-
-@router.head("/{checkpoint_id}/download", **_DOWNLOAD)
-def head_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Operator) -> Response:
-    """Size and digest of a checkpoint's file."""
-    return _file(site, checkpoint_id, Part(), None)
-
-
-def _file(site: ServiceParts, checkpoint_id: str, part: Part, fetched_by: Identity | None) -> Response:
     with site.database.read() as session:
         row = need(session, Checkpoint, checkpoint_id)
         runs.require_no_images(need(session, Run, row.run_id))
         artifact = session.get_one(Artifact, row.digest)
-    if fetched_by is not None:
-        note_download(site, fetched_by, row.id, artifact, part)
-    return stored(site, artifact, MEDIA_TYPE, filename=f"{row.id}.safetensors", body=fetched_by is not None, part=part)
+    return stored(site, artifact, MEDIA_TYPE, asked, f"{row.id}.safetensors", Fetch(caller, row.id))
 
 
 @router.patch(

@@ -13,7 +13,7 @@ from services.api import options, pages, schemas
 from services.api.deps import IfMatch, Operator, ServiceParts, Site, Viewer, check_version, etag
 from services.api.docs import ETAG, LOCATION, changes, refusals, success
 from services.api.pages import PageQuery
-from services.api.streaming import HEADERS, note_download, stored
+from services.api.streaming import Fetch, FileQuery, stored, whole
 from services.site import ACTIVE, Refusal, artifacts, audit, folders, need
 from services.site.db import Dataset, Job
 
@@ -120,7 +120,7 @@ def delete_dataset(dataset_id: schemas.DatasetId, site: Site, caller: Operator) 
     "/{dataset_id}/preview",
     response_class=Response,
     responses={
-        **success(200, "An image with its mask drawn over it.", media_type="image/png", headers=HEADERS),
+        **whole("An image with its mask drawn over it.", "image/png"),
         **refusals("not_found", "preview_missing", "artifact_damaged"),
     },
 )
@@ -128,12 +128,12 @@ def preview_dataset(
     dataset_id: schemas.DatasetId,
     site: Site,
     caller: Viewer,
+    asked: FileQuery,
     index: Annotated[int, Query(ge=0, le=31, description="Which of the pictures that the preflight drew.")] = 0,
 ) -> Response:
     """A picture that the last preflight drew."""
     picture = _preview(site, dataset_id, index)
-    note_download(site, caller, f"{dataset_id}/{index}", picture)
-    return stored(site, picture, "image/png")
+    return stored(site, picture, "image/png", asked, fetch=Fetch(caller, f"{dataset_id}/{index}"))
 
 
 def _preview(site: ServiceParts, dataset_id: str, index: int) -> artifacts.Artifact:

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Response
 from relay_core.metrics import metrics_of, task_of
 from services.api import pages, schemas
 from services.api.deps import ServiceParts, Site, Viewer
-from services.api.docs import refusals, success
+from services.api.docs import refusals
 from services.api.pages import PageQuery
-from services.api.streaming import HEADERS, note_download, stored
+from services.api.streaming import Fetch, FileQuery, stored, whole
 from services.site import Refusal, artifacts, need
 from services.site.db import Evaluation
 
@@ -70,48 +70,51 @@ def matrix_json(
     "/{evaluation_id}/matrix.csv",
     response_class=Response,
     responses={
-        **success(200, "The matrix.", media_type="text/csv", headers=HEADERS, schema={"type": "string"}),
+        **whole("The matrix.", "text/csv", {"type": "string"}),
         **refusals("not_found", "artifact_damaged"),
     },
 )
-def matrix_csv(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = None) -> Response:
+def matrix_csv(
+    evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, asked: FileQuery, metric: MetricName = None
+) -> Response:
     """A metric's matrix as a table."""
     table = _attachment(site, evaluation_id, metric, "csv")
-    note_download(site, caller, f"{evaluation_id}/matrix.csv", table)
-    return stored(site, table, "text/csv", f"{evaluation_id}.csv")
+    fetch = Fetch(caller, f"{evaluation_id}/matrix.csv")
+    return stored(site, table, "text/csv", asked, f"{evaluation_id}.csv", fetch)
 
 
 @router.get(
     "/{evaluation_id}/matrix.png",
     response_class=Response,
     responses={
-        **success(200, "The matrix.", media_type="image/png", headers=HEADERS),
+        **whole("The matrix.", "image/png"),
         **refusals("not_found", "artifact_damaged"),
     },
 )
-def matrix_png(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, metric: MetricName = None) -> Response:
+def matrix_png(
+    evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, asked: FileQuery, metric: MetricName = None
+) -> Response:
     """A metric's matrix as a picture."""
     picture = _attachment(site, evaluation_id, metric, "png")
-    note_download(site, caller, f"{evaluation_id}/matrix.png", picture)
-    return stored(site, picture, "image/png")
+    return stored(site, picture, "image/png", asked, fetch=Fetch(caller, f"{evaluation_id}/matrix.png"))
 
 
 @router.get(
     "/{evaluation_id}/report.json",
     response_class=Response,
     responses={
-        **success(200, "The signed report.", media_type="application/json", headers=HEADERS, schema={"type": "object"}),
+        **whole("The signed report.", "application/json", {"type": "object"}),
         **refusals("not_found", "artifact_damaged"),
     },
 )
-def get_report(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer) -> Response:
+def get_report(evaluation_id: schemas.EvaluationId, site: Site, caller: Viewer, asked: FileQuery) -> Response:
     """An evaluation's signed report, metrics only, for the coordinator of the relay; POST /api/v1/exports makes it."""
     with site.database.read() as session:
         report = artifacts.attached(session, need(session, Evaluation, evaluation_id).id).get("report.json")
     if report is None:
         raise Refusal("not_found", f"{evaluation_id} was not signed yet: POST it to /api/v1/exports")
-    note_download(site, caller, f"{evaluation_id}/report.json", report)
-    return stored(site, report, "application/json", f"{evaluation_id}.json")
+    fetch = Fetch(caller, f"{evaluation_id}/report.json")
+    return stored(site, report, "application/json", asked, f"{evaluation_id}.json", fetch)
 
 
 def _attachment(site: ServiceParts, evaluation_id: str, metric: str | None, kind: str) -> artifacts.Artifact:

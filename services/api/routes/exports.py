@@ -10,8 +10,8 @@ from services.api import pages, schemas
 from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
 from services.api.docs import LOCATION, REPLAYED, SIGNERS, changes, refusals, success
 from services.api.pages import PageQuery
-from services.api.streaming import Part, PartQuery, download, stored
-from services.site import JobPlan, Refusal, artifacts, audit, bundle_exchange, job_plans, jobs, need
+from services.api.streaming import Fetch, PartQuery, in_parts, stored
+from services.site import JobPlan, Refusal, artifacts, bundle_exchange, job_plans, jobs, need
 from services.site.db import Bundle
 
 router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
@@ -81,33 +81,25 @@ def get_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schem
 _DOWNLOAD: Any = {
     "response_class": Response,
     "responses": {
-        **download("The bundle.", bundle_exchange.MEDIA_TYPE),
+        **in_parts("The bundle.", bundle_exchange.MEDIA_TYPE),
         **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
     },
 }
 
 
 @router.get("/{bundle_id}/download", **_DOWNLOAD)
-def download_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer, part: PartQuery) -> Response:
+@router.head("/{bundle_id}/download", name="head_export", **_DOWNLOAD)
+def download_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer, asked: PartQuery) -> Response:
     """Download a bundle's file, to be carried away; the audit log says who fetched it.
 
     The bytes are verified while they are sent, and the last come only if all were right; with `Range`, the whole file is
     verified before the first byte is sent.
     """
-    with site.database.write() as session:
-        row = _require_export(need(session, Bundle, bundle_id))
-        artifact = artifacts.attached(session, row.id)[bundle_exchange.FILE]
-        audit.record(session, caller.actor, "export.download", row.id, digest=row.digest, range=part.range)
-    return stored(site, artifact, bundle_exchange.MEDIA_TYPE, filename=f"{row.id}.relay", part=part)
-
-
-@router.head("/{bundle_id}/download", **_DOWNLOAD)
-def head_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Response:
-    """Size and digest of a bundle's file."""
     with site.database.read() as session:
         row = _require_export(need(session, Bundle, bundle_id))
         artifact = artifacts.attached(session, row.id)[bundle_exchange.FILE]
-    return stored(site, artifact, bundle_exchange.MEDIA_TYPE, filename=f"{row.id}.relay", body=False, part=Part())
+    fetch = Fetch(caller, row.id, "export.download")
+    return stored(site, artifact, bundle_exchange.MEDIA_TYPE, asked, f"{row.id}.relay", fetch)
 
 
 def _require_export(row: Bundle) -> Bundle:

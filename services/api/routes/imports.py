@@ -16,7 +16,7 @@ from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
 from services.api.docs import LOCATION, REPLAYED, SIGNERS, changes, refusals, success
 from services.api.middleware import drain
 from services.api.pages import PageQuery
-from services.api.streaming import HEADERS, note_download, stored
+from services.api.streaming import Fetch, FileQuery, stored, whole
 from services.site import Refusal, artifacts, bundle_exchange, need
 from services.site.db import Bundle, Job
 
@@ -131,19 +131,18 @@ def get_import(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> schem
     "/{bundle_id}/card",
     response_class=Response,
     responses={
-        **success(200, "The model card.", media_type=MARKDOWN, headers=HEADERS, schema={"type": "string"}),
+        **whole("The model card.", MARKDOWN, {"type": "string"}),
         **refusals("not_found", "conflict", "artifact_damaged"),
     },
 )
-def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer) -> Response:
+def get_card(bundle_id: schemas.BundleId, site: Site, caller: Viewer, asked: FileQuery) -> Response:
     """An import's model card, for people."""
     with site.database.read() as session:
         row = _import_row(session, bundle_id)
         card = artifacts.attached(session, row.id).get(CARD)
     if card is None:
         raise Refusal("conflict", f"{row.id} is {row.shown}: it has no model card here")
-    note_download(site, caller, f"{row.id}/{CARD}", card)
-    return stored(site, card, MARKDOWN)
+    return stored(site, card, MARKDOWN, asked, fetch=Fetch(caller, f"{row.id}/{CARD}"))
 
 
 @router.post(

@@ -6,24 +6,25 @@ import logging
 import re
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import WithJsonSchema
-from sqlalchemy import func, select
+from pydantic import Field, WithJsonSchema
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from relay_core.errors import RelayError
-from services.api import schemas
+from services.api import schemas, series
 from services.api.deps import ServiceParts, Site, Viewer
 from services.api.docs import refusals, success
-from services.api.streaming import HEADERS, note_download, stored
+from services.api.middleware import is_head
+from services.api.streaming import Fetch, FileQuery, stored, whole
 from services.site import TERMINAL, Identity, Refusal, artifacts, need
-from services.site.db import Job, JobEvent, Metric
+from services.site.db import Job, JobEvent
 
 POLL = 0.5
 """The seconds between two queries for new events."""
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
+Step = Annotated[int, Field(ge=0, le=_LAST)]
 After = Annotated[int, Query(ge=0, le=_LAST, description="Only events with a larger seq.")]
 
 
@@ -46,6 +48,7 @@ class _Start:
 
 
 def _stream_start(
+    request: Request,
     caller: Viewer,
     site: Site,
     job_id: schemas.JobId,
@@ -56,6 +59,8 @@ def _stream_start(
         WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,9}$"}),
     ] = None,
 ) -> _Start:
+    if is_head(request.scope):  # an answer without an end says nothing of itself before it
+        raise Refusal("method_not_allowed", "this address answers GET", {"Allow": "GET"})
     if last_event_id is not None and not re.fullmatch(r"[0-9]{1,9}", last_event_id):
         raise Refusal("bad_request", "Last-Event-ID is the seq of an event of this job")
     with site.database.read() as session:
@@ -150,31 +155,27 @@ def get_metrics(
     caller: Viewer,
     name: Annotated[schemas.Words | schemas.Absent, Query(description="Only this metric.")] = None,
     site_name: Annotated[schemas.Words | schemas.Absent, Query(alias="site", description="Only this site's.")] = None,
-    every: Annotated[int, Query(ge=1, le=10_000, description="At most so many points of a series.")] = 1000,
+    points: Annotated[
+        int, Query(ge=1, le=10_000, description="At most so many points of a series: the extremes of each stretch of it.")
+    ] = 1000,
+    first: Annotated[Step | schemas.Absent, Query(description="Only from this step on: to look closer, or page on.")] = None,
+    last: Annotated[Step | schemas.Absent, Query(description="Only up to this step.")] = None,
+    every: Annotated[
+        Annotated[int, Field(ge=1, le=10_000)] | schemas.Absent,
+        Query(description="Instead of points: at most so many, evenly spaced, whatever lies between them."),
+    ] = None,
 ) -> list[schemas.Series]:
-    """Losses, scores and speed over the steps, thinned evenly; the newest point is always there."""
+    """Losses, scores and speed over the steps. Of a long series come the lowest and the highest point of each stretch, so
+    that no spike is hidden, and the newest point.
+
+    With `first` and `last` only the steps between them: for every single point, ask for 10,000 steps at a time.
+    """
+    asked = series.conditions(job_id, {"name": name, "site": site_name}, first, last)
+    query = series.extremes(asked, points) if every is None else series.evenly(asked, every)
     with site.database.read() as session:
         need(session, Job, job_id)
-        rows = session.execute(_thinned_query(job_id, {"name": name, "site": site_name}, every)).all()
-    series: dict[tuple[str, str], schemas.Series] = {}
-    for row in rows:
-        empty = schemas.Series(site=row.site, name=row.name, steps=[], values=[])
-        metric_series = series.setdefault((row.site, row.name), empty)
-        metric_series.steps.append(row.step)
-        metric_series.values.append(row.value)
-    return list(series.values())
-
-
-def _thinned_query(job_id: str, filters: dict[str, Any], every: int) -> Any:
-    """Build the query for at most `every` evenly spaced points of each series, counted from its end: the newest stays."""
-    conditions = [getattr(Metric, key) == value for key, value in filters.items() if value is not None]
-    series_key = (Metric.site, Metric.name)
-    from_end = func.row_number().over(partition_by=series_key, order_by=Metric.step.desc()) - 1
-    count = func.count().over(partition_by=series_key)
-    points = select(*series_key, Metric.step, Metric.value, from_end.label("back"), count.label("count"))
-    numbered = points.where(Metric.job_id == job_id, *conditions).subquery()
-    stride = (numbered.c.count + every - 1) // every
-    return select(numbered).where(numbered.c.back % stride == 0).order_by(numbered.c.site, numbered.c.name, numbered.c.step)
+        rows = session.execute(query).tuples().all()
+    return series.collect(rows)
 
 
 @router.get("/{job_id}/files", responses=refusals("forbidden", "not_found"))
@@ -190,17 +191,16 @@ def list_files(job_id: schemas.JobId, site: Site, caller: Viewer) -> list[schema
     "/{job_id}/files/{name}",
     response_class=Response,
     responses={
-        **success(200, "The file, of the type that the list says.", media_type="*/*", headers=HEADERS),
+        **whole("The file, of the type that the list says.", "*/*"),
         **refusals("forbidden", "not_found", "artifact_damaged"),
     },
 )
-def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer) -> Response:
+def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer, asked: FileQuery) -> Response:
     """One file that the job left; its bytes are verified while they are sent."""
     file = _files(site, job_id, caller).get(name)
     if file is None:
         raise Refusal("not_found", f"{job_id} left no such file; see {router.prefix}/{job_id}/files")
-    note_download(site, caller, f"{job_id}/{name}", file)
-    return stored(site, file, file.media_type, filename=name)
+    return stored(site, file, file.media_type, asked, name, Fetch(caller, f"{job_id}/{name}"))
 
 
 def _files(site: ServiceParts, job_id: str, caller: Identity) -> dict[str, artifacts.Artifact]:

@@ -10,10 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.api import pages, schemas
+from services.api.conditional import names
 from services.api.deps import IfMatch, Operator, Site, Viewer
 from services.api.docs import ETAG, SIGNERS, Responses, changes, refusals, success
 from services.api.pages import PageQuery
-from services.api.streaming import PartQuery, download, note_download, stored
+from services.api.streaming import Fetch, PartQuery, in_parts, stored
 from services.site import Refusal, registry
 from services.site.db import Artifact, Model, Promotion
 
@@ -65,19 +66,18 @@ def compare_model(name: schemas.ModelName, version: schemas.Version, site: Site,
     "/{name}/versions/{version}/download",
     response_class=Response,
     responses={
-        **download("The ONNX file.", registry.MEDIA_TYPE),
+        **in_parts("The ONNX file.", registry.MEDIA_TYPE),
         **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
     },
 )
 def download_model(
-    name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer, part: PartQuery
+    name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer, asked: PartQuery
 ) -> Response:
     """Download a version's ONNX file, with its facts in the metadata."""
     with site.database.read() as session:
         row = registry.version(session, name, version)
         artifact = session.get_one(Artifact, row.digest)
-    note_download(site, caller, f"{name}/{version}", artifact, part)
-    return stored(site, artifact, registry.MEDIA_TYPE, filename=f"{name}-{version}.onnx", part=part)
+    return stored(site, artifact, registry.MEDIA_TYPE, asked, f"{name}-{version}.onnx", Fetch(caller, f"{name}/{version}"))
 
 
 @router.delete("/{name}/versions/{version}", status_code=204, responses=refusals("forbidden", "not_found", "in_use"))
@@ -124,7 +124,7 @@ def roll_back_model(
 def _check_etag(session: Session, name: str, if_match: str) -> None:
     promotion = registry.production(session, name)
     current_etag = f'"{promotion.number if promotion else 0}"'
-    if if_match != current_etag:
+    if not names(if_match, current_etag, weakly=False):
         raise Refusal(
             "precondition_failed", f"what is in production of {name} was changed; read it again", {"ETag": current_etag}
         )

@@ -85,7 +85,7 @@ def get_run(run_id: schemas.RunId, site: Site, caller: Viewer, response: Respons
     "/{run_id}/file",
     response_class=Response,
     responses={
-        **success(200, "The run file.", media_type="application/yaml", schema={"type": "object"}),
+        **success(200, "The run file.", media_type="application/yaml", schema={"type": "object"}, headers=ETAG),
         **refusals("not_found"),
     },
 )
@@ -93,7 +93,7 @@ def get_run_file(run_id: schemas.RunId, site: Site, caller: Viewer) -> Response:
     """A run's file in canonical form: it extends nothing and gives the same id at any site."""
     with site.database.read() as session:
         text = need(session, Run, run_id).content
-    return Response(text, media_type="application/yaml")
+    return Response(text, media_type="application/yaml", headers={"ETag": f'"{run_id}"'})
 
 
 @router.patch(
