@@ -57,8 +57,8 @@ bearer = HTTPBearer(auto_error=False, scheme_name="token", description="`relay_<
 
 
 def client_address(request: Request) -> str:
-    """Return the address that a request comes from."""
-    return (request.client.host if request.client else "unknown")[:100]
+    """Return the address that a request comes from, as `auth.network` counts it."""
+    return auth.network(request.client.host if request.client else "unknown")
 
 
 async def identify(scope: Scope) -> Identity | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from services.site import Settings
+from services.site import Settings, auth
 
 
 class GuardedProtocol(H11Protocol):
@@ -16,14 +16,14 @@ class GuardedProtocol(H11Protocol):
     header_seconds = 15.0
     """Seconds from a connection, or the first byte of a further request on it, until the request's headers are complete."""
     most = 1024
-    """The most open connections; a client's address may have half of them."""
+    """The most open connections; a client's address (of IPv6 its /64) may have half of them."""
     _deadline: asyncio.TimerHandle | None = None
     _address: str | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Take a connection, or close it where there are too many."""
         super().connection_made(transport)
-        self._address = self.client[0] if self.client else None
+        self._address = auth.network(self.client[0]) if self.client else None
         own = sum(getattr(connection, "_address", None) == self._address for connection in self.connections)
         if len(self.connections) > self.most or own > self.most // 2:
             transport.abort()

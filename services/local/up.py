@@ -19,6 +19,7 @@ from sqlalchemy import func, select
 
 from relay_core.bundle import KeyFolder, spoken_fingerprint
 from relay_core.errors import RelayError
+from relay_core.texts import site_name
 from services.api import bring_up_to_date
 from services.site import Settings, audit, auth, load_settings, volumes
 from services.site.db import Database, Token
@@ -90,7 +91,7 @@ def run_up(home: Path, **overrides: Any) -> None:
         with _database(settings) as database:
             bring_up_to_date(database)
         _make_key(settings)
-        settings.site_name = _name_that_holds(settings)
+        settings.site_name = name_that_holds(settings)
         services = _services(settings)
         try:
             if _start_and_wait(services, settings, stop_asked):
@@ -116,9 +117,13 @@ def _make_key(settings: Settings) -> None:
         raise RelayError(f"the site's key cannot be made: {process.stderr.strip().removeprefix('error: ')}")
 
 
-def _name_that_holds(settings: Settings) -> str:
+def name_that_holds(settings: Settings) -> str:
     """Return the name of the site's key, which is the site's everywhere; say so where the settings want another one."""
     held, wanted = KeyFolder(settings.keys_folder).card.name, settings.site_name
+    try:
+        site_name(held)
+    except ValueError:  # a key from before names had rules: it signs as it is called, and the API goes by the settings
+        return wanted
     if "site_name" in settings.model_fields_set and wanted != held:
         print(
             f"warning: RELAY_SITE_NAME is {wanted!r}, and this site goes on as {held!r}: so its key is called, which signs "

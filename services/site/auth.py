@@ -11,9 +11,10 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Literal, get_args
 
-from sqlalchemy import delete, not_
+from sqlalchemy import delete, func, not_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -24,6 +25,9 @@ from services.site.errors import Refusal
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """The roles in rising order: each may do what the roles before it may, and more."""
+MOST_ADDRESSES = 10_000
+"""Number of addresses whose failed logins are counted one by one."""
+OTHERS = "all others"
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="relay"'}
 """The header of an answer to a request without a valid token (RFC 6750)."""
 
@@ -92,9 +96,23 @@ def _holds(row: Token, moment: float) -> bool:
     return row.expires_at is None or row.created_at - SLACK <= moment < row.expires_at
 
 
+def network(address: str) -> str:
+    """Return what failed logins and connections are counted by: an IPv4 address, or the /64 that an IPv6 address lies in.
+
+    Whoever has one IPv6 address has 2^64 of them.
+    """
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address[:100]
+    if isinstance(found, IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or IPv6Network((int(found), 64), strict=False))
+
+
 def check_lockout(session: Session, address: str, failures: int, seconds: float) -> None:
     """Raise Refusal `locked_out` where `address` failed `failures` times within `seconds`; call it after a failed login."""
-    row = session.get(Lockout, address)
+    row = session.get(Lockout, address) or session.get(Lockout, OTHERS)
     if row is None or row.failures < failures:
         return
     remaining = row.since + seconds - now(session)
@@ -105,10 +123,15 @@ def check_lockout(session: Session, address: str, failures: int, seconds: float)
         )  # fmt: skip
 
 
-def note_failure(session: Session, address: str, seconds: float) -> int:
-    """Count a failed login of `address`; return how many there were within `seconds`."""
+def note_failure(session: Session, address: str, seconds: float, most: int = MOST_ADDRESSES) -> int:
+    """Count a failed login of `address`; return how many there were within `seconds`.
+
+    Beyond `MOST_ADDRESSES` all new addresses are counted together.
+    """
     moment = now(session)
     session.execute(delete(Lockout).where(not_(lately(Lockout.since, seconds))))
+    if session.get(Lockout, address) is None and (session.scalar(select(func.count()).select_from(Lockout)) or 0) >= most:
+        address = OTHERS
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(Lockout)
     upsert = insert.values(address=address, failures=1, since=moment).on_conflict_do_update(
         index_elements=["address"], set_={"failures": Lockout.failures + 1}

@@ -1,7 +1,12 @@
 """Who may do what, and how much of it."""
 
-import pytest
+import re
+from pathlib import Path
 
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from services.api.main import create_app
 from services.site import auth
 from tests.api.kit import ok, refused
 
@@ -38,6 +43,23 @@ def test_every_address_but_the_public_ones_asks_who_is_there(small_site):
             assert answer.headers["www-authenticate"] == 'Bearer realm="relay"'
             asked += 1
     assert asked > 45
+
+
+def test_what_needs_no_token_is_what_the_documentation_says(small_site):
+    text = (Path(__file__).parents[2] / "docs/security.md").read_text()
+    section = text.partition("## Without a token")[2].partition("\n## ")[0]
+    documented = {(method, path) for method, path in re.findall(r"^\| ([A-Z]+) `([^`]+)` \|", section, re.MULTILINE)}
+    ids = {"job_id": JOB, "dataset_id": DATASET, "checkpoint_id": CHECKPOINT, "run_id": "0" * 64, "name": "x"}
+    ids |= {"evaluation_id": f"evaluation-{'0' * 28}", "bundle_id": BUNDLE, "version": 1, "code": "not_found"}
+    open_to_all, asked = set(), 0
+    for context in iter_route_contexts(create_app(small_site.settings).routes):
+        for method in context.methods:
+            answer = small_site.anonymous.request(method, context.path.format(**ids))
+            asked += 1
+            if answer.status_code != 401:
+                open_to_all.add((method, context.path))
+    assert asked > 60
+    assert open_to_all == documented
 
 
 @pytest.mark.parametrize(("method", "path"), WRITES)

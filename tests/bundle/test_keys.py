@@ -6,6 +6,7 @@ import pytest
 
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.trust import Card, spoken_fingerprint
+from relay_core.cli.keys import trust
 from relay_core.errors import BundleError
 from tests.bundle.kit import PASSPHRASE, make_site
 
@@ -172,3 +173,12 @@ def test_a_spoilt_roster_trusts_nobody(site, text):
     (site.folder / "roster.json").write_text(text)
     with refusal("bundle_damaged"):
         site.roster  # noqa: B018
+
+
+def test_a_card_with_a_name_that_no_site_may_have_is_not_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("RELAY_KEY_PASSPHRASE", "twelve letters")
+    strange = KeyFolder(tmp_path / "strange").create('=HYPERLINK("http://evil")', "twelve letters")
+    (tmp_path / "card.json").write_bytes(strange.to_json())
+    with pytest.raises(BundleError, match=r"card.json: a site's name has letters.*'='"):
+        trust(tmp_path / "card.json", tmp_path / "keys")
+    assert not (tmp_path / "keys" / "roster.json").exists()

@@ -243,7 +243,10 @@ def test_keys_from_the_command_line(toy, sites, here):
     changed = card.read_text().replace('"south"', '"North"')
     (toy.folder / "changed.json").write_text(changed)
     assert here("keys", "trust", toy.folder / "changed.json", "--keys", north).returncode == REFUSED
-    assert here("keys", "create", "--keys", toy.folder / "k", "--name", "a\nb", "--generate-passphrase").returncode == 2
+    for name in ("a\nb", "=1+1", "a|b", "<b>"):
+        done = here("keys", "create", "--keys", toy.folder / "k", "--name", name, "--generate-passphrase")
+        assert done.returncode == 2
+        assert "letters of any language" in " ".join(done.stderr.replace("│", " ").split())
     assert not (toy.folder / "k").exists()
 
 

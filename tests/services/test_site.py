@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from services.site import audit, auth
 from services.site.artifacts import attach, attached
 from services.site.db import Base, Database, migrate
-from services.site.db.models import AuditRecord, Token
+from services.site.db.models import AuditRecord, Lockout, Token
 from services.site.errors import Refusal
 from services.site.folders import inside
 from services.site.settings import SettingsError, load_settings
@@ -169,6 +169,31 @@ def test_tokens_open_by_their_text_alone(site: SiteKit) -> None:
             auth.authenticate(session, key, token)
 
 
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.0.0.7", "10.0.0.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("::ffff:10.0.0.7", "10.0.0.7"), ("::1", "::/64"), ("fe80::1%eth0", "fe80::/64"), ("unknown", "unknown"),
+        ("x" * 300, "x" * 100),
+    ],
+)  # fmt: skip
+def test_callers_are_counted_by_what_one_of_them_has(address: str, network: str) -> None:
+    assert auth.network(address) == network
+
+
+def test_failed_logins_take_no_more_rows_the_more_addresses_they_come_from(site: SiteKit) -> None:
+    with site.database.write() as session:
+        counts = [auth.note_failure(session, f"address {i}", 300, most=5) for i in range(20)]
+        rows = set(session.scalars(select(Lockout.address)))
+        with pytest.raises(Refusal, match="locked"):
+            auth.check_lockout(session, "a new one", 10, 300)
+        auth.check_lockout(session, "address 1", 10, 300)  # is counted by itself, and failed once
+    assert auth.OTHERS in rows
+    assert len(rows) <= 6
+    assert counts == sorted(counts)
+    assert counts[-1] >= 15
+
+
 def test_roles_include_the_lower_ones() -> None:
     operator = auth.Identity("1", "x", "operator")
     operator.require("viewer")
@@ -258,6 +283,15 @@ def test_a_wrong_setting_is_named(clean: pytest.MonkeyPatch, tmp_path: Path) -> 
     clean.setenv("RELAY_LEASE", "6")
     with pytest.raises(SettingsError, match="three beats"):
         load_settings(embedded=True, home=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["=cmd()", "a|b", "<b>", "a/b", "-a", "", "x" * 101])
+def test_a_site_name_is_letters_digits_and_few_signs(clean: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    clean.setenv("RELAY_SITE_NAME", name)
+    with pytest.raises(SettingsError, match=r"RELAY_SITE_NAME: .*letters of any language"):
+        load_settings(embedded=True, home=tmp_path)
+    clean.setenv("RELAY_SITE_NAME", "Zu\u0308rich (2)")
+    assert load_settings(embedded=True, home=tmp_path).site_name == "Z\u00fcrich (2)"
 
 
 def test_sqlite_keeps_its_promises(small_site: SiteKit) -> None:

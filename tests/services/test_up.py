@@ -18,7 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from relay_core.bundle import KeyFolder
 from services.client import http
+from services.local import up as local_up
+from services.site import load_settings
 from tests.conftest import Toy
 from tests.ports import free_port
 from tests.services.processes import until
@@ -269,6 +272,17 @@ def test_a_home_of_any_name_keeps_everything_in_it_to_itself(tmp_path: Path, pha
         os.kill(up.process.pid, signal.SIGHUP)  # the terminal was closed
         assert up.process.wait(60) == 0
     until(lambda: not up.children(), 10, "nothing of it is left")
+
+
+def test_the_name_of_the_key_holds_and_another_one_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    KeyFolder(tmp_path / "keys").create("North", "twelve letters")
+    given = {"embedded": True, "home": tmp_path}
+    assert local_up.name_that_holds(load_settings(**given, site_name="South")) == "North"
+    said = capsys.readouterr().err
+    assert "RELAY_SITE_NAME is 'South', and this site goes on as 'North'" in said
+    for settings in (load_settings(**given), load_settings(**given, site_name="North")):
+        assert local_up.name_that_holds(settings) == "North"
+        assert capsys.readouterr().err == ""
 
 
 def test_one_home_one_site(up: Up) -> None:
