@@ -13,9 +13,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from pydantic_settings import SettingsError as SourceError
 from sqlalchemy import URL, make_url
 
-from relay_core import texts
 from relay_core.errors import RelayError
 from relay_core.files import write_atomically
+from relay_core.texts import site_name as checked_name
 
 MIN_SECRET = 16
 """Least number of characters of a secret that is accepted outside the embedded mode."""
@@ -51,7 +51,7 @@ class Settings(BaseSettings):
 
     embedded: bool = False
     """Whether the site runs under `relay up`, on one machine for one person; then it makes its secrets itself."""
-    site_name: Annotated[str, AfterValidator(texts.site_name)] = "site"
+    site_name: Annotated[str, AfterValidator(checked_name)] = "site"
     """Name of the site, shown to people. At its first start `relay up` makes the site's key under it; from then on the name
     of the key holds, as it stands in what leaves the site and other sites trust it by that name."""
     home: Path = Path("relay-site")

@@ -13,7 +13,7 @@ import relay_core
 import services
 
 ROOT = Path(__file__).parents[2]
-GROUND = {"relay_core.errors", "relay_core.events", "relay_core.files", "relay_core.distributed"}
+GROUND = {"relay_core.errors", "relay_core.events", "relay_core.files", "relay_core.distributed", "relay_core.texts"}
 """Single files that every room stands on: they are their own doors."""
 PACKAGES = sorted(
     module.name
