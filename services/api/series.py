@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Select, and_, case, cast, func, literal, or_, select
+from sqlalchemy.orm import Session
 
 from services.api import schemas
 from services.site.db import Metric
@@ -32,7 +33,16 @@ def conditions(
     return [Metric.job_id == job_id, *matching]
 
 
-def extremes(matching: Iterable[ColumnElement[bool]], most: int) -> Select[Any]:
+def points(session: Session, matching: Sequence[ColumnElement[bool]], most: int) -> list[schemas.Series]:
+    """Read series of at most `most` points, thinned by `extremes` where one has more: most jobs have not."""
+    longest = session.scalar(select(func.count()).where(*matching).group_by(*_SERIES).order_by(func.count().desc()).limit(1))
+    if longest is None:
+        return []
+    whole = select(*_SERIES, Metric.step, Metric.value).where(*matching).order_by(*_SERIES, Metric.step)
+    return collect(session.execute(extremes(matching, most) if longest > most else whole))
+
+
+def extremes(matching: Sequence[ColumnElement[bool]], most: int) -> Select[Any]:
     """Build the query for the lowest and the highest point of each stretch of steps: no spike is lost.
 
     A series of more than `most` points is cut into (most - 1) // 2 stretches of equally many steps; its newest point is
@@ -56,7 +66,7 @@ def extremes(matching: Iterable[ColumnElement[bool]], most: int) -> Select[Any]:
     )  # fmt: skip
 
 
-def evenly(matching: Iterable[ColumnElement[bool]], most: int) -> Select[Any]:
+def evenly(matching: Sequence[ColumnElement[bool]], most: int) -> Select[Any]:
     """Build the query for at most `most` evenly spaced points of each series, counted from its end: the newest stays."""
     from_end = func.row_number().over(partition_by=_SERIES, order_by=Metric.step.desc()) - 1
     count = func.count().over(partition_by=_SERIES)

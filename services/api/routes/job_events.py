@@ -171,11 +171,11 @@ def get_metrics(
     With `first` and `last` only the steps between them: for every single point, ask for 10,000 steps at a time.
     """
     asked = series.conditions(job_id, {"name": name, "site": site_name}, first, last)
-    query = series.extremes(asked, points) if every is None else series.evenly(asked, every)
     with site.database.read() as session:
         need(session, Job, job_id)
-        rows = session.execute(query).tuples().all()
-    return series.collect(rows)
+        if every is None:
+            return series.points(session, asked, points)
+        return series.collect(session.execute(series.evenly(asked, every)))
 
 
 @router.get("/{job_id}/files", responses=refusals("forbidden", "not_found"))
