@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import torch
 
 from benchmarks.record import ROOT, Record, Table, script
-from relay_core.cuda import build, loader, native, ops
+from relay_core.cuda import loader, native
 from relay_core.engine import choose_device
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")

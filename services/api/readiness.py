@@ -14,8 +14,7 @@ from relay_core.errors import RelayError
 from services.api.inference import Host, hosting
 from services.api.schemas import Check, Readiness
 from services.site import ArtifactStore, Settings, sweep, volumes, workers
-from services.site.db import AuditRecord, Database, Lockout, Worker, migrate, now
-from services.site.db.models import SLACK
+from services.site.db import SLACK, AuditRecord, Database, Lockout, Worker, migrate, now
 
 EVERY = 5.0
 """The fewest seconds between two trial writes, as probes may ask more often."""

@@ -18,8 +18,7 @@ from sqlalchemy import delete, func, not_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from services.site.db import Lockout, Token, lately, now
-from services.site.db.models import SLACK
+from services.site.db import SLACK, Lockout, Token, lately, now
 from services.site.errors import Refusal
 
 Role = Literal["viewer", "operator", "admin"]

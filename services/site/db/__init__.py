@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from services.site.db import migrate, roles
     from services.site.db.engine import Database, DatabaseError
     from services.site.db.models import (
+        SLACK,
         Artifact,
         Attachment,
         AuditRecord,
@@ -43,6 +44,7 @@ else:
         {
             "engine": ["Database", "DatabaseError"],
             "models": [
+                "SLACK",
                 "Artifact",
                 "Attachment",
                 "AuditRecord",
