@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relay_core.cli import listeners
+from relay_core.cli import witnesses
 from relay_core.errors import RelayError
 from services import operation
 
@@ -36,7 +37,7 @@ audit_app = typer.Typer(help="The site's audit log.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     """Add the service's commands (entry point `relay_core.commands`)."""
-    listeners.append(_record_keys)
+    witnesses.append(_recorded)
     app.command()(demo)
     app.command()(up)
     app.command()(status)
@@ -52,28 +53,38 @@ def register(app: typer.Typer) -> None:
     operation.register(app)
 
 
-def _record_keys(keys: Path) -> None:
-    """Tell the database of the site that a folder of keys belongs to whom it trusts now; a folder alone tells nobody.
+@contextmanager
+def _recorded(keys: Path) -> Iterator[None]:
+    """Record a change of a folder of keys in the database of the site that it belongs to; a folder alone is no site's.
 
     Raises:
-        RelayError: the database cannot be told; the folder is changed all the same.
+        RelayError: the database cannot be told; the folder is changed all the same, as a key must be revocable at any time.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
     from services.site import audit, site_of_keys, trust
     from services.site.db import Database
 
+    failure, stack = None, ExitStack()
     try:
         settings = site_of_keys(keys)
-        if settings is None:
-            return
-        database = Database(settings.database)
-        try:
-            trust.confirm(database, keys, audit.operator("relay keys"))
-        finally:
-            database.close()
+        if settings is not None:
+            database = Database(settings.database)
+            stack.callback(database.close)
+            stack.enter_context(trust.changing(database, keys, audit.operator("relay keys")))
     except (SQLAlchemyError, RelayError) as error:
-        reason = f"{error}".splitlines()[0]
+        failure = error
+    try:
+        yield
+    except BaseException:
+        stack.__exit__(*sys.exc_info())
+        raise
+    try:
+        stack.close()
+    except (SQLAlchemyError, RelayError) as error:
+        failure = error
+    if failure is not None:
+        reason = f"{failure}".splitlines()[0]
         raise RelayError(
             f"done in {keys}, but the site's database was not told ({reason}): a worker tells it as soon as it reaches it, "
             "and the audit log then names the worker"

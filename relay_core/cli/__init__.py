@@ -6,7 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from relay_core.cli.app import main
-    from relay_core.cli.keys import listeners
+    from relay_core.cli.keys import witnesses
     from relay_core.cli.output import Terminal
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -14,7 +14,7 @@ else:
         [],
         {
             "app": ["main"],
-            "keys": ["listeners"],
+            "keys": ["witnesses"],
             "output": ["Terminal"],
         },
     )

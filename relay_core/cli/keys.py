@@ -21,8 +21,9 @@ KeysOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON on standard output.")]
 KEYS = Path("relay-site/keys")
 
-listeners: list[Callable[[Path], None]] = []
-"""Called with the folder of keys after each change of it: a service keeps its records of whom it trusts."""
+Witness = Callable[[Path], contextlib.AbstractContextManager[None]]
+witnesses: list[Witness] = []
+"""Entered, with the folder of keys, around each change of it: a service keeps its records of whom it trusts."""
 
 keys_app = typer.Typer(help="This site's keys, and the sites that it trusts.", no_args_is_help=True)
 
@@ -51,10 +52,10 @@ def create(
     passphrase = folder.keep_passphrase() if generate_passphrase else folder.passphrase()
     if len(passphrase) < 12:
         raise BundleError("key_locked", "a passphrase has at least 12 characters")
-    card = folder.create(name, passphrase)
+    with _witnessed(keys):
+        card = folder.create(name, passphrase)
     print(f"made {keys}/signing.pem and age.key (encrypted), and {keys}/card.json, which the other sites need")
     print(f"fingerprint, to read aloud: {spoken_fingerprint(card.fingerprint)}")
-    _tell(keys)
 
 
 def _checked_name(name: str) -> str:
@@ -99,10 +100,9 @@ def trust(
         site_name(trusted_card.name)
     except ValueError as error:
         raise BundleError("bundle_damaged", f"{card.name}: {error}; ask the site for a card with another name") from None
-    with changed_roster(folder) as roster:
+    with _witnessed(keys), changed_roster(folder) as roster:
         roster.trust(trusted_card, run)
     print(f"trusted: {trusted_card.name}, {spoken_fingerprint(trusted_card.fingerprint)}")
-    _tell(keys)
 
 
 @keys_app.command()
@@ -111,15 +111,17 @@ def revoke(
     keys: KeysOption = KEYS,
 ) -> None:
     """Trust a key no more: bundles with it anywhere in their history are refused from now on."""
-    with changed_roster(key_folder(keys)) as roster:
+    with _witnessed(keys), changed_roster(key_folder(keys)) as roster:
         entry = roster.revoke(name)
     print(f"revoked: {entry.card.name}, {entry.card.fingerprint}")
-    _tell(keys)
 
 
-def _tell(folder: Path) -> None:
-    for listener in listeners:
-        listener(folder)
+@contextlib.contextmanager
+def _witnessed(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for witness in witnesses:
+            stack.enter_context(witness(folder))
+        yield
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ signer of any hop before, is trusted no more is neither accepted nor trained on,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,16 @@ def read(keys: Path) -> list[dict[str, Any]]:
 
 
 def confirm(database: Database, keys: Path, actor: str) -> None:
-    """Copy the roster into the database, with a row of the audit log for each key that is new or changed.
+    """Copy the roster into the database, as `changing` does after a change. Raises BundleError as that."""
+    with changing(database, keys, actor):
+        pass
+
+
+@contextmanager
+def changing(database: Database, keys: Path, actor: str) -> Iterator[None]:
+    """Let the block change the folder of keys, then copy its roster into the database, before any worker does.
+
+    The audit log gets a row for each key that is new or changed, with `actor` as who did it.
 
     Jobs that go on from a model of a key that is trusted no more are cancelled: a training stops, and leaves a checkpoint.
 
@@ -47,6 +57,7 @@ def confirm(database: Database, keys: Path, actor: str) -> None:
     with database.write() as session:
         if not database.sqlite:
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        yield
         entries = read(keys)  # under the lock: whoever writes later has read later
         copy = session.get(RosterCopy, 1)
         if copy is None:

@@ -4,6 +4,7 @@ import os
 import pwd
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import select
 
 from relay_core.bundle.keys import KeyFolder
 from services.site import audit, bundle_exchange, job_plans, jobs, leases, registry, trust
+from services.site.db import Database
 from services.site.db.models import AuditRecord, Bundle, Checkpoint, Job, JobEvent, Model, RosterCopy, Run
 from services.site.errors import Refusal
 from services.trainer import work
@@ -244,6 +246,20 @@ def test_the_commands_of_keys_are_in_the_audit_log_with_who(small_site: SiteKit,
     actor = f"{pwd.getpwuid(os.getuid()).pw_name} for ann (relay keys)"
     assert actions(small_site, own) == [("keys.create", actor)]
     assert actions(small_site, north.card.fingerprint) == [("keys.trust", actor), ("keys.revoke", actor)]
+
+
+def test_a_command_is_the_actor_though_a_worker_looks_at_the_same_moment(site: SiteKit, north: KeyFolder) -> None:
+    trusted(site, north)
+    keys = KeyFolder(site.settings.keys_folder)
+    elsewhere = Database(site.settings.database)
+    with trust.changing(site.database, keys.folder, "ann"):
+        revoke(site, tell=False)
+        worker = threading.Thread(target=trust.confirm, args=(elsewhere, keys.folder, "worker"))
+        worker.start()
+        worker.join(0.3)
+    worker.join()
+    elsewhere.close()
+    assert actions(site, north.card.fingerprint) == [("keys.trust", "worker"), ("keys.revoke", "ann")]
 
 
 def test_a_change_past_the_commands_is_in_the_audit_log_too(small_site: SiteKit, north: KeyFolder) -> None:
