@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import torch
 
 from benchmarks.record import ROOT, Record, Table, script
-from relay_core.cuda import loader, native
+from relay_core.cuda import build, loader, native
 from relay_core.engine import choose_device
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -130,7 +130,7 @@ def try_out(name: str) -> int:
     """Use the library on a device, which tries it out; return 1 where it is not used."""
     device = choose_device(name)
     found = loader.library(device.type, device.index)
-    print(f"{ops.backend(device.type, device.index)}: {found if isinstance(found, str) else found._name}")
+    print(f"{loader.backend(device.type, device.index)}: {found if isinstance(found, str) else found._name}")
     return 1 if isinstance(found, str) and device.type == "cuda" else 0
 
 

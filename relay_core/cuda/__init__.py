@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from relay_core.cuda import loader, native
+    from relay_core.cuda import build, loader, native
     from relay_core.cuda.loader import backend
     from relay_core.cuda.ops.bias_act import ACTIVATIONS, bias_act
     from relay_core.cuda.ops.epilogue import epilogue
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
-        ["loader", "native"],
+        ["build", "loader", "native"],
         {
             "ops": [
                 "ACTIVATIONS", "backend", "bias_act", "conv2d_resample", "downsample2d", "epilogue", "filter2d",
