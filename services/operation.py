@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relay_core.errors import RelayError
+
 if TYPE_CHECKING:
     from services.site import Settings
     from services.site.db import Database
@@ -45,12 +47,25 @@ def _settings(home: Path | None) -> Settings:
 
 @contextmanager
 def _site(home: Path | None) -> Iterator[tuple[Settings, Database]]:
-    """Open the site's own database."""
-    from services.site.db import Database
+    """Open the site's own database.
 
+    Raises:
+        RelayError: there is no such site.
+        Refusal: `not_ready` where its database is not at this version.
+    """
+    from services.site import Refusal
+    from services.site.db import Database, migrate
+
+    if home is not None and not home.is_dir():
+        raise RelayError(f"{home}: there is no such folder")
     settings = _settings(home)
     database = Database(settings.database)
     try:
+        current, head = migrate.current(database), migrate.head()
+        if current != head:
+            raise Refusal(
+                "not_ready", f"the database is at revision {current}, this version needs {head}: relay up or relay migrate"
+            )
         yield settings, database
     finally:
         database.close()

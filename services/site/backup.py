@@ -46,8 +46,7 @@ def create(database: Database, settings: Settings, target: Path, show: Show = la
     Its key `damaged` lists the digests of artifacts that the site itself lacks, and the backup so too.
 
     Raises:
-        Refusal: `name_taken` where `target` exists; `volume_away`; `audit_broken`; `not_ready` for a database that was
-            never migrated.
+        Refusal: `name_taken` where `target` exists; `volume_away`; `audit_broken`.
     """
     if target.exists():
         raise Refusal("name_taken", f"{target} exists; name another folder for the backup")
@@ -55,6 +54,8 @@ def create(database: Database, settings: Settings, target: Path, show: Show = la
     if problems:
         raise Refusal("volume_away", "; ".join(problems.values()))
     with _draft(target) as draft:
+        with database.write() as session:  # a copy of everything: it is in the log, and so in the backup too
+            audit.record(session, audit.operator("relay backup"), "site.backup", target.name)
         manifest = _copy_rows(database, draft / "database")
         sizes = {row["digest"]: row["size"] for row in rows_of(draft, "artifacts")}
         manifest |= {
@@ -125,8 +126,6 @@ def _copy_rows(database: Database, folder: Path) -> dict[str, Any]:
     counts = {}
     with roles.owners_work(database, "relay backup"), _snapshot(database) as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
-        if revision is None:
-            raise Refusal("not_ready", "the database has no tables yet: there is nothing to back up")
         for name, table in tables(connection).items():
             counts[name] = 0
             rows = connection.execution_options(yield_per=1000).execute(select(table).order_by(*table.primary_key))

@@ -75,3 +75,12 @@ def test_a_volume_without_a_mark_is_adopted_by_name(here: Callable, site: SiteKi
     assert "relay artifacts confirm --adopt" in here("artifacts", "confirm", "--home", home).stderr
     done = here("artifacts", "confirm", "--adopt", "--home", home)
     assert done.stdout == "confirmed; marked as this site's: work\n"
+
+
+def test_a_site_that_is_not_there_is_said_and_not_made(here: Callable, tmp_path: Path) -> None:
+    for words in (["backup", "--out", tmp_path / "made"], ["artifacts"], ["artifacts", "empty"]):
+        done = here(*words, "--home", tmp_path / "typo")
+        assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'typo'}: there is no such folder\n")
+    (tmp_path / "new").mkdir()
+    assert "at revision None" in here("artifacts", "--home", tmp_path / "new").stderr
+    assert not (tmp_path / "typo").exists()

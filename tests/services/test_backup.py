@@ -124,6 +124,8 @@ def test_only_its_owner_reads_a_backup(made: Path) -> None:
     for path in made.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
     assert [path.name for path in made.parent.iterdir() if path.name.startswith(".writing")] == []
+    (taken,) = [row for row in backup.rows_of(made, "audit") if row["action"] == "site.backup"]
+    assert (taken["actor"], taken["subject"]) == (audit.operator("relay backup"), "backup")
 
 
 def test_a_backup_is_of_one_moment_while_others_write(site: SiteKit, tmp_path: Path) -> None:
