@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for step in steps:
         left = args.within - (time.monotonic() - began) - GRACE
         limit = None if args.toy else min(step.limit, left)
-        if limit is None or limit > 1:
+        if limit is None or left > 1:
             print(f"{step.name}{'' if limit is None else f': at most {limit:.0f} s'}", file=sys.stderr, flush=True)
             run(step, limit, args.out, args.toy)
         summary = summarise(steps, args.out, time.monotonic() - began)
