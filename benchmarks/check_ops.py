@@ -134,7 +134,7 @@ def try_out(name: str) -> int:
     return 1 if isinstance(found, str) and device.type == "cuda" else 0
 
 
-_measured = script(__doc__, arguments, measure, toy={"only": "test_empty_and_tiny"})
+_measured = script(__doc__, arguments, measure, toy={"only": "test_empty_and_tiny", "seconds": 900})
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

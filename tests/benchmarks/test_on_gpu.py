@@ -17,7 +17,7 @@ import sys
 from importlib.machinery import PathFinder
 FOREIGN = {foreign!r}
 class Listed:
-    find_distributions = PathFinder.find_distributions
+    find_distributions = staticmethod(PathFinder.find_distributions)
     def find_spec(self, name, path=None, target=None):
         return None if name.partition(".")[0] in FOREIGN else PathFinder.find_spec(name, path, target)
 sys.meta_path[:] = [Listed() if finder is PathFinder else finder for finder in sys.meta_path]
@@ -44,6 +44,7 @@ def rehearse(folder, **variables):
         "PYTHONPATH": str(folder),
         "WHEELS": str(folder / "wheels"),
         "CUDA_VISIBLE_DEVICES": "",
+        "RELAY_OPS": "reference",  # whether there is a library or not: none is compiled for its own tests
     }
     command = ["sh", str(ROOT / "benchmarks/on_gpu.sh"), str(folder / "out")]
     return subprocess.run(command, env={**os.environ, **given, **variables}, capture_output=True, text=True, check=False)
@@ -78,13 +79,19 @@ def test_a_rehearsal_measures_everything_with_the_listed_packages_alone(tmp_path
     assert "a rehearsal" in done.stderr
     records = summary["records"]
     assert all(record["toy"] and record["complete"] for record in records.values())
-    tests, ops, throughput, relay, sanitizer, _ = (records[step["name"]]["tables"][0]["rows"] for step in summary["steps"])
+    tests, ops, throughput, relay, sanitizer, compared = (
+        records[step["name"]]["tables"][0]["rows"] for step in summary["steps"]
+    )
     assert [row["result"] for row in tests] == ["ok", "ok"]
     assert re.match(r"tests [1-9]\d*, failures 0, errors 0", tests[1]["what it says"])
     assert {row["op"].split(",")[0].split()[0] for row in ops} == {"bias_act", "epilogue", "upfirdn2d"}
     assert all(row["GB/s"] > 0 and row["copy GB/s"] > 0 for row in ops)
     assert all(row["images/s"] > 0 and 0 <= row["idle"] <= 1 for row in throughput)
-    assert len(relay) == 2
+    assert [row["after"] for row in relay] == ["Domain1", "Domain2"]
+    assert all(row["torch / library"] > 0 for row in compared)
+    phases = {row["cpu"]: row["fundus-cpu"] for row in records["iteration"]["tables"][1]["rows"]}
+    assert phases.keys() >= {"iteration, second site", "G step", "D step", "path length + R1", "solver step", "replay"}
+    assert phases["G step"] + phases["D step"] + phases["solver step"] > 0
     assert {row["check"] for row in sanitizer} == {"memcheck", "racecheck", "initcheck", "synccheck"}
     assert json.loads((out / "throughput.json").read_text()) == records["throughput"]
 
