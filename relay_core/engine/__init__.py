@@ -10,13 +10,16 @@ from relay_core.engine.evaluate import BATCH, evaluate, load_solver, settings_of
 from relay_core.engine.layout import hand_over_layout
 from relay_core.engine.relay_run import RelayRun, generated_rows
 from relay_core.engine.scoring import evaluate_checkpoint, site_data, test_set_digests
+from relay_core.engine.stream import Feed, Stream
 from relay_core.engine.train import SiteTraining, train_site
 
 __all__ = [
     "BATCH",
     "Checkpoint",
+    "Feed",
     "RelayRun",
     "SiteTraining",
+    "Stream",
     "checkpoint",
     "choose_device",
     "evaluate",

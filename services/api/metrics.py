@@ -107,8 +107,8 @@ class SiteCollector(Collector):
         oldest = session.scalar(select(func.max(func.abs(clock() - Job.queued_at))).where(Job.state == "queued"))
         yield GaugeMetricFamily("relay_queue_age_seconds", "How long the oldest queued job waits.", value=oldest or 0.0)
         heartbeats = GaugeMetricFamily("relay_job_heartbeat_age_seconds", "Since a running job's last sign.", labels=["job"])
-        age = clock() - (Job.lease_until - self.settings.lease)
-        for job_id, seconds in session.execute(select(Job.id, age).where(Job.state.in_(HELD), Job.lease_until.is_not(None))):
+        age = clock() - Job.leased_at
+        for job_id, seconds in session.execute(select(Job.id, age).where(Job.state.in_(HELD), Job.leased_at.is_not(None))):
             heartbeats.add_metric([job_id], abs(seconds))  # ahead of the clock is as wrong as behind it
         yield heartbeats
 

@@ -179,7 +179,7 @@ def rest(session: Session, job: Job) -> None:
 
 def ready() -> ColumnElement[bool]:
     """Return the SQL condition that a waiting job does not rest after a crash."""
-    return or_(Job.not_before.is_(None), passed(Job.not_before, PAUSE * Job.tries))
+    return or_(Job.not_before.is_(None), passed(Job.not_before, Job.not_before - PAUSE * Job.tries))
 
 
 def not_rung(session: Session, after: float, limit: int) -> list[str]:
@@ -201,7 +201,7 @@ def end(
     if state == "succeeded" and job.progress and job.progress.get("steps"):
         left = {"eta_seconds": 0.0} if "eta_seconds" in job.progress else {}
         job.progress = {**job.progress, "step": job.progress["steps"], **left}  # reports on the way are seconds apart
-    job.result, job.error, job.lease_until = result, error, None
+    job.result, job.error, job.lease_until, job.leased_at = result, error, None, None
     session.flush()
     add_events(session, job.id, job.attempt, [{"event": state, **({"error": error} if error else {})}])
     audit.record(session, actor, f"job.{state}", job.id)

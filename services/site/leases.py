@@ -56,8 +56,9 @@ def claim(
         job_id: the only job to take; default: any.
     """
     moment = now(session)
+    leased_at = func.coalesce(DeviceLease.leased_at, 0.0)  # NOT of a comparison with NULL would not be true
     leased = select(DeviceLease.device).where(
-        DeviceLease.host == host, not_(passed(DeviceLease.until, lease)), DeviceLease.device.in_(devices)
+        DeviceLease.host == host, not_(passed(DeviceLease.until, leased_at)), DeviceLease.device.in_(devices)
     )
     if session.get_bind().dialect.name == "postgresql":  # two workers of one host must not take the same device
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(host))))
@@ -76,6 +77,7 @@ def claim(
         .where(Job.id == job.id, Job.state == "queued")
         .values(
             state="running", attempt=Job.attempt + 1, tries=Job.tries + 1, worker=worker, lease_until=moment + lease,
+            leased_at=moment,
             started_at=func.coalesce(Job.started_at, moment), progress=None,
         )
         .returning(Job.attempt)
@@ -84,7 +86,9 @@ def claim(
         return None
     new_claim = Claim(job.id, attempt, worker, host, tuple(free[: job.gpus]))
     for device in new_claim.devices:
-        session.merge(DeviceLease(host=host, device=device, job_id=job.id, attempt=attempt, until=moment + lease))
+        session.merge(
+            DeviceLease(host=host, device=device, job_id=job.id, attempt=attempt, until=moment + lease, leased_at=moment)
+        )
     add_events(session, job.id, attempt, [{"event": "claimed", "worker": worker, "devices": list(new_claim.devices)}])
     return new_claim
 
@@ -96,7 +100,7 @@ def held(session: Session, claim: Claim, lease: float | None = None, **values: A
         LeaseLost: the claim no longer holds the job, or one of its devices: the transaction must be rolled back.
     """
     if lease is not None:
-        values["lease_until"] = clock() + lease
+        values |= {"lease_until": clock() + lease, "leased_at": clock()}
     job = session.scalar(
         update(Job)
         .where(Job.id == claim.job_id, Job.attempt == claim.attempt, Job.state.in_(HELD))
@@ -108,7 +112,7 @@ def held(session: Session, claim: Claim, lease: float | None = None, **values: A
         raise LeaseLost(claim)
     if lease is not None and claim.devices:
         renewed = session.scalars(
-            _update_device_leases(claim).values(until=clock() + lease).returning(DeviceLease.device)
+            _update_device_leases(claim).values(until=clock() + lease, leased_at=clock()).returning(DeviceLease.device)
         ).all()
         if len(renewed) < len(claim.devices):
             raise LeaseLost(claim)  # another job has its device
@@ -150,7 +154,7 @@ def requeue(session: Session, job: Job, error: dict[str, Any], max_tries: int) -
         text = f"{error['message']}; given up after {job.tries} attempts"
         return end(session, job, "failed", "reconciler", None, {**error, "message": text})
     move(job, "queued")
-    job.worker, job.lease_until, job.rung_at, job.progress = None, None, None, None
+    job.worker, job.lease_until, job.leased_at, job.rung_at, job.progress = None, None, None, None, None
     if error["code"] not in UNPUNISHED:
         rest(session, job)
     session.flush()
@@ -169,11 +173,11 @@ def give_back(session: Session, claim: Claim, why: str, code: str = "stopped") -
     return requeue(session, job, {"code": code, "message": why}, max_tries=job.tries + 1)
 
 
-def expire(session: Session, max_tries: int, lease: float) -> list[Job]:
-    """Take the jobs whose lease of `lease` seconds ran out from their workers; return these jobs."""
+def expire(session: Session, max_tries: int) -> list[Job]:
+    """Take the jobs whose lease ran out from their workers; return these jobs."""
     expired = session.scalars(
         select(Job)
-        .where(Job.state.in_(HELD), or_(Job.lease_until.is_(None), passed(Job.lease_until, lease)))
+        .where(Job.state.in_(HELD), or_(Job.lease_until.is_(None), passed(Job.lease_until, Job.leased_at)))
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     ).all()

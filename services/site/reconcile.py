@@ -27,7 +27,7 @@ REMEMBER_EVERY = 60.0
 def reconcile_once(database: Database, doorbell: Doorbell, settings: Settings) -> tuple[int, int]:
     """Make one pass; return the number of jobs taken from lost workers and the number of doorbells rung."""
     with database.write() as session:
-        expired = leases.expire(session, settings.max_tries, settings.lease)
+        expired = leases.expire(session, settings.max_tries)
         workers.forget(session)
     with database.write() as session:  # a transaction of its own: a cancel locks these rows in the other order
         waiting = jobs.not_rung(session, settings.ring_after, workers.idle(session, settings.lease))

@@ -14,6 +14,7 @@ RUNS = {
     "bundle half": ["Dice, float32", "Dice, half", "difference"],
     "export zoo": ["MB", "largest difference"],
     "export precision": ["ms", "fp32 / it", "Dice Domain1", "pixels that differ"],
+    "input": ["its own seconds", "when due", "ahead", "ratio"],
     "mutations": ["answers to the attacker", "predict p99 ms", "infer p99 ms", "failed", "API MiB"],
     "predict": ["seconds", "API, MiB above the model", "below it, MiB"],
     "serve": ["bare images/s", "HTTP images/s", "ratio", "HTTP p99 ms"],

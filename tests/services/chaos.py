@@ -271,7 +271,7 @@ class Chaos:
     def go(self, faults: int, pause: float = 3.0) -> None:
         """Do `faults` faults, then let everything come to its end."""
         self.tend()
-        until(lambda: self._ready() or self.tend(), 60, "the site is ready")
+        until(lambda: self._ready() or self.tend(), 300, "the site is ready")
         while sum(self.counts.values()) < faults:
             self._go_on(self.random.uniform(0.1, pause))
             kind = self.fault()

@@ -46,7 +46,7 @@ def let_leases_run_out(site: SiteKit) -> None:
 
 def expire(site: SiteKit, tries: int = 3) -> int:
     with site.database.write() as session:
-        return len(leases.expire(session, tries, 300))
+        return len(leases.expire(session, tries))
 
 
 def test_the_oldest_job_is_claimed_once(site: SiteKit) -> None:

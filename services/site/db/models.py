@@ -87,12 +87,12 @@ SLACK = 5.0
 """Seconds by which a time may lie ahead of the database's clock before the clock counts as set back."""
 
 
-def passed(deadline: Any, length: Any) -> ColumnElement[bool]:
-    """Return the SQL condition that a deadline is over, which was `length` seconds ahead when it was written.
+def passed(deadline: Any, written: Any) -> ColumnElement[bool]:
+    """Return the SQL condition that a deadline is over, which was written at the moment `written`.
 
-    One that is further ahead than that was written before the clock was set back, and is over too.
+    One that was written at a moment which the clock has yet to reach is over too: the clock was set back since.
     """
-    return or_(deadline < clock(), deadline > clock() + length + SLACK)
+    return or_(deadline < clock(), written > clock() + SLACK)
 
 
 def lately(moment: Any, seconds: Any) -> ColumnElement[bool]:
@@ -226,6 +226,8 @@ class Job(Base):
     """Number of attempts since a person submitted or retried the job."""
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[float | None]
+    leased_at: Mapped[float | None]
+    """The moment at which the lease was last renewed; None: a version before wrote it."""
     not_before: Mapped[float | None]
     """Time before which no worker may claim the job, after a crash; None: it may be claimed at once."""
     rung_at: Mapped[float | None]
@@ -479,3 +481,4 @@ class DeviceLease(Base):
     job_id: Mapped[str] = mapped_column(String(64))
     attempt: Mapped[int]
     until: Mapped[float]
+    leased_at: Mapped[float | None]
