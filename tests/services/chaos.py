@@ -28,6 +28,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.data import make_phantoms
+from relay_core.errors import RelayError
 from services.site import audit, auth, jobs, leases
 from services.site.db.models import AuditRecord, Base, Checkpoint, Evaluation, Job, JobEvent
 from services.site.settings import load_settings
@@ -190,12 +191,16 @@ class Chaos:
         seconds = self.random.choice([-3, 3]) * 3600.0
         if self.random.random() < 0.5:
             self._power_off()
-        with self._database_is_back(), self.site.database.write() as session:
-            for table in Base.metadata.sorted_tables:
-                moved = {c.name: c + seconds for c in table.c if c.name in TIMES and table is not AuditRecord.__table__}
-                if moved:
-                    session.execute(update(table).values(moved))
-        return True
+        while True:
+            try:
+                with self._database_is_back(), self.site.database.write() as session:
+                    for table in Base.metadata.sorted_tables:
+                        moved = {c.name: c + seconds for c in table.c if c.name in TIMES}
+                        if moved and table is not AuditRecord.__table__:
+                            session.execute(update(table).values(moved))
+                return True
+            except (SQLAlchemyError, RelayError):  # somebody else writes the same rows in another order
+                time.sleep(0.1)
 
     def _power_off(self) -> None:
         for name, process in self.running.items():

@@ -22,8 +22,8 @@ def set_back(site: SiteKit, seconds: float = HOURS) -> None:
 
 
 TIMES = (
-    "lease_until", "leased_at", "not_before", "rung_at", "queued_at", "started_at", "finished_at", "created_at", "seen_at", "until",
-    "since", "expires_at", "at",
+    "lease_until", "leased_at", "not_before", "rung_at", "queued_at", "started_at", "finished_at", "created_at", "seen_at",
+    "until", "since", "expires_at", "at",
 )  # fmt: skip
 
 
