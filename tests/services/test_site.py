@@ -1,9 +1,7 @@
 """Settings, database, artifacts, audit, tokens, folders."""
 
-import multiprocessing
 import os
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -14,13 +12,14 @@ from sqlalchemy.exc import DBAPIError
 
 from services.site import audit, auth
 from services.site.artifacts import attach, attached
-from services.site.db import Base, Database, migrate
+from services.site.db import Base, migrate
 from services.site.db.models import AuditRecord, Lockout, Token
 from services.site.errors import Refusal
 from services.site.folders import inside
 from services.site.settings import SettingsError, load_settings
 from tests.services.conftest import SiteKit
 from tests.services.volumes import fill
+from tests.services.writers import write_from_processes
 
 STRONG = "9f2c4d5e6a7b8c9d0e1f2a3b4c5d6e7f"
 
@@ -37,37 +36,8 @@ def test_migrations_and_models_agree_up_and_down(site: SiteKit) -> None:
     assert set(Base.metadata.tables) <= set(inspect(site.database.engine).get_table_names())
 
 
-def _write_for(url: str, seconds: float, name: str, results: "multiprocessing.Queue[tuple[int, list[str]]]") -> None:
-    from sqlalchemy import make_url
-
-    database, count, errors = Database(make_url(url)), 0, []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            with database.write() as session:  # reads, then writes: what fails at once without BEGIN IMMEDIATE
-                audit.record(session, name, "test", str(count))
-            count += 1
-        except Exception as error:
-            errors.append(f"{type(error).__name__}: {error}")
-    results.put((count, errors))
-
-
-def write_from_processes(site: SiteKit, seconds: float, processes: int = 6) -> tuple[int, list[str]]:
-    """Let processes write at once; return the commits and what reached a caller."""
-    context = multiprocessing.get_context("spawn")
-    results: multiprocessing.Queue[tuple[int, list[str]]] = context.Queue()
-    url = site.settings.database.render_as_string(hide_password=False)
-    running = [context.Process(target=_write_for, args=(url, seconds, f"p{i}", results)) for i in range(processes)]
-    for process in running:
-        process.start()
-    got = [results.get(timeout=seconds + 120) for _ in running]
-    for process in running:
-        process.join()
-    return sum(count for count, _ in got), [error for _, errors in got for error in errors]
-
-
 def test_six_processes_write_and_no_caller_sees_a_lock(site: SiteKit) -> None:
-    commits, errors = write_from_processes(site, float(os.environ.get("RELAY_TEST_WRITE_SECONDS", "3")))
+    commits, errors = write_from_processes(site.settings.database, float(os.environ.get("RELAY_TEST_WRITE_SECONDS", "3")))
     assert errors == []
     with site.database.read() as session:
         assert audit.verify(session)[0] == commits
