@@ -166,8 +166,25 @@ def _require_exportable(meta: Mapping[str, Any], run: RunFile, parent: Provenanc
         raise BundleError("bundle_other_run", "the parent's history is of another run")
     if parent is not None and parent.history[-1]["task_id"] != (run.task_ids[position - 1] if position else None):
         raise BundleError("hop_out_of_order", f"the parent is not of the site before {meta['site']}")
-    base = meta.get("base")  # older versions did not say
-    if parent is not None and base and parent.digest != base["bundle"] and parent.checkpoint != base["checkpoint"]:
+    if parent is not None and "base" in meta:  # older versions did not say
+        _require_parent_of(meta, parent)
+
+
+def _require_parent_of(meta: Mapping[str, Any], parent: Provenance) -> None:
+    """Require that a training began from the bundle of `parent`. Raises BundleError `parent_differs`, `bundle_incomplete`."""
+    base = meta["base"]
+    if base is None:
+        raise BundleError(
+            "parent_differs", f"the training of {meta['site']} began from nothing (checkpoint.load, or a strategy whose sites "
+            "start anew): it continues no bundle",
+        )  # fmt: skip
+    if base["bundle"] is None and parent.checkpoint is None:
+        raise BundleError(
+            "bundle_incomplete",
+            "--parent was written by an older version, and does not say which checkpoint it was made of: export the site "
+            "before again",
+        )
+    if parent.digest != base["bundle"] and parent.checkpoint != base["checkpoint"]:
         raise BundleError(
             "parent_differs",
             f"the training of {meta['site']} did not begin from the bundle {parent.digest[:16]} that --parent names: name "

@@ -198,6 +198,10 @@ class SiteData:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is in memory out of a copy for another process, which decodes it anew if it needs it."""
+        return {**self.__dict__, "_samples": None}
+
     @property
     def digest(self) -> str:
         """Digest of the whole set: it is another one as soon as a pixel, a mask or a name is."""

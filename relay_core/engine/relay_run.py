@@ -171,9 +171,8 @@ class RelayRun:
                 if scored_on(saved, self.tests):
                     rows[settings.name] = saved["scores"]
                 else:
-                    self._warn(settings)(
-                        "its scores are on other test images and left out of the matrices: evaluate it again"
-                    )
+                    why = "on other test images" if "test_sets" in saved else "by an older version"
+                    self._warn(settings)(f"its scores were made {why}, and are not in the matrices: evaluate it again")
         return rows
 
     def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -90,22 +92,26 @@ class Feed:
     """Gives a training its batches, in the order of a stream.
 
     Images in memory are taken when they are wanted. Others are decoded ahead by `workers` processes (0: one a core, 8 at
-    most), which changes no value and no order; so a training that is resumed goes on bit-equal.
+    most, shared by the trainings of a machine), which changes no value and no order; so a training that is resumed goes on
+    bit-equal.
     """
 
     def __init__(self, images: Any, stream: Stream, device: torch.device, workers: int = 0, batch: int = 1) -> None:
         self.images, self.stream, self.device = images, stream, device
         self._decoded: Iterator[Any] | None = None
+        self._workers: list[Any] = []
         if getattr(images, "in_memory", True):
             return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(workers or 8, cores)
+        workers = min(workers or 8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         loader = DataLoader(
             _Decoded(images), batch_size=None, sampler=stream.ahead(), num_workers=workers, collate_fn=_as_is,
             prefetch_factor=max(2, -(-2 * batch // (workers * distributed.world()))), worker_init_fn=_ignore_signals,
             multiprocessing_context=_context(), generator=torch.Generator(),  # the training's own random state stays
         )  # fmt: skip
+        others = set(multiprocessing.active_children())
         self._decoded = iter(loader)
+        self._workers = [child for child in multiprocessing.active_children() if child not in others]
 
     def take(self, count: int) -> tuple[Tensor, Tensor]:
         """Return this process's share of the next `count` images, a multiple of the number of processes, on the device.
@@ -133,8 +139,11 @@ class Feed:
         return torch.cat([torch.from_numpy(i) for i in images]), torch.cat([torch.from_numpy(label) for label in labels])
 
     def close(self) -> None:
-        """End the processes that decode."""
+        """End the processes that decode, also those that hang."""
         self._decoded = None
+        for worker in self._workers:
+            worker.kill()  # they heed no other signal
+            worker.join()
 
 
 class _Decoded(Dataset[Any]):
@@ -155,9 +164,13 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _ignore_signals(worker: int) -> None:
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a training to stop; a terminal or a worker sends it to all processes of the training's group."""
+
+
+def _ignore_signals(worker: int = 0) -> None:
     """Leave it to the training to stop: it still takes the batch that it waits for, and then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -167,4 +180,12 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    if threading.current_thread() is threading.main_thread():  # signals are set there alone
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            _ignore_signals()  # the server of forks, too, outlives what asks the training to stop
+            forkserver.ensure_running()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return context

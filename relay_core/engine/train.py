@@ -170,7 +170,7 @@ def _origin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpo
     """Return what a checkpoint says of where its model comes from.
 
     `sites` it was at, in order; `looks`, their feature statistics; `base`, the checkpoint that this site began from, with
-    the bundle that brought it; `training_set`, the fingerprints of the images; and whether real images came along.
+    the bundle that brought it; `training_set`, the fingerprints of the images at its beginning; and whether real images came along.
     """
     own = own_checkpoint.meta if own_checkpoint else {}
     before = base.meta if base else {}
@@ -181,7 +181,7 @@ def _origin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpo
         "holds_real_images": site.settings.facts.holds_real_images
         or any(bool(meta.get("holds_real_images")) for meta in (own, before)),
         "base": own.get("base") if own else began_from,
-        "training_set": changed_images.fingerprints(site.images),
+        "training_set": own.get("training_set") or changed_images.fingerprints(site.images),
     }
 
 

@@ -126,7 +126,8 @@ class Comparison:
         result_file = folder / "result.json"
         if result_file.is_file():
             saved = json.loads(result_file.read_text())
-            if self._same_test_sets(run, saved.get("test_sets")):
+            known = saved.get("test_sets")  # older versions did not say: what can be scored again is
+            if self._same_test_sets(run, known) if known else not any(folder.rglob("step-*.safetensors")):
                 return Outcome.from_json(saved)
         clock = _Clock(folder / "seconds.json", self.emit)
         relay_run = RelayRun(run, folder, self.data_root, self.device, None, True, clock, self.stop)
@@ -135,14 +136,14 @@ class Comparison:
         write_atomically(result_file, json.dumps({**outcome.to_json(), "test_sets": test_sets}, indent=1).encode())
         return outcome
 
-    def _same_test_sets(self, run: RunFile, scored_on: dict[str, str] | None) -> bool:
-        """Return whether a finished run was scored on the test sets that are here now, as far as both are known."""
+    def _same_test_sets(self, run: RunFile, scored_on: dict[str, str]) -> bool:
+        """Return whether a finished run was scored on the test sets that are here now, if there are any."""
         from relay_core.engine import test_set_digests
 
         key = json.dumps([run.site(i).model_dump(mode="json", include={"dataset", "model"}) for i in run.all_ids])
         if key not in self._digests:
             self._digests[key] = test_set_digests(run, self.data_root)
-        return not scored_on or not self._digests[key] or self._digests[key] == scored_on
+        return not self._digests[key] or self._digests[key] == scored_on
 
 
 @dataclass

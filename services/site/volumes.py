@@ -7,6 +7,7 @@ was marked. The folder of images is mounted read-only: it counts as there while 
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from relay_core.errors import RelayError
 from services.site import marks
 from services.site.artifacts import ArtifactStore
 from services.site.db import Artifact, Database, Dataset, Volume, new_id
+from services.site.errors import Refusal
 from services.site.settings import Settings
 
 WRITTEN = ("artifacts", "work")
@@ -119,6 +121,27 @@ def _data_away(session: Session, settings: Settings) -> str | None:
         except OSError:
             continue
     return f"none of the {len(paths)} registered data sets' folders holds a file; mount the images" if paths else None
+
+
+@contextmanager
+def pinned(folder: Path) -> Iterator[Path]:
+    """Give a path to the marked volume in `folder` that leads to it, and nowhere else, also where it is unmounted meanwhile.
+
+    So nothing is written beneath the mount point, however shortly after the look at the mark. (Elsewhere than on Linux the
+    path is the folder's own.)
+
+    Raises:
+        Refusal: `volume_away`: the folder holds no mark.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        by_handle = Path(f"/proc/{os.getpid()}/fd/{handle}")
+        place = by_handle if by_handle.is_dir() else folder
+        if not marks.is_marked(place):
+            raise Refusal("volume_away", f"the volume in {folder.name} is away: its mark is not there; mount it")
+        yield place
+    finally:
+        os.close(handle)
 
 
 @contextmanager

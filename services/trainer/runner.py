@@ -146,13 +146,17 @@ class Runner:
             self._requeue(heart, "process_crashed", f"{type(error).__name__} in the worker")
 
     def _run(self, heart: Heartbeat) -> None:
-        claim = heart.claim
         self._require_volumes(heart)
-        folder = attempt_folder(self.settings.work_folder, claim)
+        with volumes.pinned(self.settings.work_folder) as place:
+            self._run_in(attempt_folder(place, heart.claim), heart)
+
+    def _run_in(self, folder: Path, heart: Heartbeat) -> None:
+        claim = heart.claim
         prepared = self._prepare(heart, folder)
         # the claim may have been lost during the preparation
         self._write_while_held(heart, lambda session: leases.held(session, claim, self.settings.lease))
-        child = TrainingProcess(prepared.command, folder, work.environment(claim.devices, prepared.keys))
+        command = [part.replace(f"{folder}/", "").replace(str(folder), ".") for part in prepared.command]
+        child = TrainingProcess(command, folder, work.environment(claim.devices, prepared.keys))
         heart.guard(child)
         output = ProcessOutput(self.database, claim, folder, self.settings.data_folder, prepared.names)
         try:

@@ -252,10 +252,13 @@ def test_a_parent_other_than_what_the_training_began_from_is_refused(world, tmp_
     mine = writer.Provenance.read(tmp_path / "bundle/provenance.json")
     stored = checkpoint.read(world.checkpoint(2))
     assert stored.meta["base"] == {"checkpoint": mine.checkpoint, "bundle": None}
-    others = replace(mine, checkpoint="0" * 64), replace(mine, checkpoint=None)
-    for parent in others:
-        with refusal("parent_differs", "train again"):
+    others = {"parent_differs": replace(mine, checkpoint="0" * 64), "bundle_incomplete": replace(mine, checkpoint=None)}
+    for code, parent in others.items():
+        with refusal(code, "again"):
             writer.export_bundle(world.checkpoint(2), world.run, world.south, tmp_path / "two.relay", parent=parent)
+    anew = checkpoint.write(tmp_path / "a", stored.meta["step"], {**stored.meta, "base": None}, stored.tensors).path
+    with refusal("parent_differs", "began from nothing"):
+        writer.export_bundle(anew, world.run, world.south, tmp_path / "two.relay", parent=mine)
     assert not (tmp_path / "two.relay").exists()
     for digest, code in ((mine.digest, None), ("0" * 64, "parent_differs")):
         base = {"checkpoint": "1" * 64, "bundle": digest}

@@ -1,8 +1,14 @@
 """What a training says, and which scores it reuses, where images or masks changed since it last looked at them."""
 
 import json
+import os
+import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,7 +113,7 @@ def test_images_that_come_or_change_before_a_resume_are_said_and_counted(own):
     assert "8 were there, 9 are; 2 new or changed, 1 gone or changed" in said
     assert "new." not in said, "a file's name may be a patient's"
     last = newest(own.folder / "out/task_1", print)
-    assert len(last.meta["training_set"]) == 9
+    assert len(last.meta["training_set"]) == 8, "what it began with: a later resume says so again"
 
 
 def test_changed_images_are_an_error_where_that_is_set(own):
@@ -199,3 +205,54 @@ def test_a_file_that_breaks_under_a_training_is_named(own, monkeypatch):
     with pytest.raises(DataError) as caught:
         play(own, run, resume=True)
     assert all(problem.file.startswith("train/ROIs/image/") for problem in caught.value.problems)
+
+
+SLOW = """
+import time, torch
+from relay_core.cli.training import stop_on_signal
+from relay_core.engine import Feed, Stream
+
+class Slow:
+    in_memory = False
+    def __len__(self): return 4
+    def batch(self, index):
+        time.sleep(1.0)
+        return torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2)
+
+if __name__ == "__main__":
+    feed = Feed(Slow(), Stream(4, 0), torch.device("cpu"), 2)
+    feed.take(1)
+    with stop_on_signal() as stop:
+        print("waits", flush=True)
+        while not stop():
+            feed.take(2)
+        feed.take(2)
+    print("took", flush=True)
+    {end}
+"""
+
+
+@pytest.mark.parametrize("end", ["feed.close()", "raise KeyboardInterrupt"])
+def test_what_asks_a_training_to_stop_ends_no_process_that_decodes(tmp_path, end):
+    """A worker and a terminal send signals to the whole group; the training still gets its batches, and then ends."""
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW.replace("{end}", f"try:\n        {end}\n    finally:\n        feed.close()"))
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGHUP)
+    said, _ = process.communicate(timeout=120)
+    assert said == "took\n"
+
+
+def test_what_is_in_memory_is_not_copied_to_the_processes_that_decode(own):
+    kept = load_site("fundus", own.run().site(1).data, folder=own.data / "Domain1", split="train", resolution=8)
+    again = pickle.loads(pickle.dumps(kept))
+    assert (kept.in_memory, again.in_memory) == (True, False)
+    for one, other in zip(kept.batch([1, 0]), again.batch([1, 0]), strict=True):
+        assert torch.equal(one, other)

@@ -66,6 +66,7 @@ def trainings(site: SiteKit) -> list[int]:
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().split(b"\0")
-                if b"relay_core" in words and any(str(site.settings.home).encode() in word for word in words):
+                place = str((folder / "cwd").readlink())
+                if b"relay_core" in words and place.startswith(f"{site.settings.work_folder}/"):
                     found.append(int(folder.name))
     return found
