@@ -67,6 +67,7 @@ def measure(args: argparse.Namespace, record: Record) -> None:
             due, ahead = (statistics.median(times[form]) / args.batches for form in forms)
             table.add(name, own, due, ahead, ratio(times["when due"], times["ahead"]))
         feed.close()
+    record.note("The processes that decode ahead count as other work here.")
 
 
 def _too_large(folder: Path, args: argparse.Namespace) -> SiteData:

@@ -9,6 +9,7 @@ OUT/NAME.log, and all of it together to OUT/summary.json and OUT/summary.md. A s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -97,6 +98,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 continue
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # who heeds no SIGINT, of the processes that it started
 
 
 def summarise(steps: list[Step], out: Path, seconds: float) -> dict[str, Any]:

@@ -16,7 +16,8 @@ LONGEST_NAME = 100
 _BETWEEN = frozenset(" -_.()")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", *"\uff1d\uff0b\uff0d\uff20")  # the last four: full-width = + - @
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_MARKDOWN = re.compile(r"[\\`*{}\[\]|~$!#]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|^[-+=]|(?<=^[0-9])[.)]")
+_LIST = "|".join(rf"(?<=^[0-9]{{{digits}}})[.)]" for digits in range(1, 10))
+_MARKDOWN = re.compile(rf"[\\`*{{}}\[\]|~$!#@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|^[-+=]|{_LIST}")
 
 
 def site_name(text: str) -> str:

@@ -171,13 +171,18 @@ def _require_exportable(meta: Mapping[str, Any], run: RunFile, parent: Provenanc
 
 
 def _require_parent_of(meta: Mapping[str, Any], parent: Provenance) -> None:
-    """Require that a training began from the bundle of `parent`. Raises BundleError `parent_differs`, `bundle_incomplete`."""
+    """Require that a training began from a bundle.
+
+    Raises:
+        BundleError: `parent_differs`; `bundle_incomplete` where the provenance does not tell.
+    """
     base = meta["base"]
     if base is None:
         raise BundleError(
-            "parent_differs", f"the training of {meta['site']} began from nothing (checkpoint.load, or a strategy whose sites "
-            "start anew): it continues no bundle",
-        )  # fmt: skip
+            "parent_differs",
+            f"the training of {meta['site']} began from nothing (checkpoint.load, or a strategy whose sites start anew): it "
+            "continues no bundle",
+        )
     if base["bundle"] is None and parent.checkpoint is None:
         raise BundleError(
             "bundle_incomplete",

@@ -170,7 +170,8 @@ def _origin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpo
     """Return what a checkpoint says of where its model comes from.
 
     `sites` it was at, in order; `looks`, their feature statistics; `base`, the checkpoint that this site began from, with
-    the bundle that brought it; `training_set`, the fingerprints of the images at its beginning; and whether real images came along.
+    the bundle that brought it; `training_set`, the fingerprints of the images that it began with; and whether real
+    images came along.
     """
     own = own_checkpoint.meta if own_checkpoint else {}
     before = base.meta if base else {}

@@ -136,9 +136,15 @@ class ArtifactStore:
             raise Refusal("artifact_damaged", f"the bytes of {digest} are not in the store; restore a backup") from None
 
     def take_back(self, digest: str) -> None:
-        """Move bytes from the trash back to their place. Raises FileNotFoundError where they are not in the trash."""
+        """Move bytes from the trash back to their place, unless the same bytes came anew: then those stay.
+
+        Raises FileNotFoundError where they are not in the trash.
+        """
         if not self.in_trash(digest).is_file():
             raise FileNotFoundError(self.in_trash(digest))
+        if self.path(digest).is_file():
+            self.in_trash(digest).unlink()
+            return
         self.path(digest).parent.mkdir(parents=True, exist_ok=True)
         self.in_trash(digest).rename(self.path(digest))
 

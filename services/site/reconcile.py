@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from relay_core.errors import RelayError
 from services.site import jobs, leases, sweep, workers
-from services.site.db import Database, now
+from services.site.db import SLACK, Database, now
 from services.site.dispatch import Doorbell
 from services.site.inbox import Inbox
 from services.site.settings import Settings
@@ -44,7 +44,7 @@ def run(database: Database, doorbell: Doorbell, settings: Settings, stop: thread
     if settings.inbox is not None:
         inbox = Inbox(settings.inbox.absolute(), database, doorbell, settings)
         threading.Thread(target=inbox.watch, args=(stop,), name="inbox", daemon=True).start()
-    watch = _Watch(database, settings.lease / 2)
+    watch = _Watch(database, min(settings.lease / 2, SLACK))
     while not stop.is_set():
         try:
             if watch.jumped():  # the machine slept, or its clock was set: let the workers renew their leases first
@@ -65,11 +65,14 @@ class _Watch:
         self._ahead: float | None = None
 
     def jumped(self) -> bool:
-        """Return whether the database's clock went another way since the last call. Raises SQLAlchemyError."""
+        """Return whether the database's clock went another way since the last call, as it may have before the first one.
+
+        Raises SQLAlchemyError.
+        """
         with self.database.read() as session:
             ahead = now(session) - time.monotonic()
         before, self._ahead = self._ahead, ahead
-        return before is not None and abs(ahead - before) > self.tolerance
+        return before is None or abs(ahead - before) > self.tolerance
 
 
 def _sweep(database: Database, settings: Settings, stop: threading.Event) -> None:

@@ -53,11 +53,13 @@ def changing(database: Database, keys: Path, actor: str) -> Iterator[None]:
 
     Raises:
         BundleError: the roster cannot be read; the copy stays unconfirmed, and nothing is accepted by it.
+        Refusal: `volume_away`, with the same end.
     """
     with database.write() as session:
         if not database.sqlite:
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         yield
+        require_keys(session, keys)
         entries = read(keys)  # under the lock: whoever writes later has read later
         copy = session.get(RosterCopy, 1)
         if copy is None:
@@ -68,6 +70,17 @@ def changing(database: Database, keys: Path, actor: str) -> Iterator[None]:
             audit.record(session, actor, action, key, **detail)
     if any(entry["revoked_at"] is not None for entry in entries):
         _cancel_revoked(database, actor)
+
+
+def require_keys(session: Session, keys: Path) -> None:
+    """Refuse an empty folder of keys where the site has keys: its volume is away, and nobody became a stranger by that.
+
+    Raises:
+        Refusal: `volume_away`.
+    """
+    copy = session.get(RosterCopy, 1)
+    if copy is not None and copy.entries and not any((keys / name).is_file() for name in ("card.json", "roster.json")):
+        raise Refusal("volume_away", "the volume `keys` is away: it holds neither card nor roster; mount it")
 
 
 def _changes(before: Entries, after: Entries) -> list[tuple[str, str, dict[str, Any]]]:
@@ -143,6 +156,8 @@ def require_line(session: Session, checkpoint_id: str | None, keys: Path | None 
     if not imported:
         return
     copy = session.get(RosterCopy, 1)
+    if keys is not None:
+        require_keys(session, keys)
     entries: Entries = read(keys) if keys is not None else copy.entries if copy is not None else []
     for row in imported:
         _require(entries, row)

@@ -260,6 +260,7 @@ def _export(session: Session, settings: Settings, claim: Claim, work: PreparedJo
 
 
 def _import(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
+    trust.require_keys(session, settings.keys_folder)
     row = need(session, Bundle, work.job.params["import"])
     bundle_path = ArtifactStore(settings.artifact_folder).path(row.digest)
     try:
@@ -298,6 +299,7 @@ def _report(session: Session, settings: Settings, claim: Claim, work: PreparedJo
 
 
 def _run_and_keys_options(session: Session, settings: Settings, work: PreparedJob) -> list[str]:
+    trust.require_keys(session, settings.keys_folder)
     work.keys = settings.keys_folder
     path = work.folder / "relay.yaml"
     path.write_text(need(session, Run, str(work.job.run_id)).content, encoding="utf-8")

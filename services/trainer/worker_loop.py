@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -15,19 +16,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, not_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 import relay_core
 from relay_core.cuda import native
 from relay_core.errors import RelayError
+from relay_core.files import write_atomically
 from services.site import ArtifactStore, Settings, audit_heads, jobs, leases, sweep, trust, volumes, workers
-from services.site.db import Attachment, Database, Job, lately, now
+from services.site.db import Attachment, Database, Job, clock, now
 from services.trainer.runner import Runner
 
 TIDY_EVERY = 3600.0
 KEEP_ANSWERS = 86400.0
 """Seconds that the answer of a job of a study can be downloaded."""
+ENDED = "ended.json"
+"""Name of the file in a job's folder that adds up the time since the job ended."""
 KEEP_DAYS = 14
 """Days that a failed or cancelled job can be retried from its checkpoints."""
 log = logging.getLogger(__name__)
@@ -42,15 +46,30 @@ def tidy(database: Database, settings: Settings) -> int:
     with database.read() as session:
         if sweep.unconfirmed(session, ArtifactStore(settings.artifact_folder)) is not None:
             return 0
-        cutoff = now(session) - KEEP_DAYS * 86400
+        moment = now(session)
         for folder in work.glob("job-*"):
             job = session.get(Job, folder.name)
             study_ended = job is not None and job.kind == "predict_study" and job.state in jobs.TERMINAL
-            ended_long_ago = job is not None and job.state in jobs.TERMINAL and (job.finished_at or 0) < cutoff
+            ended_long_ago = job is not None and _seconds_ended(folder, job, moment) > KEEP_DAYS * 86400
             if job is None or study_ended or ended_long_ago or job.state == "succeeded":
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
     return removed
+
+
+def _seconds_ended(folder: Path, job: Job, moment: float) -> float:
+    """Return for how long a job has been seen to have ended, added up by the calls: a clock that jumps makes nothing old."""
+    note = folder / ENDED
+    if job.state not in jobs.TERMINAL:
+        note.unlink(missing_ok=True)
+        return 0.0
+    try:
+        known = json.loads(note.read_text())
+        age = float(known["age"]) + min(max(moment - float(known["seen_at"]), 0.0), 2 * TIDY_EVERY)
+    except (OSError, ValueError, KeyError, TypeError):
+        age = 0.0
+    write_atomically(note, json.dumps({"age": age, "seen_at": moment}).encode())
+    return age
 
 
 def forget_study(database: Database, work: Path, job_id: str) -> None:
@@ -64,7 +83,8 @@ def forget_study(database: Database, work: Path, job_id: str) -> None:
 def forget_answers(database: Database) -> None:
     """Let go of the answers of studies that ended `KEEP_ANSWERS` ago."""
     with database.write() as session:
-        old = select(Job.id).where(Job.kind == "predict_study", not_(lately(Job.finished_at, KEEP_ANSWERS)))
+        off = or_(Job.finished_at < clock() - KEEP_ANSWERS, Job.finished_at > clock() + KEEP_ANSWERS)  # a clock set back
+        old = select(Job.id).where(Job.kind == "predict_study", off)
         session.execute(delete(Attachment).where(Attachment.owner.in_(old)))
 
 

@@ -492,5 +492,8 @@ def test_old_work_is_tidied_away(small_site: SiteKit, toy_run: Path) -> None:
     assert tidy(small_site.database, small_site.settings) == 0
     with small_site.database.write() as session:
         session.execute(update(Job).values(finished_at=1.0))
+    assert tidy(small_site.database, small_site.settings) == 0, "a clock that jumped makes nothing old"
+    note = work / job_id / "ended.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "age": 15 * 86400.0}))
     assert tidy(small_site.database, small_site.settings) == 1
     assert [path.name for path in work.iterdir()] == [".relay-volume"]

@@ -15,7 +15,7 @@ from services.api.docs import ETAG, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Fetch, PartQuery, in_parts, stored
 from services.site import ACTIVE, Refusal, artifacts, audit, need, runs
-from services.site.db import Artifact, Checkpoint, Evaluation, Job, Run
+from services.site.db import Artifact, Checkpoint, Evaluation, Job, Model, Run
 
 MEDIA_TYPE = "application/octet-stream"
 
@@ -106,7 +106,7 @@ def change_checkpoint(
 
 @router.delete("/{checkpoint_id}", status_code=204, responses=refusals("forbidden", "not_found", "in_use"))
 def delete_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: Operator) -> None:
-    """Delete a checkpoint. Refused while it is pinned, or another checkpoint grew out of it, or an unfinished job needs it.
+    """Delete a checkpoint. Refused while it is pinned, another one or a model was made of it, or an unfinished job needs it.
 
     An evaluation is no reason to refuse: its figures stay, they only lose the link (the evaluation's job still names
     the checkpoint, the audit log its digest). The bytes go with the next sweep.
@@ -118,6 +118,9 @@ def delete_checkpoint(checkpoint_id: schemas.CheckpointId, site: Site, caller: O
         child = session.scalars(select(Checkpoint.id).where(Checkpoint.parent_id == row.id).limit(1)).first()
         if child is not None:
             raise Refusal("in_use", f"{child} grew out of {row.id}; delete that one first")
+        model = session.scalars(select(Model).where(Model.checkpoint_id == row.id).limit(1)).first()
+        if model is not None:  # it tells whose bundles the model descends from, which a revoked key makes a question
+            raise Refusal("in_use", f"version {model.version} of model {model.name} was made of {row.id}")
         conditions = Job.checkpoint_id == row.id, Job.state.in_(ACTIVE)
         needing_job = session.scalars(select(Job.id).where(*conditions).limit(1)).first()
         if needing_job is not None:
