@@ -11,7 +11,7 @@ from services.site import auth
 from tests.api.kit import ok, refused
 
 JOB, DATASET, CHECKPOINT, BUNDLE = (f"{name}-{'0' * 28}" for name in ("job", "dataset", "checkpoint", "bundle"))
-WRITES = [
+OPERATORS = [
     ("POST", "/api/v1/datasets"),
     ("PATCH", f"/api/v1/datasets/{DATASET}"),
     ("DELETE", f"/api/v1/datasets/{DATASET}"),
@@ -23,6 +23,9 @@ WRITES = [
     ("PATCH", f"/api/v1/checkpoints/{CHECKPOINT}"),
     ("DELETE", f"/api/v1/checkpoints/{CHECKPOINT}"),
     ("POST", "/api/v1/exports"),
+    ("GET", f"/api/v1/exports/{BUNDLE}/download"),  # the networks leave the site with them
+    ("HEAD", f"/api/v1/exports/{BUNDLE}/download"),
+    ("GET", f"/api/v1/checkpoints/{CHECKPOINT}/download"),
     ("POST", "/api/v1/imports"),
     ("POST", f"/api/v1/imports/{BUNDLE}/accept"),
     ("POST", f"/api/v1/imports/{BUNDLE}/reject"),
@@ -62,9 +65,13 @@ def test_what_needs_no_token_is_what_the_documentation_says(small_site):
     assert open_to_all == documented
 
 
-@pytest.mark.parametrize(("method", "path"), WRITES)
-def test_a_viewer_changes_nothing(small_site, method, path):
-    problem = refused(small_site.viewer.request(method, path), 403, "forbidden")
+@pytest.mark.parametrize(("method", "path"), OPERATORS)
+def test_a_viewer_changes_nothing_and_carries_no_networks_away(small_site, method, path):
+    answer = small_site.viewer.request(method, path)
+    if method == "HEAD":
+        assert answer.status_code == 403
+        return
+    problem = refused(answer, 403, "forbidden")
     assert "operator" in problem["detail"]
 
 

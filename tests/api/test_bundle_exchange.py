@@ -73,11 +73,11 @@ def test_exports_are_listed_and_fetched(site):
     assert row.id not in str(ok(site.viewer.get("/api/v1/imports")))
     refused(site.viewer.get(f"/api/v1/imports/{row.id}"), 404, "not_found")
     refused(site.operator.post(f"/api/v1/imports/{row.id}/accept"), 404, "not_found")
-    answer = site.viewer.get(f"{path}/download")
+    answer = site.operator.get(f"{path}/download")
     assert answer.content == b"some bundle"
     assert answer.headers["content-type"] == "application/vnd.relay.bundle"
     assert answer.headers["content-disposition"] == f'attachment; filename="{row.id}.relay"'
-    assert site.viewer.head(f"{path}/download").headers["etag"] == f'"{hashlib.sha256(b"some bundle").hexdigest()}"'
+    assert site.operator.head(f"{path}/download").headers["etag"] == f'"{hashlib.sha256(b"some bundle").hexdigest()}"'
     (fetched,) = site.audited("export.download", row.id)  # a look at its size fetches nothing
     assert fetched.actor.startswith("test viewer")
 
@@ -281,7 +281,7 @@ def test_a_model_goes_from_one_site_to_the_next(tmp_path, toy: Toy, monkeypatch)
         trained = _done(north, ok(post(north, "/api/v1/jobs", {"kind": "train", "run_id": runs[0], "site": 1}), 202))
         body = {"checkpoint_id": trained["checkpoints"][0]}
         made = _done(north, ok(post(north, "/api/v1/exports", body, "e"), 202))["bundle"]
-        file = north.viewer.get(f"/api/v1/exports/{made}/download").content
+        file = north.operator.get(f"/api/v1/exports/{made}/download").content
 
         stranger = ok(south.bring(file), 202)
         assert _work(south, stranger["job_id"]).error["code"] == "signer_unknown"

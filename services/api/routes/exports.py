@@ -82,15 +82,15 @@ _DOWNLOAD: Any = {
     "response_class": Response,
     "responses": {
         **in_parts("The bundle.", bundle_exchange.MEDIA_TYPE),
-        **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
+        **refusals("forbidden", "not_found", "artifact_damaged", "range_not_satisfiable"),
     },
 }
 
 
 @router.get("/{bundle_id}/download", **_DOWNLOAD)
 @router.head("/{bundle_id}/download", name="head_export", **_DOWNLOAD)
-def download_export(bundle_id: schemas.BundleId, site: Site, caller: Viewer, asked: PartQuery) -> Response:
-    """Download a bundle's file, to be carried away; the audit log says who fetched it.
+def download_export(bundle_id: schemas.BundleId, site: Site, caller: Operator, asked: PartQuery) -> Response:
+    """Download a bundle's file, to be carried away; the audit log says who fetched it. It holds a checkpoint's networks.
 
     The bytes are verified while they are sent, and the last come only if all were right; with `Range`, the whole file is
     verified before the first byte is sent.
