@@ -22,7 +22,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import JSON, Connection, MetaData, Table, select, text
 
 import relay_core
-from relay_core.files import sync
+from relay_core.files import replace_with, sync
 from services.site import audit, volumes
 from services.site.artifacts import CHUNK, ArtifactStore
 from services.site.db import AuditRecord, Database, roles
@@ -54,6 +54,7 @@ def create(database: Database, settings: Settings, target: Path, show: Show = la
     if problems:
         raise Refusal("volume_away", "; ".join(problems.values()))
     with _draft(target) as draft:
+        _require_rights(database)
         with database.write() as session:  # a copy of everything: it is in the log, and so in the backup too
             audit.record(session, audit.operator("relay backup"), "site.backup", target.name)
         manifest = _copy_rows(database, draft / "database")
@@ -121,6 +122,13 @@ def tables(connection: Connection) -> dict[str, Table]:
     return {table.name: table for table in metadata.sorted_tables if table.name not in PASSING}
 
 
+def _require_rights(database: Database) -> None:
+    """Refuse a backup that could not be made, before the audit log says that one was taken. Raises DatabaseError."""
+    with roles.owners_work(database, "relay backup"), _snapshot(database) as connection:
+        for table in tables(connection).values():
+            connection.execute(select(table).limit(0))
+
+
 def _copy_rows(database: Database, folder: Path) -> dict[str, Any]:
     folder.mkdir()
     counts = {}
@@ -151,7 +159,7 @@ def _copy_artifacts(store: ArtifactStore, sizes: dict[str, int], folder: Path, s
     damaged, done, total = [], 0, sum(sizes.values())
     for digest, size in sorted(sizes.items()):
         try:
-            store.fetch(digest, folder / digest)
+            replace_with(folder / digest, lambda path, digest=digest: _copy(store, digest, path))  # type: ignore[misc]
         except Refusal as refusal:
             if refusal.code != "artifact_damaged":
                 raise
@@ -159,6 +167,20 @@ def _copy_artifacts(store: ArtifactStore, sizes: dict[str, int], folder: Path, s
         done += size
         show(done, total)
     return damaged
+
+
+def _copy(store: ArtifactStore, digest: str, target: Path) -> None:
+    with target.open("wb") as file:
+        file.writelines(_readable(store, digest))
+
+
+def _readable(store: ArtifactStore, digest: str) -> Iterator[bytes]:
+    """Read an artifact as `ArtifactStore.read`; a bad sector damages one, unlike a failure to write, which ends the backup."""
+    try:
+        yield from store.read(digest)
+    except OSError as error:
+        store.require_mounted()
+        raise Refusal("artifact_damaged", f"the bytes of {digest} cannot be read: {error.strerror}") from error
 
 
 def _copy_keys(settings: Settings, draft: Path) -> None:

@@ -79,7 +79,7 @@ def test_exports_are_listed_and_fetched(site):
     assert answer.headers["content-disposition"] == f'attachment; filename="{row.id}.relay"'
     assert site.operator.head(f"{path}/download").headers["etag"] == f'"{hashlib.sha256(b"some bundle").hexdigest()}"'
     (fetched,) = site.audited("export.download", row.id)  # a look at its size fetches nothing
-    assert fetched.actor.startswith("test viewer")
+    assert fetched.actor.startswith("test operator")
 
 
 @pytest.mark.parametrize("what", ["export", "checkpoint"])

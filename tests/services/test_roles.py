@@ -1,5 +1,8 @@
 """PostgreSQL: API and workers have roles of their own, which cannot touch what was written into the audit log."""
 
+import base64
+import hashlib
+import hmac
 import os
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from services.site import audit, backup, restore
 from services.site.artifacts import ArtifactStore
 from services.site.db import Database, DatabaseError, migrate, roles
+from services.site.db.models import AuditRecord
 from services.site.settings import Settings, load_settings
 from services.trainer.worker_loop import WorkerLoop
 from tests import postgres
@@ -124,6 +128,38 @@ def test_an_api_that_may_not_migrate_says_who_must(owner: str, tmp_path: Path) -
     assert "_api may not do that; run relay migrate as the database's owner" in done.stderr
 
 
+def test_no_password_is_in_a_statement(owner: str) -> None:
+    """The server's log shows statements that fail. A server that would hash a plain one by md5 is given the verifier."""
+    url = make_url(owner)
+    database = Database(url.set(query={"options": f"{url.query['options']} -c password_encryption=md5"}))
+    migrate.upgrade(database)
+    roles.grant(database, PASSWORDS)
+    database.close()
+    with psycopg.connect(postgres.SERVER) as connection:
+        for part, password in PASSWORDS.items():
+            name = f"{url.username}_{part}"
+            (stored,) = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", (name,)).fetchone()
+            method, parameters, keys = stored.split("$")
+            assert method == "SCRAM-SHA-256"
+            rounds, salt = parameters.split(":")
+            salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(rounds))
+            key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+            assert keys.split(":")[0] == base64.b64encode(key).decode()  # and with the password it opens
+
+
+def test_an_owner_that_may_not_make_roles_is_told_what_it_lacks(owner: str) -> None:
+    name = make_url(owner).username
+    with psycopg.connect(postgres.SERVER, autocommit=True) as connection:
+        connection.execute(f"ALTER ROLE {name} NOCREATEROLE")
+    database = Database(make_url(owner))
+    migrate.upgrade(database)
+    with pytest.raises(DatabaseError, match=rf"permission denied to create role: .*ALTER ROLE {name} CREATEROLE") as caught:
+        roles.grant(database, PASSWORDS)
+    database.close()
+    assert "\n" not in str(caught.value)
+    assert not any(password in str(caught.value) for password in PASSWORDS.values())
+
+
 def test_backup_and_restore_are_the_owners_work(owner: str, tmp_path: Path) -> None:
     migrated(owner)
     target = tmp_path / "backup"
@@ -137,6 +173,7 @@ def test_backup_and_restore_are_the_owners_work(owner: str, tmp_path: Path) -> N
     assert not target.exists()
     database = Database(make_url(owner))
     with database.write() as session:
+        assert session.query(AuditRecord).filter_by(action="site.backup").count() == 0  # none was taken
         audit.record(session, "me", "test", "x")
     backup.create(database, settings(owner), target)
     with pytest.raises(DatabaseError, match="_worker may not do that; run relay restore as the database's owner"):

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import psycopg
 from psycopg import sql
 from sqlalchemy import inspect
 from sqlalchemy.exc import ProgrammingError
@@ -67,7 +69,7 @@ def grant(database: Database, passwords: dict[str, str]) -> list[str]:
         passwords: part -> password; both parts.
 
     Raises:
-        DatabaseError: it is SQLite, which knows no roles.
+        DatabaseError: it is SQLite, which knows no roles; or its owner may not make them, or give rights to a table.
     """
     if database.sqlite:
         raise DatabaseError("SQLite has no roles: they are for PostgreSQL")
@@ -75,18 +77,35 @@ def grant(database: Database, passwords: dict[str, str]) -> list[str]:
     with database.engine.connect() as connection:
         tables = inspect(connection).get_table_names()
         schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar())
-        run = connection.connection.cursor().execute  # psycopg's own: role names and passwords cannot be parameters
-        run(sql.SQL("REVOKE ALL ON SCHEMA {} FROM PUBLIC").format(sql.Identifier(schema)))
-        for part in PARTS:
-            role = sql.Identifier(role_of(owner, part.name))
-            known = run("SELECT 1 FROM pg_roles WHERE rolname = %s", (role_of(owner, part.name),)).fetchone()
-            verb = sql.SQL("ALTER" if known else "CREATE")  # a new role has no right but to log in
-            run(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, role, sql.Literal(passwords[part.name])))
-            run(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), role))
-            for table in tables:
-                name = sql.Identifier(schema, table)
-                run(sql.SQL("REVOKE ALL ON {} FROM {}").format(name, role))
-                if rights := part.rights.get(table, MANAGED):
-                    run(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(", ".join(rights)), name, role))
+        driver: Any = connection.connection.dbapi_connection  # role names and passwords cannot be parameters
+        try:
+            _grant(driver, owner, schema, tables, passwords)
+        except psycopg.Error as error:
+            reason = str(error).partition("\n")[0]
+            raise DatabaseError(
+                f"{reason}: {owner} cannot give API and workers roles of their own; it must own the schema {schema} and its "
+                f"tables, and may make roles after a superuser's ALTER ROLE {owner} CREATEROLE (from PostgreSQL 16 on also "
+                f"GRANT {role_of(owner, 'api')}, {role_of(owner, 'worker')} TO {owner} WITH ADMIN OPTION where others made "
+                "them); then: relay migrate"
+            ) from error
         connection.commit()
     return [role_of(owner, part.name) for part in PARTS]
+
+
+def _grant(driver: psycopg.Connection, owner: str, schema: str, tables: list[str], passwords: dict[str, str]) -> None:
+    run = driver.execute
+    run(sql.SQL("REVOKE ALL ON SCHEMA {} FROM PUBLIC").format(sql.Identifier(schema)))
+    for part in PARTS:
+        name = role_of(owner, part.name)
+        role = sql.Identifier(name)
+        known = run("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
+        verb = sql.SQL("ALTER" if known else "CREATE")  # a new role has no right but to log in
+        # what the password is checked with, not the password: the server's log shows a statement that fails
+        verifier = driver.pgconn.encrypt_password(passwords[part.name].encode(), name.encode(), b"scram-sha-256").decode()
+        run(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, role, sql.Literal(verifier)))
+        run(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema), role))
+        for table in tables:
+            where = sql.Identifier(schema, table)
+            run(sql.SQL("REVOKE ALL ON {} FROM {}").format(where, role))
+            if rights := part.rights.get(table, MANAGED):
+                run(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(", ".join(rights)), where, role))
