@@ -24,6 +24,7 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isol
 
 FROM $PYTHON
 COPY --from=build /opt/relay /opt/relay
+# The folder of backups is for the container `owner` alone, which runs from this image.
 RUN mkdir -p /data /var/lib/relay/artifacts /var/lib/relay/work /var/lib/relay/heads \
     && mkdir -m 700 /var/lib/relay/keys /var/lib/relay/backups \
     && chown -R 10001:10001 /var/lib/relay

@@ -215,6 +215,7 @@ def restore(
     folder: BackupArgument,
     home: HomeOption = None,
     replace: Annotated[bool, typer.Option("--replace", help="Move a site that is there aside.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Volumes without the site's mark are the right ones.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a site back from a backup, which is verified first. The site must not run."""
@@ -222,5 +223,5 @@ def restore(
 
     settings = _settings(home)
     with _long_copy("verifying") as show:
-        said = restoring.restore(folder.absolute(), settings, replace=replace, show=show)
+        said = restoring.restore(folder.absolute(), settings, replace=replace, adopt=adopt, show=show)
     print(json.dumps({"done": said}) if as_json else "\n".join(said))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from sqlalchemy import select
 
 from relay_core.errors import BundleError
+from relay_core.files import write_atomically
 from services.site import audit
 from services.site.db import AuditRecord, Database
 from services.site.errors import Refusal
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from relay_core.bundle import Card
 
 FILE = "audit-heads.jsonl"
+SENT = "audit-heads.sent"
+"""File with how many bytes of `FILE` went to syslog, so that a head which could not be sent goes with the next."""
 KIND = "application/vnd.relay.audit-head+json"
 DAILY = 86400.0
 """Seconds after which a head is signed anew though no row was added: a file that stops growing is a sign too."""
@@ -40,7 +43,8 @@ log = logging.getLogger(__name__)
 def seal(database: Database, settings: Settings) -> dict[str, Any] | None:
     """Sign the audit log's head and append it to the file; return the statement, or None where none is due, or no key there.
 
-    Nothing is signed where the log no longer continues the head that was signed last.
+    Nothing is signed where the log no longer continues the head that was signed last. A head that cannot be sent to syslog
+    stays in the file all the same, and goes with the next one.
 
     Raises:
         Refusal: `audit_broken`: the log was rewritten or cut off since.
@@ -61,12 +65,32 @@ def seal(database: Database, settings: Settings) -> dict[str, Any] | None:
             return None
         head = {"format": 1, "site": keys.card.name, "seq": row.seq, "hash": row.hash, "at": moment}
         line = sign_statement(head, KIND, keys)
+        start = file.seek(0, os.SEEK_END)
         file.write(line + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    if settings.heads_syslog:
-        ship(settings.heads_syslog, f"relay audit head {line.decode()}")
+        if settings.heads_syslog:
+            try:
+                _ship_unsent(settings.heads_syslog, file, start, settings.heads_folder / SENT)
+            except (OSError, ValueError) as error:
+                log.warning(
+                    "the audit log's head of row %d is signed, in %s, but was not sent to %s: %s; it goes with the next one",
+                    row.seq, settings.heads_folder / FILE, settings.heads_syslog, error,
+                )  # fmt: skip
     return head
+
+
+def _ship_unsent(address: str, file: BinaryIO, start: int, sent: Path) -> None:
+    """Send the lines that were not sent yet; `start` is where the newest begins, and the first that is ever to be sent."""
+    if sent.is_file():
+        start = min(start, int(sent.read_text(encoding="ascii")))
+    else:
+        write_atomically(sent, str(start).encode())
+    file.seek(start)
+    for line in file.read().splitlines(keepends=True):
+        ship(address, f"relay audit head {line.decode().rstrip()}")
+        start += len(line)
+        write_atomically(sent, str(start).encode())
 
 
 def _nobody(prompt: str) -> str:

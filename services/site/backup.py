@@ -175,7 +175,7 @@ def _copy(store: ArtifactStore, digest: str, target: Path) -> None:
 
 
 def _readable(store: ArtifactStore, digest: str) -> Iterator[bytes]:
-    """Read an artifact as `ArtifactStore.read`; a bad sector damages one, unlike a failure to write, which ends the backup."""
+    """Read an artifact as `ArtifactStore.read`; a bad sector damages it, while a failure to write ends the backup."""
     try:
         yield from store.read(digest)
     except OSError as error:

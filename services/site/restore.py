@@ -1,7 +1,9 @@
 """Restore a site from a backup: everything is verified first, and what was there is moved aside, never deleted.
 
-The new database is made and checked beside the old one and takes its place in one step. Its jobs that were running wait
-again; nothing is deleted from the store before an administrator has confirmed the restore (`sweep.confirm`).
+Artifacts are added first, then the database, then the keys. The new database is made and checked beside the old one and
+takes its place in one step: after a loss of power one of them is there, whole, and the restore can be done again. Its jobs
+that were running wait again; nothing is deleted from the store before an administrator has confirmed the restore
+(`sweep.confirm`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -22,19 +25,24 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from relay_core.files import replace_with, sync
-from services.site import audit, backup, leases, sweep, volumes, workers
+from services.site import audit, backup, leases, restored_keys, sweep, volumes, workers
 from services.site.artifacts import ArtifactStore
 from services.site.db import Artifact, AuditRecord, Base, Database, Job, Token, Volume, migrate, roles
 from services.site.errors import Refusal
-from services.site.jobs import ACTIVE, HELD
+from services.site.jobs import HELD
 from services.site.settings import Settings
 
 LEAP = 1000
-"""Added to the fencing tokens of unfinished jobs, so that they lie above those of attempts after the backup."""
+"""Added to the fencing tokens of jobs that may run again, so that they lie above those of attempts after the backup."""
 
 
 def restore(
-    folder: Path, settings: Settings, *, replace: bool = False, show: backup.Show = lambda done, total: None
+    folder: Path,
+    settings: Settings,
+    *,
+    replace: bool = False,
+    adopt: bool = False,
+    show: backup.Show = lambda done, total: None,
 ) -> list[str]:
     """Restore a site from the backup `folder`; return what was done, a sentence each.
 
@@ -42,24 +50,29 @@ def restore(
         folder: a backup, from `backup.create`.
         settings: of the site to restore into; its database may be of another kind than the one that was backed up.
         replace: whether a site that is there already is moved aside.
+        adopt: whether volumes that lack the mark which the database that is there knows, or have another site's, are the
+            right ones.
         show: is told (done, total) in bytes.
 
     Raises:
         Refusal: `backup_damaged`, `audit_broken`: nothing was changed; `in_use` where a site is there and `replace` is not
-            given, or one runs; `not_ready` for a backup of a later version.
+            given, or one runs; `volume_away` where a volume of the site that is there is not mounted; `not_ready` for a
+            backup of a later version.
     """
     manifest = backup.verify(folder, show)
     if manifest["revision"] not in migrate.known():
         raise Refusal("not_ready", f"{folder} is of version {manifest['version']}, which is newer; restore it with that one")
     stamp = f"{backup.ASIDE}{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     with volumes.locked(settings.home) if settings.embedded else contextlib.nullcontext():
-        used = _in_use(settings, manifest)
+        used, away = _in_use(settings, manifest)
         if used and not replace:
             raise Refusal("in_use", f"a site is there already ({', '.join(used)}); with --replace it is moved aside")
+        if away and not adopt:
+            raise Refusal("volume_away", "; ".join(away))
         said = _artifacts(folder, manifest, ArtifactStore(settings.artifact_folder))
         put_rows = _sqlite if settings.database.get_backend_name() == "sqlite" else _postgresql
         said += put_rows(folder, manifest, settings, stamp if used else None)
-        said += _keys(folder, settings, stamp if used else None)
+        said += restored_keys.restore(folder, settings, stamp if used else None)
         sweep.hold(settings.artifact_folder, manifest["created_at"])
         _mark_volumes(settings)
     return [
@@ -69,16 +82,25 @@ def restore(
     ]
 
 
-def _in_use(settings: Settings, manifest: dict[str, Any]) -> list[str]:
-    """Return what of a site is there already. Raises Refusal `in_use` where one of its workers was seen lately."""
-    used, database = [], Database(settings.database)
+def _in_use(settings: Settings, manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return what of a site is there already, and which of its volumes are away.
+
+    Raises:
+        Refusal: `in_use` where one of its workers was seen lately.
+    """
+    used: list[str] = []
+    away: list[str] = []
+    database = Database(settings.database)
     if not database.sqlite or Path(str(settings.database.database)).exists():
         try:
             with database.read() as session:
                 if migrate.current(database) in migrate.known() and workers.lately(session, settings.lately):
                     raise Refusal("in_use", "a worker of the site was seen lately; stop the site, and wait a minute")
-                if inspect(session.connection()).has_table("audit") and session.scalar(select(AuditRecord.seq).limit(1)):
+                tables = inspect(session.connection()).get_table_names()
+                if "audit" in tables and session.scalar(select(AuditRecord.seq).limit(1)):
                     used.append("its database")
+                if {"audit", "volumes"}.issubset(tables):
+                    away += volumes.marks_away(session, settings, "relay restore --adopt").values()
         except SQLAlchemyError as error:
             if not database.sqlite:
                 raise
@@ -90,7 +112,7 @@ def _in_use(settings: Settings, manifest: dict[str, Any]) -> list[str]:
     store = ArtifactStore(settings.artifact_folder)
     if any(f"artifacts/{path.parent.name}{path.name}" not in manifest["files"] for path in store.folder.glob("sha256/??/*")):
         used.append("other artifacts")
-    return used
+    return used, away
 
 
 def _artifacts(folder: Path, manifest: dict[str, Any], store: ArtifactStore) -> list[str]:
@@ -100,7 +122,7 @@ def _artifacts(folder: Path, manifest: dict[str, Any], store: ArtifactStore) -> 
         kind, _, digest = name.partition("/")
         if kind != "artifacts":
             continue
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(Refusal, OSError):  # a bad sector, for one: the good copy takes its place
             for _ in store.read(digest):
                 pass
             continue
@@ -130,15 +152,49 @@ def _sqlite(folder: Path, manifest: dict[str, Any], settings: Settings, aside: s
 
 
 def _swap(draft: Path, target: Path, aside: str | None) -> list[str]:
-    """Put the new database into its place; a log of the old one must not stay beside it."""
-    old = [path for path in (target.with_name(target.name + end) for end in ("", "-wal", "-shm")) if path.exists()]
-    if aside is not None and old:
-        (target.parent / aside).mkdir(mode=0o700, exist_ok=True)
-    for path in old:
-        path.rename(target.parent / aside / path.name) if aside is not None else path.unlink()
-    draft.rename(target)
+    """Put the new database into the old one's place; whenever the power goes, one of them is there, whole.
+
+    A log of the old one must not lie beside the new one, so what it holds goes into the old one's file first.
+    """
+    is_there = target.exists()
+    logs = _settle(target) if is_there else [path for path in _logs(target) if path.exists()]
+    away = target.parent / aside if aside is not None and (is_there or logs) else None
+    if away is not None:
+        away.mkdir(mode=0o700, exist_ok=True)
+    for path in logs:  # of a database that cannot be read, or is not there: there is nothing to start from anyway
+        path.rename(away / path.name) if away is not None else path.unlink()
+    if away is not None and is_there:
+        try:
+            os.link(target, away / target.name)
+        except OSError:  # a file system that knows no links
+            shutil.copyfile(target, away / target.name)
+        sync(away / target.name)
+        sync(away)
     sync(target.parent)
-    return [f"the database that was there is in {target.parent / aside}"] if aside is not None and old else []
+    draft.replace(target)
+    sync(target.parent)
+    return [f"the database that was there is in {away}"] if away is not None else []
+
+
+def _logs(database: Path) -> list[Path]:
+    return [database.with_name(database.name + end) for end in ("-wal", "-shm")]
+
+
+def _settle(database: Path) -> list[Path]:
+    """Make a SQLite database one file; return the files of its log that stay, where it cannot be read.
+
+    Raises:
+        Refusal: `in_use` where another process has it open.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=1)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise Refusal("in_use", f"another process has {database} open; stop the site") from None
+    except sqlite3.DatabaseError:
+        pass
+    return [path for path in _logs(database) if path.exists()]
 
 
 def _postgresql(folder: Path, manifest: dict[str, Any], settings: Settings, aside: str | None) -> list[str]:
@@ -226,9 +282,12 @@ def _parents_first(table: Any, rows: Iterator[dict[str, Any]]) -> Iterator[dict[
 
 
 def _let_wait(session: Session) -> list[str]:
-    """Put jobs that ran into the queue again, at no cost of a try; return their ids."""
+    """Put jobs that ran into the queue again, at no cost of a try; return their ids.
+
+    The fencing token of one that failed or was cancelled leaps too: it may have been retried after the backup.
+    """
     held = []
-    for job in session.scalars(select(Job).where(Job.state.in_(ACTIVE)).order_by(Job.id)).all():
+    for job in session.scalars(select(Job).where(Job.state != "succeeded").order_by(Job.id)).all():
         job.attempt += LEAP
         if job.state in HELD:
             job.tries -= 1
@@ -247,32 +306,3 @@ def _mark_volumes(settings: Settings) -> None:
                 volumes.adopt(session, settings, row.name)
     finally:
         database.close()
-
-
-def _keys(folder: Path, settings: Settings, aside: str | None) -> list[str]:
-    """Put the keys of a backup into their places; what is there moves aside."""
-    said, mask = [], os.umask(0o077)
-    try:
-        if (folder / "keys").is_dir():
-            _move_aside(settings.keys_folder, aside)
-            shutil.copytree(folder / "keys", settings.keys_folder, dirs_exist_ok=True)
-            said.append("keys: restored")
-        else:
-            said.append("keys: the backup holds none")
-        if settings.embedded and (folder / "secret-key").is_file():
-            path = settings.home / "secret-key"
-            if aside is not None and path.is_file():
-                (settings.home / aside).mkdir(exist_ok=True)
-                path.rename(settings.home / aside / path.name)
-            replace_with(path, lambda target: shutil.copyfile(folder / "secret-key", target))
-    finally:
-        os.umask(mask)
-    return said
-
-
-def _move_aside(folder: Path, aside: str | None) -> None:
-    present = [path for path in folder.glob("*") if not path.name.startswith(backup.ASIDE)]
-    if aside is not None and present:
-        (folder / aside).mkdir()
-        for path in present:
-            path.rename(folder / aside / path.name)

@@ -57,6 +57,13 @@ def away(database: Database, settings: Settings, *names: str) -> dict[str, str]:
     return {name: f"the volume `{name}` is away: {problem}" for name, problem in problems.items() if problem}
 
 
+def marks_away(session: Session, settings: Settings, way_out: str) -> dict[str, str]:
+    """Return what is wrong with each volume that the database knows and that is not there, as `away`; nothing is marked."""
+    rows = session.execute(select(Volume.name, Volume.site)).all()
+    problems = {name: _problem(folder_of(settings, name), site, way_out) for name, site in rows}
+    return {name: f"the volume `{name}` is away: {problem}" for name, problem in problems.items() if problem}
+
+
 def adopt(session: Session, settings: Settings, name: str) -> None:
     """Mark a volume as this site's, whatever it held before: an administrator says that it is the right one."""
     row = session.get(Volume, name)
@@ -67,13 +74,13 @@ def adopt(session: Session, settings: Settings, name: str) -> None:
     marks.write(folder_of(settings, name) / marks.VOLUME, site=row.site)
 
 
-def _problem(folder: Path, site: str | None) -> str | None:
+def _problem(folder: Path, site: str | None, way_out: str = "relay artifacts confirm --adopt") -> str | None:
     mark = _site_in(folder)
     if site is not None and mark == site:
         return None
     if mark:
-        return "another site's is mounted there; mount this site's, or take it over: relay artifacts confirm --adopt"
-    return "its mark is not there; mount it, or where it is the right one: relay artifacts confirm --adopt"
+        return f"another site's is mounted there; mount this site's, or take it over: {way_out}"
+    return f"its mark is not there; mount it, or where it is the right one: {way_out}"
 
 
 def _site_in(folder: Path) -> str | None:

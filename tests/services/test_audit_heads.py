@@ -160,11 +160,27 @@ def test_a_head_goes_to_syslog_where_that_is_set(sealed: SiteKit) -> None:
     assert message.startswith("<38>relay audit head {")
     assert len(message) < 1024  # what every syslog takes in one datagram
     assert message.endswith(heads(sealed)[-1])
-    sealed.settings.heads_syslog = str(sealed.settings.home / "nobody.sock")
-    add(sealed, 1)
-    with pytest.raises(OSError, match="No such file"):
-        seal(sealed)
-    assert len(heads(sealed)) == 4  # the file has it all the same
+
+
+def test_a_head_that_could_not_be_sent_goes_with_the_next(sealed: SiteKit, caplog: pytest.LogCaptureFixture) -> None:
+    address = sealed.settings.home / "syslog.sock"
+    sealed.settings.heads_syslog = str(address)
+    for _ in range(2):  # nobody listens yet
+        add(sealed, 1)
+        assert seal(sealed)
+    assert "head of row 7 is signed, in" in caplog.text
+    assert "was not sent to" in caplog.text
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(address))
+        syslog.settimeout(10)
+        for count in (3, 1):
+            add(sealed, 1)
+            assert seal(sealed)
+            sent = [syslog.recv(65536).decode().rstrip("\0").partition("relay audit head ")[2] for _ in range(count)]
+            assert sent == heads(sealed)[-count:]
+        syslog.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            syslog.recv(65536)
 
 
 def test_a_worker_signs_by_itself(sealed: SiteKit) -> None:

@@ -1,7 +1,10 @@
 """A site that is backed up while it works and restored elsewhere, onto either database; and backups that are not whole."""
 
 import json
+import os
+import resource
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from relay_core.bundle import KeyFolder
 from relay_core.errors import RelayError
 from services.site import audit, auth, backup, jobs, leases, restore, sweep, volumes, workers
-from services.site.artifacts import ArtifactStore
+from services.site.artifacts import ArtifactStore, attach
 from services.site.db import Database, migrate
 from services.site.db.models import Artifact, AuditRecord, Base, Checkpoint, Dataset, Job, Run, Token
 from services.site.errors import Refusal
@@ -339,3 +343,186 @@ def test_no_backup_of_a_volume_that_is_away(small_site: SiteKit, tmp_path: Path)
     with pytest.raises(Refusal) as caught:
         backup.create(small_site.database, small_site.settings, tmp_path / "backup")
     assert caught.value.code == "volume_away"
+
+
+def bad_sector(path: Path) -> None:
+    """A file whose bytes cannot be read: EIO."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
+def test_a_bad_sector_is_one_damaged_artifact_and_the_backups_copy_mends_it(small_site: SiteKit, tmp_path: Path) -> None:
+    fill(small_site)
+    digest, other = keep(small_site, b"worn"), keep(small_site, b"other")
+    backup.create(small_site.database, small_site.settings, tmp_path / "whole")
+    bad_sector(small_site.store.path(digest))
+    with pytest.raises(OSError, match="Input/output error"):
+        list(small_site.store.read(digest))
+    manifest = backup.create(small_site.database, small_site.settings, tmp_path / "backup")
+    assert manifest["damaged"] == [digest]
+    assert f"artifacts/{other}" in manifest["files"]
+    small_site.database.close()
+    said = restore.restore(tmp_path / "whole", small_site.settings, replace=True)
+    assert "artifacts: 1 restored" in said
+    assert b"".join(small_site.store.read(digest)) == b"worn"
+
+
+def test_a_backups_disk_that_is_full_ends_it(small_site: SiteKit, tmp_path: Path) -> None:
+    digest, size = small_site.store.put([os.urandom(9 << 20)])
+    with small_site.database.write() as session:
+        attach(session, "job-1", "large", digest, size, "text/plain")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, limits[1]))  # writes beyond it fail, as those on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            backup.create(small_site.database, small_site.settings, tmp_path / "backup")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.glob("*backup*")) == []
+
+
+def test_no_restore_beneath_the_mount_point_of_a_volume_that_is_away(site: SiteKit, tmp_path: Path) -> None:
+    fill(site)
+    backup.create(site.database, site.settings, tmp_path / "backup")
+    before = content(site.database)
+    site.database.close()
+    site.store.folder.rename(tmp_path / "unmounted")
+    site.store.folder.mkdir()
+    with pytest.raises(Refusal, match=r"`artifacts` is away: .*relay restore --adopt") as caught:
+        restore.restore(tmp_path / "backup", site.settings, replace=True)
+    assert caught.value.code == "volume_away"
+    assert list(site.store.folder.iterdir()) == []
+    assert content(site.database) == before
+    site.database.close()
+    restore.restore(tmp_path / "backup", site.settings, replace=True, adopt=True)
+    assert volumes.away(site.database, site.settings, *volumes.WRITTEN) == {}
+    for row in backup.rows_of(tmp_path / "backup", "artifacts"):
+        assert site.store.path(row["digest"]).is_file()
+
+
+def test_every_job_that_may_run_again_leaps(small_site: SiteKit, tmp_path: Path) -> None:
+    """It may have been retried after the backup, into folders of later attempts."""
+    with small_site.database.write() as session:
+        for state in ("queued", "failed", "cancelled", "succeeded"):
+            job, _ = jobs.submit(session, kind="preflight", params={}, actor="me", key=state, body={"n": state})
+            job.state, job.attempt = state, 2
+    backup.create(small_site.database, small_site.settings, tmp_path / "backup")
+    restore.restore(tmp_path / "backup", elsewhere(tmp_path))
+    database = Database(elsewhere(tmp_path).database)
+    with database.read() as session:
+        found = {job.state: job.attempt for job in session.query(Job)}
+    database.close()
+    leapt = 2 + restore.LEAP
+    assert found == {"queued": leapt, "failed": leapt, "cancelled": leapt, "succeeded": 2}
+
+
+def test_a_key_that_was_revoked_since_the_backup_stays_revoked(small_site: SiteKit, tmp_path: Path) -> None:
+    """Also one that was trusted only after it; and one that the backup has revoked already is as it was."""
+    cards = {name: KeyFolder(tmp_path / name).create(name, "a passphrase of a test") for name in ("North", "South", "East")}
+    keys = KeyFolder(small_site.settings.keys_folder)
+
+    def change(trusted: list[str], revoked: list[str]) -> None:
+        roster = keys.roster
+        for name in trusted:
+            roster.trust(cards[name])
+        for name in revoked:
+            roster.revoke(name)
+        keys.save(roster)
+
+    change(["North", "South"], [])
+    backup.create(small_site.database, small_site.settings, tmp_path / "backup")
+    change(["East"], ["North", "East"])
+    small_site.database.close()
+    moments = {entry.card.name: entry.revoked_at for entry in keys.roster.entries}
+    (said,) = [
+        line for line in restore.restore(tmp_path / "backup", small_site.settings, replace=True) if line.startswith("keys")
+    ]
+    assert {entry.card.name: entry.revoked_at for entry in keys.roster.entries} == moments
+    assert moments["North"]
+    assert "North (" in said
+    assert "East (" in said
+    assert "South" not in said
+    (said,) = [line for line in restore.restore(tmp_path / "backup", elsewhere(tmp_path)) if line.startswith("keys")]
+    assert "trusted again: revoke them again" in said
+    (small_site.settings.keys_folder / "roster.json").write_text("{}")
+    (said,) = [
+        line for line in restore.restore(tmp_path / "backup", small_site.settings, replace=True) if line.startswith("keys")
+    ]
+    assert "revoke them again" in said
+    assert "is not a roster" in said
+
+
+def rows_in(path: Path) -> list[tuple[str]]:
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute("SELECT * FROM t").fetchall()
+    finally:
+        connection.close()
+
+
+def databases(folder: Path) -> tuple[Path, Path]:
+    """A new database, and an old one beside whose file a log lies that it needs, as a crash leaves it."""
+    folder.mkdir()
+    for name in ("new", "crashed"):
+        with sqlite3.connect(folder / name) as connection:
+            connection.executescript(f"PRAGMA journal_mode=WAL; CREATE TABLE t (x); INSERT INTO t VALUES ('{name}')")
+            if name == "crashed":
+                for end in ("", "-wal"):
+                    shutil.copy(folder / f"{name}{end}", folder / f"old{end}")
+        connection.close()
+    for path in folder.glob("crashed*"):
+        path.unlink()
+    return folder / "new", folder / "old"
+
+
+class PowerLoss(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("aside", ["aside", None])
+def test_a_database_is_there_whenever_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside: str | None
+) -> None:
+    left = 0
+
+    def counted(real):
+        def step(*args, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise PowerLoss
+            return real(*args, **options)
+
+        return step
+
+    for name in ("mkdir", "link", "rename", "replace", "unlink", "open", "fsync"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    steps = 0
+    for steps in range(30):
+        left = 10**6
+        draft, target = databases(tmp_path / str(steps))
+        left = steps
+        try:
+            restore._swap(draft, target, aside)
+        except PowerLoss:
+            left = 10**6
+            assert rows_in(target) in ([("crashed",)], [("new",)])
+            continue
+        left = 10**6
+        break
+    assert steps > 3
+    assert rows_in(target) == [("new",)]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["aside"] * (aside is not None) + ["old"]
+    if aside is not None:
+        assert rows_in(target.parent / aside / "old") == [("crashed",)]
+
+
+def test_no_restore_over_a_database_that_is_open(tmp_path: Path) -> None:
+    draft, target = databases(tmp_path / "home")
+    other = sqlite3.connect(target)
+    other.execute("SELECT * FROM t").fetchall()
+    with pytest.raises(Refusal, match=r"has .*old open") as caught:
+        restore._swap(draft, target, "aside")
+    other.close()
+    assert caught.value.code == "in_use"
+    assert rows_in(target) == [("crashed",)]
