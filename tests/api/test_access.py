@@ -26,6 +26,7 @@ OPERATORS = [
     ("GET", f"/api/v1/exports/{BUNDLE}/download"),  # the networks leave the site with them
     ("HEAD", f"/api/v1/exports/{BUNDLE}/download"),
     ("GET", f"/api/v1/checkpoints/{CHECKPOINT}/download"),
+    ("GET", "/api/v1/models/nothing/versions/1/download"),
     ("POST", "/api/v1/imports"),
     ("POST", f"/api/v1/imports/{BUNDLE}/accept"),
     ("POST", f"/api/v1/imports/{BUNDLE}/reject"),

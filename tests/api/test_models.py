@@ -37,11 +37,11 @@ def test_versions_are_listed_and_shown(site, exported):
     assert (shown["facts"]["classes"], shown["production"]) == (["background", "optic disc", "optic cup"], False)
     assert shown["size"] == len(exported.content)
     assert shown["proof"]["parity"][0]["max_abs_difference"] < 1e-4
-    answer = site.viewer.get(f"/api/v1/models/{first.name}/versions/1/download")
+    answer = site.operator.get(f"/api/v1/models/{first.name}/versions/1/download")
     assert answer.content == exported.content
     assert OnnxModel(answer.content, "cpu").facts.sites == ("Domain1", "Domain2")
     for path in (f"{first.name}/versions/3", "nothing", f"{first.name}/versions/3/download", "nothing/versions/1"):
-        refused(site.viewer.get(f"/api/v1/models/{path}"), 404, "not_found")
+        refused(site.operator.get(f"/api/v1/models/{path}"), 404, "not_found")
 
 
 def test_a_promotion_is_seen_by_both_who_decide(site, exported):
@@ -127,7 +127,7 @@ def test_a_version_is_deleted_unless_it_serves(site, exported):
     ok(site.operator.delete(f"/api/v1/models/{name}/versions/3"), 204)
     refused(site.viewer.get(f"/api/v1/models/{name}/versions/3"), 404, "not_found")
     sweep(site.database, site.settings, grace=-1)
-    assert site.viewer.get(f"/api/v1/models/{name}/versions/1/download").content == exported.content
+    assert site.operator.get(f"/api/v1/models/{name}/versions/1/download").content == exported.content
 
 
 def test_a_number_is_not_used_again(site, exported):

@@ -67,11 +67,11 @@ def compare_model(name: schemas.ModelName, version: schemas.Version, site: Site,
     response_class=Response,
     responses={
         **in_parts("The ONNX file.", registry.MEDIA_TYPE),
-        **refusals("not_found", "artifact_damaged", "range_not_satisfiable"),
+        **refusals("forbidden", "not_found", "artifact_damaged", "range_not_satisfiable"),
     },
 )
 def download_model(
-    name: schemas.ModelName, version: schemas.Version, site: Site, caller: Viewer, asked: PartQuery
+    name: schemas.ModelName, version: schemas.Version, site: Site, caller: Operator, asked: PartQuery
 ) -> Response:
     """Download a version's ONNX file, with its facts in the metadata."""
     with site.database.read() as session:
