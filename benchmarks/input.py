@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -73,9 +74,9 @@ def measure(args: argparse.Namespace, record: Record) -> None:
 def _too_large(folder: Path, args: argparse.Namespace) -> SiteData:
     """Make a site whose images are not kept in memory, whatever their number."""
     make_phantoms(folder, 1, train=args.images, test=1, size=args.side)
-    vars(sys.modules[SiteData.__module__])["IN_MEMORY_BYTES"] = 0
     settings = load_run("fundus-cpu").site(1)
-    return load_site("fundus", settings.data, folder=folder / "Domain1", split="train", resolution=args.side)
+    with patch.dict(vars(sys.modules[SiteData.__module__]), IN_MEMORY_BYTES=0):
+        return load_site("fundus", settings.data, folder=folder / "Domain1", split="train", resolution=args.side)
 
 
 def _busy(seconds: float) -> Callable[[], object]:

@@ -9,18 +9,24 @@ from tests.api.kit import Site, running
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A schema of the session's own."""
-    with postgres.schema() as url:
-        yield url
-
-
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A site; its API runs for the whole session."""
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
-    with running(tmp_path_factory.mktemp(request.param), url) as found:
+def sqlite_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site on SQLite; its API runs for the whole session."""
+    with running(tmp_path_factory.mktemp("sqlite"), None) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def postgresql_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site on PostgreSQL, in a schema of its own; its API runs for the whole session."""
+    with postgres.schema() as url, running(tmp_path_factory.mktemp("postgresql"), url) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """One of the two."""
+    found: Site = request.getfixturevalue(f"{request.param}_site")
+    return found
 
 
 @pytest.fixture(scope="session")

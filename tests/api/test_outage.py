@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 
+import pytest
 from sqlalchemy import make_url
 
+from tests import postgres
 from tests.api.kit import ok, refused, running
 from tests.ports import free_port
 
@@ -52,6 +54,12 @@ class Wire:
     def close(self):
         self.whole = False
         self.listener.close()
+
+
+@pytest.fixture
+def postgres_url():
+    with postgres.schema() as url:
+        yield url
 
 
 def test_an_outage_is_told_and_survived(postgres_url, tmp_path):

@@ -34,7 +34,8 @@ def test_good_data_as_json(polyps, said):
     (report,), code = said()
     assert code == 0
     assert set(report) == {
-        "ok", "layout", "counts", "subjects", "class_shares", "sizes", "duplicates", "repeats", "problems", "previews",
+        "ok", "layout", "counts", "subjects", "class_shares", "digests", "sizes", "duplicates", "repeats", "problems",
+        "previews",
     }  # fmt: skip
     assert (report["ok"], report["layout"], report["sizes"]) == (True, "folder", {"12x12": 10})
     assert report["counts"] == {"train": 8, "test": 2}
