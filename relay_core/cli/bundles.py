@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
-from relay_core.cli.output import CountLines
 
 if TYPE_CHECKING:
     from relay_core.bundle import BundleFacts, Progress
@@ -58,6 +57,8 @@ class _Megabytes:
 
 
 def _progress(as_json: bool) -> Progress:
+    from relay_core.cli.output import CountLines
+
     return CountLines(sys.stdout) if as_json else _Megabytes()
 
 

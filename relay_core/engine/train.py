@@ -175,13 +175,16 @@ def _origin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpo
     """
     own = own_checkpoint.meta if own_checkpoint else {}
     before = base.meta if base else {}
-    began_from = {"checkpoint": base.digest, "bundle": before.get("bundle")} if base else None
+    if own:  # one of an older version does not say what it began from, and nobody knows it now
+        began_from = {"base": own["base"]} if "base" in own else {}
+    else:
+        began_from = {"base": {"checkpoint": base.digest, "bundle": before.get("bundle")} if base else None}
     return {
+        **began_from,
         "looks": own.get("looks") or _feature_statistics(site, base),
         "sites": own.get("sites", [site.name]) if own else [*(_trained_before(base) if base else []), site.name],
         "holds_real_images": site.settings.facts.holds_real_images
         or any(bool(meta.get("holds_real_images")) for meta in (own, before)),
-        "base": own.get("base") if own else began_from,
         "training_set": own.get("training_set") or changed_images.fingerprints(site.images),
     }
 

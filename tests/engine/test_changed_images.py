@@ -163,6 +163,19 @@ def test_a_checkpoint_says_what_it_began_from(own):
     assert second.meta["base"] == {"checkpoint": first.digest, "bundle": None}
 
 
+def test_a_training_of_an_older_version_does_not_claim_to_have_begun_from_nothing(own):
+    """Its export would be refused for that."""
+    from relay_core.engine import checkpoint
+
+    run = own.run(sites=1, **BASELINE)
+    stop_after(own, run, 2)
+    left = newest(own.folder / "out/task_1", print)
+    older = {key: value for key, value in left.meta.items() if key not in ("base", "training_set")}
+    checkpoint.write(own.folder / "out/task_1", left.meta["step"], older, left.tensors)
+    play(own, run, resume=True)
+    assert "base" not in newest(own.folder / "out/task_1", print).meta
+
+
 def test_a_base_that_was_replaced_meanwhile_is_said(own):
     run = own.run(**BASELINE)
     play(own, run)
