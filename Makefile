@@ -28,7 +28,7 @@ bench: install # the quick tables of benchmarks/RESULTS.md: minutes on two cores
 	$(VENV)/bin/python -m benchmarks.series --steps benchmarks/quick.txt --out benchmarks/results/bench
 
 test: install $(OMS)/.installed
-	RELAY_OMS_PYTHON=$(CURDIR)/$(OMS)/bin/python $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+	RELAY_OMS_PYTHON=$(CURDIR)/$(OMS)/bin/python $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 $(OMS)/.installed: # the public tool that our signatures are compared with; it pins other versions of what we use
 	$(PYTHON) -m venv $(OMS)

@@ -1,6 +1,6 @@
 """A training's input where the images do not fit into memory: decoded when their batch is due, or ahead of need.
 
-python -m benchmarks.input --images 720 --side 1024
+python -m benchmarks.input --images 96 --side 1024
 
 A step takes as long as decoding its batch does: once it waits, as for a GPU, and once it keeps all CPU threads busy.
 """
@@ -30,7 +30,7 @@ HEAD_START = 4
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--images", type=int, default=720)
+    parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--side", type=int, default=1024, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--batches", type=int, default=10, help="batches of a timed run")

@@ -226,8 +226,25 @@ class SiteData:
             DataError: if a file changed since it was checked (only where the split is not in memory).
         """
         images, labels = self.unit_batch(index)
-        low, high = self._decoder.kwargs.out_range
-        return images.mul_(high - low).add_(low), labels
+        return self._in_range(images), labels
+
+    def decoded(self, position: int) -> tuple[Tensor, Tensor]:
+        """Return one image and its label as they are kept in memory, a quarter of what `batch` makes of them.
+
+        Shape:
+            image (C, R, R), uint8 0..255 or float32 0..1; label (R, R), or () for classification, uint8.
+
+        Raises:
+            DataError: if a file changed since it was checked (only where the split is not in memory).
+        """
+        if self._samples is not None:
+            return self._samples[0][position], self._samples[1][position]
+        sample = self._decode([position])[0]
+        return sample.image, sample.label
+
+    def batch_of_one(self, position: int, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `batch` returns for the image at `position`, from what `decoded` returned in another process."""
+        return self._in_range(to_unit(image[None])), label[None].long()
 
     def unit_batch(self, index: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Return what `batch` returns, but with images in 0..1."""
@@ -237,16 +254,23 @@ class SiteData:
         return self._decode_batch(positions.tolist()) if self._samples is None else _take_batch(self._samples, positions)
 
     def _decode_batch(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        images, labels = [], []
+        samples = self._decode(positions)
+        if not samples:
+            shape = () if self.task == "classification" else (self.size, self.size)
+            return torch.empty(0, self._decoder.kwargs.img_channels, self.size, self.size), torch.empty(0, *shape).long()
+        return torch.stack([to_unit(sample.image) for sample in samples]), torch.stack([s.label for s in samples]).long()
+
+    def _decode(self, positions: list[int]) -> list[Sample]:
+        samples = []
         for sample in self._decoder.each([self._pairs[i] for i in positions]):
             if isinstance(sample, DataError):
                 raise sample
-            images.append(to_unit(sample.image))
-            labels.append(sample.label.long())
-        if not images:
-            shape = () if self.task == "classification" else (self.size, self.size)
-            return torch.empty(0, self._decoder.kwargs.img_channels, self.size, self.size), torch.empty(0, *shape).long()
-        return torch.stack(images), torch.stack(labels)
+            samples.append(sample)
+        return samples
+
+    def _in_range(self, images: Tensor) -> Tensor:
+        low, high = self._decoder.kwargs.out_range
+        return images.mul_(high - low).add_(low)
 
 
 def set_digest(fingerprints: Iterable[str]) -> str:

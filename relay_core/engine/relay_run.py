@@ -19,13 +19,13 @@ from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.evaluate import evaluate, load_solver, prediction_rows, write_matrices, write_picture
 from relay_core.engine.scoring import SCORES, read_scores, scored_on, write_scores
-from relay_core.engine.stream import Images, Joined
+from relay_core.engine.stream import Joined
 from relay_core.engine.train import SiteTraining, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
 from relay_core.metrics import ScoreMatrix, metrics_of
-from relay_core.strategies import Strategy, make_strategy
+from relay_core.strategies import Images, Strategy, make_strategy
 
 SAMPLES = 8
 """Number of generated images a site in a sample grid."""

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from relay_core import distributed
+from relay_core.data import SiteData
 from relay_core.errors import DataError
-from relay_core.strategies import Images
 
 
 class Joined:
     """The images of several sites as one set, one site after the other."""
 
-    def __init__(self, parts: Sequence[Images]) -> None:
+    def __init__(self, parts: Sequence[SiteData]) -> None:
         self.parts = parts
         self.owner = [(part, i) for part in parts for i in range(len(part))]
 
@@ -52,6 +52,16 @@ class Joined:
         """Return the images and class ids at the given positions of the joined set, in the order asked for."""
         pairs = [part.batch([i]) for part, i in (self.owner[int(k)] for k in index)]
         return torch.cat([image for image, _ in pairs]), torch.cat([label for _, label in pairs])
+
+    def decoded(self, position: int) -> tuple[Tensor, Tensor]:
+        """Return one image and its label as its site keeps them."""
+        part, i = self.owner[position]
+        return part.decoded(i)
+
+    def batch_of_one(self, position: int, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `batch` returns for the image at `position`, from what `decoded` returned."""
+        part, i = self.owner[position]
+        return part.batch_of_one(i, image, label)
 
 
 class Stream:
@@ -107,6 +117,7 @@ class Feed:
         loader = DataLoader(
             _Decoded(images), batch_size=None, sampler=stream.ahead(), num_workers=workers, collate_fn=_as_is,
             prefetch_factor=max(2, -(-2 * batch // (workers * distributed.world()))), worker_init_fn=_ignore_signals,
+            pin_memory=device.type == "cuda",  # a thread takes what was decoded while this one waits for the GPU
             multiprocessing_context=_context(), generator=torch.Generator(),  # the training's own random state stays
         )  # fmt: skip
         others = set(multiprocessing.active_children())
@@ -122,21 +133,21 @@ class Feed:
         if self._decoded is None:
             images, labels = self.images.batch(self.stream.take(count))
         else:
-            images, labels = self._next(len(self.stream.take(count)))
+            images, labels = self._next(self.stream.take(count))
         if self.device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
-    def _next(self, count: int) -> tuple[Tensor, Tensor]:
+    def _next(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
         assert self._decoded is not None
         pairs = []
-        for _ in range(count):
+        for number in numbers:
             pair = next(self._decoded)
             if isinstance(pair, DataError):
                 raise pair
-            pairs.append(pair)
+            pairs.append(self.images.batch_of_one(number, *map(torch.from_numpy, pair)))
         images, labels = zip(*pairs, strict=True)
-        return torch.cat([torch.from_numpy(i) for i in images]), torch.cat([torch.from_numpy(label) for label in labels])
+        return torch.cat(images), torch.cat(labels)
 
     def close(self) -> None:
         """End the processes that decode, also those that hang."""
@@ -154,7 +165,7 @@ class _Decoded(Dataset[Any]):
 
     def __getitem__(self, number: int) -> Any:
         try:
-            image, label = self.images.batch([number])
+            image, label = self.images.decoded(number)
         except DataError as error:  # raised where it is awaited, with its own words
             return error
         return image.numpy(), label.numpy()

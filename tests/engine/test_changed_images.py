@@ -228,9 +228,11 @@ from relay_core.engine import Feed, Stream
 class Slow:
     in_memory = False
     def __len__(self): return 4
-    def batch(self, index):
+    def decoded(self, position):
         time.sleep(1.0)
-        return torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2)
+        return torch.zeros(1, 2, 2), torch.zeros(2, 2)
+    def batch_of_one(self, position, image, label):
+        return image[None], label[None]
 
 if __name__ == "__main__":
     feed = Feed(Slow(), Stream(4, 0), torch.device("cpu"), 2)
