@@ -19,7 +19,7 @@ FROM $PYTHON
 COPY --from=build /opt/relay /opt/relay
 RUN mkdir -p /data /var/lib/relay/artifacts /var/lib/relay/inbox && chown -R 10001:10001 /var/lib/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
-    RELAY_HOME=/var/lib/relay RELAY_DATA_ROOT=/data RELAY_HOST=0.0.0.0 RELAY_PORT=8000
+    RELAY_HOME=/var/lib/relay RELAY_DATA_ROOT=/data RELAY_INBOX=/var/lib/relay/inbox RELAY_HOST=0.0.0.0 RELAY_PORT=8000
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \

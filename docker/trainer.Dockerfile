@@ -29,7 +29,7 @@ RUN mkdir -p /data /var/lib/relay/artifacts /var/lib/relay/work /var/lib/relay/h
     && mkdir -m 700 /var/lib/relay/keys /var/lib/relay/backups \
     && chown -R 10001:10001 /var/lib/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp MPLCONFIGDIR=/tmp \
-    RELAY_HOME=/var/lib/relay RELAY_DATA_ROOT=/data
+    RELAY_HOME=/var/lib/relay RELAY_DATA_ROOT=/data RELAY_KEYS=/var/lib/relay/keys RELAY_HEADS=/var/lib/relay/heads
 USER 10001:10001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --retries=3 CMD ["python", "-m", "services.trainer.health"]

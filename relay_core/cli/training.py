@@ -117,6 +117,6 @@ def run_comparison(
     with stop_on_signal() as stop, _sinks(out, "", as_json, False, brief=True) as emit:
         Comparison(run, strategies, seeds, out, data_root, choose_device(device), overrides, emit, tell, stop)()
     if as_json:
-        print(json.dumps({"report": [str(out / f"study.{suffix}") for suffix in ("md", "json", "png")]}))
+        print(json.dumps({"report": [str(out / name) for name in ("study.md", "study.json", "study.png", "cost.png")]}))
     else:
         print(f"\n{(out / 'study.md').read_text().partition('![')[0].rstrip()}\n\nwritten to {out}")

@@ -5,6 +5,7 @@ Progress leaves as events, and a stop request comes in as a function that is ask
 
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.course import Course, operations
 from relay_core.engine.device import choose_device, processes
 from relay_core.engine.evaluate import BATCH, evaluate, load_solver, settings_of, write_picture
 from relay_core.engine.layout import hand_over_layout
@@ -16,6 +17,7 @@ from relay_core.engine.train import SiteTraining, train_site
 __all__ = [
     "BATCH",
     "Checkpoint",
+    "Course",
     "Feed",
     "RelayRun",
     "SiteTraining",
@@ -27,6 +29,7 @@ __all__ = [
     "generated_rows",
     "hand_over_layout",
     "load_solver",
+    "operations",
     "processes",
     "settings_of",
     "site_data",

@@ -17,6 +17,7 @@ from relay_core.config import RunFile, SiteSettings, SlicedKwargs, Task
 from relay_core.data import SiteData, data_error, has_test, load_site
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.course import Course
 from relay_core.engine.evaluate import evaluate, load_solver, prediction_rows, write_matrices, write_picture
 from relay_core.engine.scoring import SCORES, read_scores, scored_on, write_scores
 from relay_core.engine.stream import Joined
@@ -46,6 +47,7 @@ class RelayRun:
         resume: go on where an earlier call stopped.
         emit: receives the events.
         stop: asked after every step whether to stop.
+        course: keeps what the training costs along its way, and what the solver scores on the sites seen by then.
     """
 
     run: RunFile
@@ -56,6 +58,7 @@ class RelayRun:
     resume: bool = False
     emit: Emit = events.ignore
     stop: Stop = events.never
+    course: Course | None = None
     tests: dict[str, SiteData] = field(default_factory=dict, init=False)
 
     def __call__(self) -> dict[str, ScoreMatrix]:
@@ -178,7 +181,8 @@ class RelayRun:
     def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:
         """Train one site, score its solver on every test set, draw pictures; return the scores by test site."""
         folder = self.out / settings.folder_name
-        site = SiteTraining(settings, images, folder, self.device, self.run.digest, self.emit, self.stop, self._observe)
+        site = SiteTraining(settings, images, folder, self.device, self.run.digest, self.emit, self.stop)
+        site.course, site.observe = self.course, self._observe
         resume = self.resume or bool(settings.checkpoint.resume)
         last = train_site(site, base, resume)
         row: dict[str, Any] = {}
@@ -195,6 +199,8 @@ class RelayRun:
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
             site.say(events.Scores(name, name, step, _matrix_scores(scores, site.settings.data.task)))
+        if self.course is not None and self.course.due(step):
+            self.course.add(step, lambda: self._seen(site, strategy), self.device)
         if train.sample_every_n_steps and step % train.sample_every_n_steps == 0:
             samples_by_site = strategy.samples(SAMPLES)
             if samples_by_site:
@@ -221,6 +227,14 @@ class RelayRun:
                 self.emit(events.Samples(settings.name, step, str(folder / f"{name}.png")))
         write_scores(folder / SCORES, last.digest, self.tests, row)
         return row
+
+    def _seen(self, site: SiteTraining, strategy: Strategy) -> dict[str, float | None]:
+        """Return the main score on the test sets of the sites that a solver in training has learned from, by site."""
+        sequence, order = site.settings.facts.sequence, [self.run.site(i).name for i in self.run.task_ids]
+        learned = {"anew": [site.name], "at_once": order}.get(sequence) or order[: order.index(site.name) + 1]
+        metric = metrics_of(site.settings.data.task)[0].name
+        tests = {name: self.tests[name] for name in learned if name in self.tests}
+        return {name: evaluate(strategy.solver, data, self.device)[metric] for name, data in tests.items()}
 
     def _score_untrained(self, settings: SiteSettings) -> None:
         """Write the scores of the untrained solver, which forward transfer is measured against."""

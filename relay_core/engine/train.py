@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from relay_core import distributed, events
 from relay_core.config import SiteSettings
 from relay_core.engine import changed_images, checkpoint
 from relay_core.engine.checkpoint import Checkpoint
+from relay_core.engine.course import Course
 from relay_core.engine.stream import Feed, Stream
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
@@ -33,6 +35,8 @@ class SiteTraining:
     run_digest: str
     emit: Emit = events.ignore
     stop: Stop = events.never
+    course: Course | None = None
+    """Keeps what the training costs along its way."""
     observe: Callable[[SiteTraining, Strategy, int], None] = lambda site, strategy, step: None
     """Called after every step, in the first process alone; it must leave the random state alone."""
 
@@ -103,12 +107,14 @@ def _train(
     steps, progress = remaining.stop, _Progress(site, remaining.start, remaining.stop)
     for step in remaining:
         position = Position(step, steps, solver_steps)
-        losses = strategy.step(*feed.take(strategy.real_count(position)), position)
+        with _watched(site, position, strategy.work(position)):
+            losses = strategy.step(*feed.take(strategy.real_count(position)), position)
         progress.add(step + 1, losses)
+        if step + 1 == steps:  # the checkpoint of the last step is made after the site has ended
+            with _watched(site, position, "end"):
+                strategy.end_site(site.images)
         if distributed.rank() == 0:
             site.observe(site, strategy, step + 1)
-        if step + 1 == steps:  # the checkpoint of the last step is made after the site has ended
-            strategy.end_site(site.images)
         if _stop_wanted(site):
             saver.save(step + 1)
             raise Stopped(f"stopped at step {step + 1} of {steps}; --resume goes on from there")
@@ -118,6 +124,12 @@ def _train(
     last = saver.save(steps)
     site.say(events.Finished(site.name, steps, round(progress.seconds, 3)))
     return last
+
+
+def _watched(site: SiteTraining, position: Position, work: Hashable) -> AbstractContextManager[None]:
+    if site.course is None:
+        return nullcontext()
+    return site.course.watch(site.name, position.step, position.steps, work)
 
 
 def _check_own(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint, resume: bool) -> None:

@@ -1,7 +1,8 @@
 """Comparison of strategies: each gets the same run file, budget and augmentation, with several seeds; one report shows all.
 
 Written below the output folder: `<strategy>/seed-<n>/` is a run as `relay train` leaves it, with `result.json` once it is
-finished; `study.json`, `study.md` and `study.png` are the report. Called again, a comparison goes on where it was.
+finished, and `course.json` beside it; `study.json`, `study.md`, `study.png` and `cost.png` are the report. Called again, a
+comparison goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from relay_core import events
 from relay_core.config import SEQUENCES, STRATEGIES, RunFile, load_run, suggestion
 from relay_core.errors import RunFileError
-from relay_core.events import Emit, Event, Stop
+from relay_core.events import Emit, Stop
 from relay_core.experiments.report import Outcome, write_report
 from relay_core.files import write_atomically
 
@@ -65,6 +66,7 @@ class Comparison:
         emit: receives the trainings' events.
         tell: called after each run with its outcome, the number of finished runs and the number of all runs.
         stop: asked after every step whether to stop.
+        points: how often in a site's training the solver is scored on the sites seen by then, its cost beside it.
     """
 
     run: str
@@ -77,6 +79,7 @@ class Comparison:
     emit: Emit = events.ignore
     tell: Callable[[Outcome, int, int], object] = lambda outcome, done, total: None
     stop: Stop = events.never
+    points: int = 4
     _digests: dict[str, dict[str, str]] = field(default_factory=dict, init=False)
 
     def __call__(self) -> list[Outcome]:
@@ -120,7 +123,7 @@ class Comparison:
         write_atomically(path, text.encode())
 
     def _outcome(self, name: str, seed: int, run: RunFile) -> Outcome:
-        from relay_core.engine import RelayRun
+        from relay_core.engine import Course, RelayRun
 
         folder = self.out / _FOLDER.sub("-", name) / f"seed-{seed}"
         result_file = folder / "result.json"
@@ -129,9 +132,9 @@ class Comparison:
             known = saved.get("test_sets")  # older versions did not say: what can be scored again is
             if self._same_test_sets(run, known) if known else not any(folder.rglob("step-*.safetensors")):
                 return Outcome.from_json(saved)
-        clock = _Clock(folder / "seconds.json", self.emit)
-        relay_run = RelayRun(run, folder, self.data_root, self.device, None, True, clock, self.stop)
-        outcome = Outcome(name, seed, relay_run(), clock.seconds)
+        course = Course(folder / "course.json", self.points)
+        relay_run = RelayRun(run, folder, self.data_root, self.device, None, True, self.emit, self.stop, course)
+        outcome = Outcome(name, seed, relay_run(), course.seconds, course.operations, course.points)
         test_sets = {site: data.digest for site, data in relay_run.tests.items()}
         write_atomically(result_file, json.dumps({**outcome.to_json(), "test_sets": test_sets}, indent=1).encode())
         return outcome
@@ -144,27 +147,3 @@ class Comparison:
         if key not in self._digests:
             self._digests[key] = test_set_digests(run, self.data_root)
         return not self._digests[key] or self._digests[key] == scored_on
-
-
-@dataclass
-class _Clock:
-    """Passes events on and adds up how long each site trained, over all calls that a run took."""
-
-    path: Path
-    emit: Emit
-
-    @property
-    def known(self) -> dict[str, Any]:
-        seconds_by_site: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        return seconds_by_site
-
-    @property
-    def seconds(self) -> float:
-        """Training time of all sites together, in seconds."""
-        return round(sum(self.known.values()), 3)
-
-    def __call__(self, event: Event) -> None:
-        """Keep a site's training time when its training ends, and pass the event on."""
-        if isinstance(event, events.Finished):
-            write_atomically(self.path, json.dumps({**self.known, event.site: event.seconds}).encode())
-        self.emit(event)

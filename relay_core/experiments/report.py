@@ -6,12 +6,12 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from relay_core.files import write_atomically
-from relay_core.metrics import ScoreMatrix, t_interval, table_row
+from relay_core.metrics import Point, ScoreMatrix, cost_to_quality, t_interval, table_row
 from relay_core.texts import markdown
 
 DASH = "\N{EN DASH}"
@@ -27,7 +27,11 @@ class Outcome:
     matrices: Mapping[str, ScoreMatrix]
     """Score matrices by metric, the main metric first."""
     seconds: float
-    """Training time of all sites in seconds; a site that was interrupted counts only since it last went on."""
+    """Training time of all sites in seconds, without evaluations."""
+    operations: float = 0.0
+    """Floating-point operations of the training at all sites (`relay_core.engine.Course` says which); 0: not counted."""
+    course: Sequence[Point] = ()
+    """What the training had cost, and what the solver scored, along the way."""
 
     @property
     def main(self) -> ScoreMatrix:
@@ -37,13 +41,16 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as plain data, safe for JSON."""
         plain = {metric: json.loads(matrix.to_json()) for metric, matrix in self.matrices.items()}
-        return {"strategy": self.name, "seed": self.seed, "seconds": self.seconds, "matrices": plain}
+        course = [asdict(point) for point in self.course]
+        cost = {"seconds": self.seconds, "operations": self.operations, "course": course}
+        return {"strategy": self.name, "seed": self.seed, **cost, "matrices": plain}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
         """Return the outcome that `to_json` gave as plain data. Raises ValueError or KeyError for anything else."""
         matrices = {metric: ScoreMatrix.from_json(json.dumps(plain)) for metric, plain in data["matrices"].items()}
-        return cls(data["strategy"], data["seed"], matrices, data["seconds"])
+        course = [Point(**point) for point in data.get("course", [])]
+        return cls(data["strategy"], data["seed"], matrices, data["seconds"], data.get("operations", 0.0), course)
 
 
 def own_site(matrix: ScoreMatrix) -> float | None:
@@ -58,11 +65,12 @@ def own_site(matrix: ScoreMatrix) -> float | None:
 
 
 def write_report(out: Path, outcomes: Sequence[Outcome], title: str) -> None:
-    """Write `study.json`, `study.md` and `study.png`. Raises OSError."""
+    """Write `study.json`, `study.md`, `study.png` and `cost.png`. Raises OSError."""
     plain = {"title": title, "runs": [outcome.to_json() for outcome in outcomes]}
-    picture = render_figure(outcomes)
+    picture, cost = render_figure(outcomes), render_cost(outcomes)
     write_atomically(out / "study.json", json.dumps(plain, indent=1).encode())
     write_atomically(out / "study.png", picture)
+    write_atomically(out / "cost.png", cost)
     write_atomically(out / "study.md", report_markdown(outcomes, title).encode())
 
 
@@ -76,12 +84,14 @@ def report_markdown(outcomes: Sequence[Outcome], title: str) -> str:
         f"{first.title}, {better} is better. Every strategy has the same run file, budget, solver and augmentation, if its "
         "name does not end in `-plain` (not augmented). Average: over all test sites after the last training; for `local` "
         "over all sites' own models. Own site: each model on the test set of the site that it was just trained on. In "
-        "brackets: 95 % interval (t) over seeds. Minutes: of training.", "",
-        table_row(["strategy", "average", "each seed", "own site", "BWT", "FWT", "forgetting", "minutes"]),
-        "|---|--:|---|--:|--:|--:|--:|--:|",
+        "brackets: 95 % interval (t) over seeds. Minutes: of training. PFLOP: 10^15 floating-point operations of its matrix "
+        "products and convolutions, forward, backward and in regularisations.", "",
+        table_row(["strategy", "average", "each seed", "own site", "BWT", "FWT", "forgetting", "minutes", "PFLOP"]),
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
         *(_row(name, runs) for name, runs in by_name.items()), "",
         *_differences(by_name), "",
         "![averages by strategy](study.png)", "",
+        "![average over the sites seen so far, against cost](cost.png)", "",
     ]  # fmt: skip
     for name, runs in by_name.items():
         lines += [
@@ -119,6 +129,7 @@ def _row(name: str, runs: Sequence[Outcome]) -> str:
             *cells,
             *(_spread(matrix, values, signed=i > 0) for i, values in enumerate(further)),
             f"{minutes:.1f}",
+            f"{petaflop:.3g}" if (petaflop := statistics.fmean(run.operations for run in runs) / 1e15) else DASH,
         ]
     )
 
@@ -152,8 +163,22 @@ def _differences(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
                 f", 95 % interval {matrix.text(ends[0], signed=True)} to {matrix.text(ends[1], signed=True)}" if ends else ""
             )
             mean = matrix.text(statistics.fmean(differences), signed=True)
-            lines.append(f"- {markdown(first)} minus {markdown(name)}: {mean} ({each_seed}{spread})")
+            lines.append(
+                f"- {markdown(first)} minus {markdown(name)}: {mean} ({each_seed}{spread}){_cost(by_name, first, name)}"
+            )
     return lines
+
+
+def _cost(by_name: Mapping[str, Sequence[Outcome]], one: str, other: str) -> str:
+    """Return how many times what `other` costs `one` costs, seed by seed, the median; nothing where that is not known."""
+    known = {run.seed: run for run in by_name[other] if run.seconds and run.operations}
+    pairs = [(run, known[run.seed]) for run in by_name[one] if run.seed in known and run.operations]
+    if not pairs:
+        return ""
+    seconds, operations = (
+        statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs) for what in ("seconds", "operations")
+    )
+    return f", at {seconds:.2f} times its seconds and {operations:.2f} times its operations"
 
 
 def _mean_matrix(runs: Sequence[Outcome], metric: str | None = None) -> ScoreMatrix:
@@ -185,6 +210,37 @@ def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
             cells.append(_spread(matrices[0], [matrix.average() for matrix in matrices]) if whole else DASH)
         lines.append(table_row([markdown(name), *cells]))
     return lines
+
+
+def render_cost(outcomes: Sequence[Outcome]) -> bytes:
+    """Return a PNG file as bytes: the average over the sites seen so far against operations and minutes, a line a run."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    by_name = _by_name(outcomes)
+    figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    colours, lines = colormaps["tab10"].colors, ("-", "--", ":", "-.")  # type: ignore[attr-defined]
+    for i, (name, runs) in enumerate(by_name.items()):
+        for j, run in enumerate(runs):
+            course = [(s / 60, count / 1e15, mean) for s, count, mean in cost_to_quality(run.course) if mean is not None]
+            for axes, x in zip(panels, (1, 0), strict=True):
+                axes.plot(
+                    [point[x] for point in course], [point[2] for point in course], lines[i // 10 % 4], marker="o",
+                    color=colours[i % 10], markersize=3, linewidth=1.2, alpha=0.8, label="_" if j else name,
+                )  # fmt: skip
+    for axes, title in zip(panels, ("PFLOP of training", "minutes of training"), strict=True):
+        axes.set_xlabel(title)
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(f"{outcomes[0].main.title}, average over the sites seen so far")
+    for text in panels[1].legend(fontsize=7, frameon=False).get_texts():
+        text.set_parse_math(False)
+    out = io.BytesIO()
+    canvas.print_png(out, metadata={"Software": None})
+    return out.getvalue()
 
 
 def render_figure(outcomes: Sequence[Outcome]) -> bytes:

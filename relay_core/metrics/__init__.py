@@ -7,6 +7,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from relay_core.metrics.classification import ClassificationScores
     from relay_core.metrics.compare import compare_markdown
+    from relay_core.metrics.course import Point, cost_to_quality, last_points
     from relay_core.metrics.figures import heat_map, sample_grid, write_matrix
     from relay_core.metrics.generated import OnnxFeatures, SolverFeatures, generator_scores
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
@@ -20,6 +21,7 @@ else:
         {
             "classification": ["ClassificationScores"],
             "compare": ["compare_markdown"],
+            "course": ["Point", "cost_to_quality", "last_points"],
             "figures": ["heat_map", "sample_grid", "write_matrix"],
             "generated": ["OnnxFeatures", "SolverFeatures", "generator_scores"],
             "intervals": ["bootstrap_interval", "t_interval"],

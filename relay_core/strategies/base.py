@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -117,6 +117,10 @@ class Strategy(ABC):
     @abstractmethod
     def real_count(self, position: Position) -> int:
         """How many of the site's own images the next step needs, over all processes; settles the step's stage."""
+
+    def work(self, position: Position) -> Hashable:
+        """Return the kind of the next step: two steps of one kind at a site take the same operations."""
+        return position.step < position.solver_steps
 
     @abstractmethod
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:

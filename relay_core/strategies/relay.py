@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -103,6 +103,13 @@ class RelayStrategy(Strategy):
             late = stages == 3 and self.s.corrections.third_stage_at_first_site and progress >= 2 / 3
             return 3 if late else 1
         return 2 if stages == 1 else min(stages, int(progress * stages) + 1)
+
+    def work(self, position: Position) -> Hashable:
+        """Return the stage of a step, and which networks and regularisations it trains."""
+        stage = self._stage_at(position.progress)
+        adversarial = self.s.train_gan and stage < 3
+        lazy = [adversarial and position.step % interval == 0 for interval in (self.s.G_reg_interval, self.s.D_reg_interval)]
+        return stage, adversarial, *lazy, super().work(position)
 
     def _replay_count(self) -> int:
         """How many images of a batch are replayed, over all processes."""
