@@ -8,6 +8,7 @@ A step takes as long as decoding its batch does: once it waits, as for a GPU, an
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -48,7 +49,7 @@ def measure(args: argparse.Namespace, record: Record) -> None:
         images = _too_large(Path(folder), args)
         record.facts["decoded_gib"] = args.images * args.side**2 * 3 / 2**30
         device, stream = torch.device("cpu"), Stream(len(images), 0)
-        feed = Feed(images, Stream(len(images), 0), device, args.workers, args.batch)
+        feed = Feed(images, Stream(len(images), 0), device, args.workers or os.cpu_count() or 1, args.batch)
         begin = time.perf_counter()
         for _ in range(HEAD_START):
             images.batch(stream.take(args.batch))

@@ -117,7 +117,8 @@ COLUMNS = {
 
 def measure(args: argparse.Namespace, record: Record) -> None:
     """Fill the table."""
-    with TemporaryDirectory() as folder, running(RELAY_SERVE_DEVICE="cpu") as site:
+    queue = str(64 + 2 * max(args.clients))  # a client's next request may come before its last one has left
+    with TemporaryDirectory() as folder, running(RELAY_SERVE_DEVICE="cpu", RELAY_SERVE_QUEUE=queue) as site:
         path = Path(folder) / "model.onnx"
         path.write_bytes(served.model(args.recipe, tuple(args.set)))
         served.register(site, path.read_bytes())

@@ -155,7 +155,17 @@ class DoubleGanKwargs(Settings):
     solver_kwargs: SerializeAsAny[SolverKwargs] = Field(default=None, validate_default=True)
     """Its settings; none for a U-Net: a ResNet-18 for encoder."""
     train_gan: bool = True
-    """Train generators and discriminators."""
+    """Train generators and discriminators: the adversarial game."""
+    gan_every: int = Field(default=1, ge=1)
+    """Steps of the solver for each step of the game."""
+    gan_num_mimgs: float | None = Field(default=None, gt=0)
+    """Budget of the game, in millions of the images that it is played on, spread evenly over the solver's steps; none: as
+    `gan_every` has it. Where the solver's budget is smaller than the whole, the rest is the game's alone."""
+    gan_batch_size: int | None = Field(default=None, ge=2)
+    """Images of a step of the game, evenly chosen from the batch, replayed ones included; none: the whole batch."""
+    gan_at_last_site: bool = False
+    """Play the game at the run file's last site too: for a relay whose end is open. Otherwise the solver alone learns there,
+    and a site after it cannot replay it."""
     train_solver: bool = True
     """Train the solver."""
     num_stages: Literal[1, 2, 3] = 2
@@ -223,7 +233,7 @@ class DoubleGanKwargs(Settings):
         if isinstance(data, dict) and data.get("published") is True:
             given = data.get("corrections")
             switches = PUBLISHED.model_dump() | (given if isinstance(given, dict) else {})
-            data = {"generator_ema_kimg": 0.0, **data, "corrections": switches}
+            data = {"generator_ema_kimg": 0.0, "gan_at_last_site": True, **data, "corrections": switches}
         return data
 
     @classmethod

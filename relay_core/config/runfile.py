@@ -55,10 +55,16 @@ class RunFile:
         merged = _in_our_words(self._merged(task_id))
         try:
             settings = SiteSettings.model_validate(merged)
+            settings._last = self._is_last(task_id)
             return settings if self.pretraining else settings.without_pretraining()
         except ValidationError as error:
             prefixes = self._prefixes(task_id)
             raise RunFileError(explain(error, merged, SiteSettings, self.sources, prefixes)) from None
+
+    def _is_last(self, task_id: int) -> bool:
+        """Whether the relay of this file ends at a site: the last of those to train, where these are all, else of all."""
+        order = self.task_ids if set(self.task_ids) == set(self.all_ids) else self.all_ids
+        return len(order) > 1 and order[-1] == task_id
 
     def sites(self) -> list[SiteSettings]:
         """Return the settings of the sites to train, in order."""

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from relay_core.config.base import Settings
 from relay_core.config.datasets import CommonDatasetKwargs, DatasetSettings
@@ -25,6 +25,10 @@ LATER = {
     "dataset.kwargs.test_count": None,
     "model.kwargs.D_img_kwargs.mapping_kwargs": {"num_layers": 8},
     "model.kwargs.D_label_kwargs.mapping_kwargs": {"num_layers": 8},
+    "model.kwargs.gan_every": 1,
+    "model.kwargs.gan_num_mimgs": None,
+    "model.kwargs.gan_batch_size": None,
+    "model.kwargs.gan_at_last_site": False,
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 
@@ -58,7 +62,8 @@ class SiteSettings(Settings):
     random_seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     num_workers: int = Field(default=0, ge=0)
-    """Processes that decode images of a set too large for memory ahead of need; 0: one a core, 8 at most."""
+    """Processes that decode images of a set too large for memory ahead of need; 0: 8. At most one for each core
+    beyond two: with two cores, the training's own threads decode when a batch is due."""
     root_path: str | dict[str, str] | None = None
     """Folder that the data sets lie in, or one for each platform."""
     dataset: DatasetSettings
@@ -71,6 +76,13 @@ class SiteSettings(Settings):
     """Budget and conditions."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Start and end."""
+
+    _last: bool = PrivateAttr(default=False)
+
+    @property
+    def last(self) -> bool:
+        """Whether the run file's relay ends at this site."""
+        return self._last
 
     def require_consistent(self) -> None:
         """Check that the settings fit each other, which no single setting can check.

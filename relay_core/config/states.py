@@ -42,6 +42,8 @@ class SlotState(HandedOverState):
     """Its training images."""
     classes: list[Count] = Field(default_factory=list)
     """How many of them are of each class, for classification; a segmentation's bank does not have the key."""
+    drawn: bool = True
+    """Whether the generators have learned to draw it; a bank has the key where they have not."""
 
     @model_validator(mode="after")
     def _every_image_has_a_class(self) -> Self:

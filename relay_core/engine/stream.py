@@ -101,19 +101,16 @@ class Stream:
 class Feed:
     """Gives a training its batches, in the order of a stream.
 
-    Images in memory are taken when they are wanted. Others are decoded ahead by `workers` processes (0: one a core, 8 at
-    most, shared by the trainings of a machine), which changes no value and no order; so a training that is resumed goes on
-    bit-equal.
+    Images in memory are taken when they are wanted. Others are decoded ahead by `workers` processes, or, without any, when
+    they are wanted. That changes no value and no order; so a training that is resumed goes on bit-equal.
     """
 
-    def __init__(self, images: Any, stream: Stream, device: torch.device, workers: int = 0, batch: int = 1) -> None:
+    def __init__(self, images: Any, stream: Stream, device: torch.device, workers: int, batch: int = 1) -> None:
         self.images, self.stream, self.device = images, stream, device
         self._decoded: Iterator[Any] | None = None
         self._workers: list[Any] = []
-        if getattr(images, "in_memory", True):
+        if getattr(images, "in_memory", True) or not workers:
             return
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(workers or 8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         loader = DataLoader(
             _Decoded(images), batch_size=None, sampler=stream.ahead(), num_workers=workers, collate_fn=_as_is,
             prefetch_factor=max(2, -(-2 * batch // (workers * distributed.world()))), worker_init_fn=_ignore_signals,
@@ -155,6 +152,15 @@ class Feed:
         for worker in self._workers:
             worker.kill()  # they heed no other signal
             worker.join()
+
+
+def decoders(wanted: int) -> int:
+    """Return how many processes decode ahead: `wanted` (0: 8), at most one for each core of a training's share beyond two.
+
+    On two cores they only take from each other: the threads of the training's own process decode as fast, and copy nothing.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(wanted or 8, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 2))
 
 
 class _Decoded(Dataset[Any]):

@@ -17,7 +17,7 @@ from relay_core.config import SiteSettings
 from relay_core.engine import changed_images, checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.course import Course
-from relay_core.engine.stream import Feed, Stream
+from relay_core.engine.stream import Feed, Stream, decoders
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
 from relay_core.imaging import out_of_distribution
@@ -93,7 +93,7 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
     if first_step >= steps:  # the budget was made smaller after this checkpoint
         strategy.end_site(site.images)
         return saver.save(first_step)
-    feed = Feed(site.images, stream, site.device, settings.num_workers, settings.train.batch_size)
+    feed = Feed(site.images, stream, site.device, decoders(settings.num_workers), settings.train.batch_size)
     try:
         return _train(site, strategy, feed, saver, range(first_step, steps), solver_steps)
     finally:
@@ -243,6 +243,12 @@ def _take_over(site: SiteTraining, strategy: Strategy, base: Checkpoint) -> None
         )
     same_strategy = base.meta["strategy"] == strategy.name
     strategy.load_handed_over(base.meta["state"] if same_strategy else {})
+    if lost := strategy.not_replayed():
+        site.warn(
+            f"the generators of {base.path.name} have not learned {', '.join(lost)}, the last of its run file's sites: "
+            "nothing of it is replayed, and it may be forgotten. To go on after it, train there with "
+            "model.kwargs.gan_at_last_site: true"
+        )
     missing = strategy.missing_from(base.networks) if same_strategy else []
     names = [name for name in strategy.hand_over() if name not in missing] if same_strategy else ["solver"]
     checkpoint.load_networks(strategy, base, names)

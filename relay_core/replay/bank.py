@@ -21,11 +21,15 @@ class Slot:
     id: int
     frequency: int
     classes: list[int] | None = None
+    drawn: bool = True
+    """Whether the generators have learned to draw the site."""
 
     def to_json(self) -> dict[str, Any]:
         """The content as a checkpoint's JSON holds it."""
-        plain = {"id": self.id, "frequency": self.frequency}
-        return plain if self.classes is None else {**plain, "classes": self.classes}
+        plain: dict[str, Any] = {"id": self.id, "frequency": self.frequency}
+        if self.classes is not None:
+            plain["classes"] = self.classes
+        return plain if self.drawn else {**plain, "drawn": False}
 
 
 @dataclass
@@ -38,8 +42,15 @@ class SiteBank:
         """Join both banks into a new one; where both know a name, `other`'s entry holds."""
         return SiteBank({**self.slots, **other.slots})
 
-    def enter(self, name: str, images: int, taken: SiteBank, c_dim: int, classes: Sequence[int] | None = None) -> None:
-        """Add a site; a name that `taken` knows keeps its slot.
+    @property
+    def drawn(self) -> SiteBank:
+        """The sites that the generators have learned to draw."""
+        return SiteBank({name: slot for name, slot in self.slots.items() if slot.drawn})
+
+    def enter(
+        self, name: str, images: int, taken: SiteBank, c_dim: int, classes: Sequence[int] | None = None, drawn: bool = True
+    ) -> None:
+        """Add a site; a name that `taken` knows keeps its slot. `drawn`: the generators will learn it.
 
         Raises:
             RelayError: all `c_dim` slots are taken.
@@ -50,7 +61,8 @@ class SiteBank:
         if earlier is None and free is None:
             raise RelayError(f"no slot left for site {name!r}: this relay's networks hold {c_dim} sites (c_img_dim)")
         counted = None if classes is None else list(classes)
-        self.slots[name] = Slot(earlier.id if earlier else int(free or 0), images, counted)
+        drawn = drawn or (earlier is not None and earlier.drawn)
+        self.slots[name] = Slot(earlier.id if earlier else int(free or 0), images, counted, drawn)
 
     @property
     def images(self) -> int:
@@ -80,7 +92,9 @@ class SiteBank:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> SiteBank:
         """Make a bank from what `to_json` returned."""
-        slots = {n: Slot(int(s["id"]), int(s["frequency"]), s.get("classes")) for n, s in data.items()}
+        slots = {
+            n: Slot(int(s["id"]), int(s["frequency"]), s.get("classes"), bool(s.get("drawn", True))) for n, s in data.items()
+        }
         return cls(slots)
 
 

@@ -140,6 +140,10 @@ class Strategy(ABC):
         """Names of the networks that the next site needs."""
         return list(self.networks)
 
+    def not_replayed(self) -> list[str]:
+        """Return the sites before this one that it should replay, and cannot."""
+        return []
+
     def missing_from(self, networks: list[str]) -> list[str]:
         """Names of averaged networks (EMA) that a checkpoint with these `networks` lacks; they start as copies."""
         return [name for name in self.hand_over() if name.endswith("_ema") and name not in networks]

@@ -55,6 +55,7 @@ class RelayStrategy(Strategy):
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
         self.previous, self.current = SiteBank(), SiteBank()
         self.stage = 1
+        self.plays = self.s.train_gan and (self.s.gan_at_last_site or not settings.last)
 
     def _generators(self) -> list[str]:
         return [name for name in GAN if name in self.networks and name.startswith("G_")]
@@ -67,7 +68,7 @@ class RelayStrategy(Strategy):
         """Freeze copies of the received networks, move the last site into the previous bank, open a slot for this one."""
         self.previous = self.previous.joined(self.current)
         self.current = SiteBank()
-        self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim), classes)
+        self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim), classes, self.plays)
         self.stage = 1
         if self.previous.slots:
             self._lay_out_memory(["solver", *self.gan_names])
@@ -99,7 +100,7 @@ class RelayStrategy(Strategy):
 
     def _stage_at(self, progress: float) -> int:
         stages = self.s.num_stages
-        if not self.previous.slots:
+        if not self.previous.drawn.slots:
             late = stages == 3 and self.s.corrections.third_stage_at_first_site and progress >= 2 / 3
             return 3 if late else 1
         return 2 if stages == 1 else min(stages, int(progress * stages) + 1)
@@ -107,15 +108,31 @@ class RelayStrategy(Strategy):
     def work(self, position: Position) -> Hashable:
         """Return the stage of a step, and which networks and regularisations it trains."""
         stage = self._stage_at(position.progress)
-        adversarial = self.s.train_gan and stage < 3
-        lazy = [adversarial and position.step % interval == 0 for interval in (self.s.G_reg_interval, self.s.D_reg_interval)]
-        return stage, adversarial, *lazy, super().work(position)
+        turn = self._turn(position) if stage < 3 else None
+        lazy = [turn is not None and turn % interval == 0 for interval in (self.s.G_reg_interval, self.s.D_reg_interval)]
+        return stage, turn is not None, *lazy, super().work(position)
+
+    def _turn(self, position: Position) -> int | None:
+        """Return the number of the game's step that falls on this step, from 0; None where none does."""
+        if not self.plays:
+            return None
+        step, shared = position.step, position.solver_steps if self.s.train_solver else 0
+        if self.s.gan_num_mimgs is not None:
+            turns = min(
+                shared, round(self.s.gan_num_mimgs * 1e6 / (self.s.gan_batch_size or self.settings.train.batch_size))
+            )
+        else:
+            turns = -(-shared // self.s.gan_every)
+        if step >= shared:  # the game's alone
+            return turns + step - shared
+        return step * turns // shared if step * turns % shared < turns else None
 
     def _replay_count(self) -> int:
         """How many images of a batch are replayed, over all processes."""
-        if self.stage == 1 or not self.previous.slots:
+        sites = len(self.previous.drawn.slots)
+        if self.stage == 1 or not sites:
             return 0
-        batch, sites = self.settings.train.batch_size, len(self.previous.slots)
+        batch = self.settings.train.batch_size
         if self.s.replay_keep_batch_size:
             share = 0.5 if self.s.replay_data_ratio == "half" else sites / (sites + 1)
             world = distributed.world()
@@ -142,15 +159,20 @@ class RelayStrategy(Strategy):
 
         return Replayer(
             generator("label"), cast(Generator, generator("img")), self.codec,
-            self.previous if age == "old" else self.known, (self.s.c_label_dim, self.s.c_img_dim),
+            self.previous.drawn if age == "old" else self.known, (self.s.c_label_dim, self.s.c_img_dim),
             truncation=self.s.replay_w_truncation, conditioning=self.s.corrections.conditioning,
             noise=self.s.corrections.replay_noise, select=self.s.replay_c_select_mode, single_cid=self.s.single_cid,
         )  # fmt: skip
 
     @property
     def known(self) -> SiteBank:
-        """The bank of every site so far, this one included."""
-        return self.previous.joined(self.current)
+        """The bank of every site so far that the generators draw, this one included."""
+        return self.previous.joined(self.current).drawn
+
+    def not_replayed(self) -> list[str]:
+        """Return the sites that were last in their run file: no generator learned them."""
+        bank = self.previous.joined(self.current)
+        return [name for name, slot in bank.slots.items() if not slot.drawn]
 
     def _fake_slots(self, slots: Tensor) -> FakeSlots:
         """Choose the sites that fakes are made for: those of the batch or drawn ones; where sites may mix, twice."""
@@ -178,10 +200,12 @@ class RelayStrategy(Strategy):
         images = self._signed(images)
         batch = self._with_replay(images, labels)
         share = self.s.corrections.share_replay
-        if self.s.train_gan and self.stage < 3:
+        turn = self._turn(position) if self.stage < 3 else None
+        if turn is not None:
+            played = self._part(batch)
             losses |= self.gan.step(
-                batch, self._fake_slots(batch[2]), position.step, position.progress, len(batch[0]) * distributed.world(),
-                None if share else self._with_replay(images, labels),
+                played, self._fake_slots(played[2]), turn, position.progress, len(played[0]) * distributed.world(),
+                None if share else self._part(self._with_replay(images, labels)),
             )  # fmt: skip
         if self.s.train_solver and position.step < position.solver_steps:
             if not share:
@@ -192,6 +216,15 @@ class RelayStrategy(Strategy):
                 batch = _join(batch, mixed)
             losses["solver"] = self._solver_step(batch, len(images), replayed, position.progress)
         return losses
+
+    def _part(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the game is played on: as many of a batch as `gan_batch_size` says, evenly chosen."""
+        count, wanted = len(batch[0]), (self.s.gan_batch_size or 0) // distributed.world()
+        if not 0 < wanted < count:
+            return batch
+        chosen = torch.arange(wanted, device=self.device) * count // wanted
+        images, labels, slots = (tensor[chosen] for tensor in batch)
+        return images, labels, slots
 
     def _solver_step(self, batch: tuple[Tensor, Tensor, Tensor], real: int, replayed: int, progress: float) -> Tensor:
         """Train the solver on a batch of `real` images, then `replayed` ones of the sites before, then any of two styles."""

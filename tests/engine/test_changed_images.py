@@ -197,13 +197,16 @@ def test_images_decoded_ahead_train_bit_equal_also_after_a_resume(own, monkeypat
     in_memory = newest(own.folder / "out" / folder, print)
     shutil.rmtree(own.folder / "out")
     monkeypatch.setattr(site, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))  # two decode
     stop_after(own, run, 3)
     play(own, run, resume=True)
     assert newest(own.folder / "out" / folder, print).digest == in_memory.digest
 
 
-def test_a_file_that_breaks_under_a_training_is_named(own, monkeypatch):
+@pytest.mark.parametrize("cores", [2, 4])
+def test_a_file_that_breaks_under_a_training_is_named(own, monkeypatch, cores):
     monkeypatch.setattr(site, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores))
     run = own.run(sites=1, **BASELINE)
     stop_after(own, run, 1)
     first = RelayRun._load_images

@@ -79,7 +79,7 @@ def test_the_same_slices_become_a_relay_of_classifications(toy, hospitals):
         assert sum(study["probabilities"]) == pytest.approx(1)
         assert study["subject"] in {r["study_id"] for r in table(hospitals / name)}
     drawn = {name: (images, labels) for name, images, labels, _ in generated_rows(settings, last, CPU)}
-    assert list(drawn) == ["Domain1", "Domain2"]
+    assert list(drawn) == ["Domain1"], "no generator learned the last site"
     for images, labels in drawn.values():
         assert images.shape == (8, 1, 16, 16)
         assert labels.shape == (8,)
