@@ -19,9 +19,11 @@ from tests.conftest import Toy
 FILE = Path(__file__).parent / "losses.json"
 CASES = {
     **{name: {"strategy": {"name": name}} for name in STRATEGIES.builtin},
+    "relay": {"strategy": {"name": "relay"}, "model": {"kwargs": {"gan_at_last_site": True}}},
+    "relay, a game every other step": {"strategy": {"name": "relay"}, "model": {"kwargs": {"gan_every": 2}}},
     "local": {"strategy": {"name": "baseline", "kwargs": {"mode": "local"}}},
     "relay, published": {"strategy": {"name": "relay"}, "model": {"kwargs": {"published": True, "replay_post_aug": True}}},
-    "relay, three stages": {"strategy": {"name": "relay"}, "model": {"kwargs": {"num_stages": 3}}},
+    "relay, three stages": {"strategy": {"name": "relay"}, "model": {"kwargs": {"num_stages": 3, "gan_at_last_site": True}}},
     "owm, step": {"strategy": {"name": "owm", "kwargs": {"project": "step"}}},
     "si, path integral": {"strategy": {"name": "si", "kwargs": {"rule": "path_integral"}}},
 }
