@@ -43,9 +43,11 @@ DataRootOption = Annotated[
 def main() -> None:
     """Run the command; a known error is one message and an exit code of its own, never a traceback."""
     as_json = "--json" in sys.argv
-    # Let threads sleep while they wait for each other. Spinning, the default, made a convolution four times slower on a
-    # machine whose cores had other work too, and was no faster on an idle one. The variable is read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for each other stay awake for some microseconds, then sleep. Without that (PASSIVE) a training takes a
+    # sixth longer on a quiet machine; with much more, as is the default, twice as long where one core has other work, with this
+    # much an eighth (benchmarks/NOTES.md). The variable is read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         _add_plugins()
         app()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +14,9 @@ import torch.distributed as dist
 
 from relay_core.cuda import native
 from relay_core.errors import DeviceError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of mallopt (malloc.h)."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -40,6 +45,17 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step, where it can (glibc), until the process ends.
+
+    A training step takes again what the last one freed: given back to the system in between, every page of it costs a fault.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from relay_core.config import SiteSettings
 from relay_core.engine import changed_images, checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.course import Course
+from relay_core.engine.device import keep_freed_memory
 from relay_core.engine.stream import Feed, Stream, decoders
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
@@ -69,6 +70,8 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         TrainingDiverged: losses or gradients stayed non-finite.
     """
     settings = site.settings
+    if site.device.type == "cpu":
+        keep_freed_memory()
     own_checkpoint = checkpoint.newest(site.folder, site.warn) if site.folder.is_dir() else None
     if own_checkpoint is not None:
         _check_own(site, base, own_checkpoint, resume)

@@ -40,7 +40,7 @@ def run_demo(out: Path, sites: int, seed: int, device: str) -> None:
     Raises:
         RelayError: `out` holds another demo, or a step failed.
     """
-    # The demo has the machine for itself: threads that spin for a while before they sleep train a third faster there.
+    # The demo has the machine for itself: threads that stay awake for longer before they sleep train faster there.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _check_same(out, {"sites": sites, "seed": seed})
     run = _run_file("phantom", sites, seed, out)
