@@ -43,9 +43,9 @@ DataRootOption = Annotated[
 def main() -> None:
     """Run the command; a known error is one message and an exit code of its own, never a traceback."""
     as_json = "--json" in sys.argv
-    # Threads that wait for each other stay awake for some microseconds, then sleep. Without that (PASSIVE) a training takes a
-    # sixth longer on a quiet machine; with much more, as is the default, twice as long where one core has other work, with this
-    # much an eighth (benchmarks/NOTES.md). The variable is read when torch is loaded.
+    # Threads that wait for each other stay awake for some microseconds, then sleep. Without that (PASSIVE) a training takes
+    # a sixth longer on a quiet machine; with much more, as is the default, twice as long where one core has other work (with
+    # this much an eighth; benchmarks/NOTES.md). The variable is read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
