@@ -159,13 +159,13 @@ class DoubleGanKwargs(Settings):
     gan_every: int = Field(default=1, ge=1)
     """Steps of the solver for each step of the game."""
     gan_num_mimgs: float | None = Field(default=None, gt=0)
-    """Budget of the game, in millions of the images that it is played on, spread evenly over the solver's steps; none: as
-    `gan_every` has it. Where the solver's budget is smaller than the whole, the rest is the game's alone."""
+    """Budget of the game, in millions of images of its batches, spread evenly over the solver's steps; none: as `gan_every`
+    has it. Where the solver's budget is smaller than the whole, the rest is the game's alone."""
     gan_batch_size: int | None = Field(default=None, ge=2)
     """Images of a step of the game, evenly chosen from the batch, replayed ones included; none: the whole batch."""
-    gan_at_last_site: bool = False
-    """Play the game at the run file's last site too: for a relay whose end is open. Otherwise the solver alone learns there,
-    and a site after it cannot replay it."""
+    gan_at_last_site: bool | None = None
+    """Play the game also at the last site of a run file that trains all its sites: for a relay whose end is open. Otherwise
+    the solver alone learns there, and a site after it cannot replay it. None: as published where `published` is set."""
     train_solver: bool = True
     """Train the solver."""
     num_stages: Literal[1, 2, 3] = 2
@@ -233,7 +233,7 @@ class DoubleGanKwargs(Settings):
         if isinstance(data, dict) and data.get("published") is True:
             given = data.get("corrections")
             switches = PUBLISHED.model_dump() | (given if isinstance(given, dict) else {})
-            data = {"generator_ema_kimg": 0.0, "gan_at_last_site": True, **data, "corrections": switches}
+            data = {"generator_ema_kimg": 0.0, **data, "corrections": switches}
         return data
 
     @classmethod

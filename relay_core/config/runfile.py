@@ -62,9 +62,12 @@ class RunFile:
             raise RunFileError(explain(error, merged, SiteSettings, self.sources, prefixes)) from None
 
     def _is_last(self, task_id: int) -> bool:
-        """Whether the relay of this file ends at a site: the last of those to train, where these are all, else of all."""
-        order = self.task_ids if set(self.task_ids) == set(self.all_ids) else self.all_ids
-        return len(order) > 1 and order[-1] == task_id
+        """Whether the relay of this file ends at a site: the file trains all its sites, and this one last.
+
+        Where it trains some of them, as the file of one site of a deployment does, nobody knows what follows.
+        """
+        order = self.task_ids
+        return len(order) > 1 and set(order) == set(self.all_ids) and order[-1] == task_id
 
     def sites(self) -> list[SiteSettings]:
         """Return the settings of the sites to train, in order."""

@@ -28,7 +28,7 @@ LATER = {
     "model.kwargs.gan_every": 1,
     "model.kwargs.gan_num_mimgs": None,
     "model.kwargs.gan_batch_size": None,
-    "model.kwargs.gan_at_last_site": False,
+    "model.kwargs.gan_at_last_site": None,
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 

@@ -87,6 +87,13 @@ class Course:
         self._seconds, self._operations, self._since = 0.0, 0.0, time.monotonic()
         return point
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for what is no training."""
+        self._seconds += time.monotonic() - self._since
+        yield
+        self._since = time.monotonic()
+
     def _begin(self, site: str, step: int) -> None:
         self._site, self._counts = site, {}
         self.points = [point for point in self.points if point.site != site or point.step <= step]

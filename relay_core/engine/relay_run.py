@@ -5,6 +5,7 @@ Each site hands its checkpoint to the next.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import torch
 import yaml
 
 from relay_core import distributed, events
-from relay_core.config import RunFile, SiteSettings, SlicedKwargs, Task
+from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings, SlicedKwargs, Task
 from relay_core.data import SiteData, data_error, has_test, load_site
 from relay_core.engine import checkpoint
 from relay_core.engine.checkpoint import Checkpoint
@@ -193,14 +194,18 @@ class RelayRun:
 
     def _observe(self, site: SiteTraining, strategy: Strategy, step: int) -> None:
         """Score the site's own test set and draw sample grids during the training, as often as the site's settings say."""
+        with self.course.paused() if self.course is not None else nullcontext():
+            self._look(site, strategy, step)
+        if self.course is not None and self.course.due(step):
+            self.course.add(step, lambda: self._seen(site, strategy), self.device)
+
+    def _look(self, site: SiteTraining, strategy: Strategy, step: int) -> None:
         train, name = site.settings.train, site.name
         epochs, images_an_epoch = train.check_val_every_n_epoch, len(site.images) * site.settings.data.num_replica
         interval = max(1, round(epochs * images_an_epoch / train.batch_size)) if epochs else 0
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
             site.say(events.Scores(name, name, step, _matrix_scores(scores, site.settings.data.task)))
-        if self.course is not None and self.course.due(step):
-            self.course.add(step, lambda: self._seen(site, strategy), self.device)
         if train.sample_every_n_steps and step % train.sample_every_n_steps == 0:
             samples_by_site = strategy.samples(SAMPLES)
             if samples_by_site:
@@ -276,11 +281,12 @@ def _check_processes(sites: list[SiteSettings]) -> None:
     """
     world = distributed.world()
     for settings in sites:
-        batch = settings.train.batch_size
-        if world > 1 and (batch % world or batch < 2 * world):
-            raise RunFileError(
-                f"train.batch_size {batch} must be a multiple of the {world} processes, and at least {2 * world}"
-            )
+        sizes = {"train.batch_size": settings.train.batch_size}
+        if isinstance(settings.model.kwargs, DoubleGanKwargs) and settings.model.kwargs.gan_batch_size is not None:
+            sizes["model.kwargs.gan_batch_size"] = settings.model.kwargs.gan_batch_size
+        for key, batch in sizes.items():
+            if world > 1 and (batch % world or batch < 2 * world):
+                raise RunFileError(f"{key} {batch} must be a multiple of the {world} processes, and at least {2 * world}")
 
 
 def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> SiteSettings:

@@ -246,10 +246,10 @@ def _take_over(site: SiteTraining, strategy: Strategy, base: Checkpoint) -> None
         )
     same_strategy = base.meta["strategy"] == strategy.name
     strategy.load_handed_over(base.meta["state"] if same_strategy else {})
-    if lost := strategy.not_replayed():
+    if lost := [name for name in strategy.not_replayed() if name != site.name]:
         site.warn(
-            f"the generators of {base.path.name} have not learned {', '.join(lost)}, the last of its run file's sites: "
-            "nothing of it is replayed, and it may be forgotten. To go on after it, train there with "
+            f"the generators of {base.path.name} have not learned {', '.join(lost)}, the last of its run file's sites, or "
+            "trained without them: nothing of it is replayed, and it may be forgotten. To go on after it, train there with "
             "model.kwargs.gan_at_last_site: true"
         )
     missing = strategy.missing_from(base.networks) if same_strategy else []

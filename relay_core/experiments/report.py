@@ -129,7 +129,9 @@ def _row(name: str, runs: Sequence[Outcome]) -> str:
             *cells,
             *(_spread(matrix, values, signed=i > 0) for i, values in enumerate(further)),
             f"{minutes:.1f}",
-            f"{petaflop:.3g}" if (petaflop := statistics.fmean(run.operations for run in runs) / 1e15) else DASH,
+            f"{statistics.fmean(run.operations for run in runs) / 1e15:.3g}"
+            if all(run.operations for run in runs)
+            else DASH,
         ]
     )
 

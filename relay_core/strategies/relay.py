@@ -55,7 +55,9 @@ class RelayStrategy(Strategy):
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
         self.previous, self.current = SiteBank(), SiteBank()
         self.stage = 1
-        self.plays = self.s.train_gan and (self.s.gan_at_last_site or not settings.last)
+        at_last = self.s.published if self.s.gan_at_last_site is None else self.s.gan_at_last_site
+        self.plays = self.s.train_gan and (at_last or not settings.last)
+        """Whether the game is played at this site; a site that has begun keeps to what it began with."""
 
     def _generators(self) -> list[str]:
         return [name for name in GAN if name in self.networks and name.startswith("G_")]
@@ -67,6 +69,7 @@ class RelayStrategy(Strategy):
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
         """Freeze copies of the received networks, move the last site into the previous bank, open a slot for this one."""
         self.previous = self.previous.joined(self.current)
+        self.plays = self.plays or (self.s.train_gan and not self.previous.slots)  # a relay that begins does not end
         self.current = SiteBank()
         self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim), classes, self.plays)
         self.stage = 1
@@ -117,10 +120,11 @@ class RelayStrategy(Strategy):
         if not self.plays:
             return None
         step, shared = position.step, position.solver_steps if self.s.train_solver else 0
+        if self.s.num_stages == 3 and self.previous.drawn.slots:
+            shared = min(shared, -(-2 * position.steps // 3))  # the third stage is the solver's
         if self.s.gan_num_mimgs is not None:
-            turns = min(
-                shared, round(self.s.gan_num_mimgs * 1e6 / (self.s.gan_batch_size or self.settings.train.batch_size))
-            )
+            batch = min(self.settings.train.batch_size, self.s.gan_batch_size or self.settings.train.batch_size)
+            turns = min(shared, max(1, round(self.s.gan_num_mimgs * 1e6 / batch)))
         else:
             turns = -(-shared // self.s.gan_every)
         if step >= shared:  # the game's alone
@@ -146,9 +150,9 @@ class RelayStrategy(Strategy):
         """
         old, new = float(self.previous.images), float(self.current.images)
         weight = old / (old + new) if self.s.weighted_merge else 0.5
-        for name in ("solver", *self.gan_names):
+        for name in ("solver", *(self.gan_names if self.plays else ())):
             lerp_(self.networks[name], self.networks[f"old_{name}"], weight, self.s.corrections.merge_buffers)
-        for name in self._generators():
+        for name in self._generators() if self.plays else ():
             if f"{name}_ema" in self.networks:
                 lerp_(self.networks[f"{name}_ema"], self.networks[name], 1.0)
 
@@ -197,17 +201,20 @@ class RelayStrategy(Strategy):
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Train generators, discriminators and solver for one step."""
         losses: dict[str, Tensor] = {}
+        turn = self._turn(position) if self.stage < 3 else None
+        learns = self.s.train_solver and position.step < position.solver_steps
+        if turn is None and not learns:
+            return losses
         images = self._signed(images)
         batch = self._with_replay(images, labels)
         share = self.s.corrections.share_replay
-        turn = self._turn(position) if self.stage < 3 else None
         if turn is not None:
             played = self._part(batch)
             losses |= self.gan.step(
                 played, self._fake_slots(played[2]), turn, position.progress, len(played[0]) * distributed.world(),
                 None if share else self._part(self._with_replay(images, labels)),
             )  # fmt: skip
-        if self.s.train_solver and position.step < position.solver_steps:
+        if learns:
             if not share:
                 batch = self._with_replay(images, labels)
             replayed = len(batch[0]) - len(images)
@@ -284,6 +291,7 @@ class RelayStrategy(Strategy):
         """Restore `state`, laying out the frozen copies that the tensors will fill."""
         self.previous, self.current = SiteBank.from_json(state["previous"]), SiteBank.from_json(state["current"])
         self.stage = int(state["stage"])
+        self.plays = self.s.train_gan and all(slot.drawn for slot in self.current.slots.values())
         for pair in self.gan.pairs:
             pair.load_state(state[pair.kind])
         self._lay_out_memory(list(state["frozen"]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -40,8 +39,6 @@ def run_demo(out: Path, sites: int, seed: int, device: str) -> None:
     Raises:
         RelayError: `out` holds another demo, or a step failed.
     """
-    # The demo has the machine for itself: threads that stay awake for longer before they sleep train faster there.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _check_same(out, {"sites": sites, "seed": seed})
     run = _run_file("phantom", sites, seed, out)
     if not (out / "phantoms").is_dir():
