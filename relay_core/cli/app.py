@@ -47,7 +47,7 @@ def main() -> None:
     # a sixth longer on a quiet machine; with much more, as is the default, twice as long where one core has other work (with
     # this much an eighth; benchmarks/NOTES.md). The variable is read when torch is loaded.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000" if sys.argv[1:2] == ["demo"] else "1000")  # a demo has the machine
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         _add_plugins()
         app()

@@ -37,7 +37,7 @@ class Course:
         self.points = [Point(**point) for point in plain]
         self._site, self._steps = "", 0
         self._counts: dict[Hashable, int] = {}
-        self._before = self._resumed_at = 0
+        self._resumed_at = 0
         self._since = self._seconds = self._operations = 0.0
 
     @property
@@ -77,14 +77,13 @@ class Course:
         self._seconds += now - self._since
         base = self._newest()
         # what was trained between the last point and an interruption was measured by nobody: as much a step as what was
-        share = (step - self._before) / (step - self._resumed_at)
+        share = (step - (base.step if base else 0)) / (step - self._resumed_at)
         seconds = (base.seconds if base else 0.0) + self._seconds * share
         count = (base.operations if base else 0.0) + self._operations * share
         point = Point(self._site, step, self._steps, round(seconds, 3), count, dict(score()))
         self.points.append(point)
         write_atomically(self.path, json.dumps([asdict(each) for each in self.points], indent=1).encode())
-        self._before = self._resumed_at = step
-        self._seconds, self._operations, self._since = 0.0, 0.0, time.monotonic()
+        self._restart(step)
         return point
 
     @contextmanager
@@ -97,8 +96,10 @@ class Course:
     def _begin(self, site: str, step: int) -> None:
         self._site, self._counts = site, {}
         self.points = [point for point in self.points if point.site != site or point.step <= step]
-        base = self._newest()
-        self._before, self._resumed_at = base.step if base else 0, step
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
+        self._resumed_at = step
         self._seconds, self._operations, self._since = 0.0, 0.0, time.monotonic()
 
     def _newest(self) -> Point | None:

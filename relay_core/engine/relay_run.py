@@ -182,8 +182,9 @@ class RelayRun:
     def _train(self, settings: SiteSettings, images: Images, base: Checkpoint | None) -> dict[str, Any]:
         """Train one site, score its solver on every test set, draw pictures; return the scores by test site."""
         folder = self.out / settings.folder_name
-        site = SiteTraining(settings, images, folder, self.device, self.run.digest, self.emit, self.stop)
-        site.course, site.observe = self.course, self._observe
+        site = SiteTraining(
+            settings, images, folder, self.device, self.run.digest, self.emit, self.stop, self.course, self._observe
+        )
         resume = self.resume or bool(settings.checkpoint.resume)
         last = train_site(site, base, resume)
         row: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -217,12 +216,12 @@ def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
 def render_cost(outcomes: Sequence[Outcome]) -> bytes:
     """Return a PNG file as bytes: the average over the sites seen so far against operations and minutes, a line a run."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from relay_core.metrics.figures import png
 
     by_name = _by_name(outcomes)
     figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     colours, lines = colormaps["tab10"].colors, ("-", "--", ":", "-.")  # type: ignore[attr-defined]
     for i, (name, runs) in enumerate(by_name.items()):
@@ -240,20 +239,18 @@ def render_cost(outcomes: Sequence[Outcome]) -> bytes:
     panels[0].set_ylabel(f"{outcomes[0].main.title}, average over the sites seen so far")
     for text in panels[1].legend(fontsize=7, frameon=False).get_texts():
         text.set_parse_math(False)
-    out = io.BytesIO()
-    canvas.print_png(out, metadata={"Software": None})
-    return out.getvalue()
+    return png(figure)
 
 
 def render_figure(outcomes: Sequence[Outcome]) -> bytes:
     """Return a PNG file as bytes: one row a strategy, a dot for the average of each run, a line for their mean."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from relay_core.metrics.figures import png
 
     by_name = _by_name(outcomes)
     matrix = outcomes[0].main
     figure = Figure(figsize=(7, 1.2 + 0.4 * len(by_name)), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for row, runs in enumerate(by_name.values()):
         values = [value for run in runs if (value := run.main.average()) is not None]
@@ -266,6 +263,4 @@ def render_figure(outcomes: Sequence[Outcome]) -> bytes:
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    out = io.BytesIO()
-    canvas.print_png(out, metadata={"Software": None})
-    return out.getvalue()
+    return png(figure)

@@ -62,7 +62,6 @@ def render_heat_map(matrix: ScoreMatrix) -> bytes:
     width = 1.9 + _INCHES_A_LETTER * max(map(len, matrix.rows)) + 0.95 * max(columns, 4)
     height = 1.4 + 0.55 * rows + 0.5 * _INCHES_A_LETTER * max(map(len, matrix.columns)) * _crowded(matrix)
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     cells = np.array([[np.nan if value is None else value for value in row] for row in matrix.values], dtype=float)
     norm = _colour_range(cells, matrix)
@@ -77,8 +76,13 @@ def render_heat_map(matrix: ScoreMatrix) -> bytes:
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2, color=_GREY, labelcolor=_GREY)
+    return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG file, the same wherever and whenever it is drawn."""
     out = io.BytesIO()
-    canvas.print_png(out, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
     return out.getvalue()
 
 
