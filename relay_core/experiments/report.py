@@ -218,7 +218,7 @@ def render_cost(outcomes: Sequence[Outcome]) -> bytes:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    from relay_core.metrics.figures import png
+    from relay_core.metrics import png
 
     by_name = _by_name(outcomes)
     figure = Figure(figsize=(10, 4.5), dpi=150, layout="constrained")
@@ -246,7 +246,7 @@ def render_figure(outcomes: Sequence[Outcome]) -> bytes:
     """Return a PNG file as bytes: one row a strategy, a dot for the average of each run, a line for their mean."""
     from matplotlib.figure import Figure
 
-    from relay_core.metrics.figures import png
+    from relay_core.metrics import png
 
     by_name = _by_name(outcomes)
     matrix = outcomes[0].main

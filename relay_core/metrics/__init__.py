@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from relay_core.metrics.classification import ClassificationScores
     from relay_core.metrics.compare import compare_markdown
     from relay_core.metrics.course import Point, cost_to_quality, last_points
-    from relay_core.metrics.figures import heat_map, sample_grid, write_matrix
+    from relay_core.metrics.figures import heat_map, png, sample_grid, write_matrix
     from relay_core.metrics.generated import OnnxFeatures, SolverFeatures, generator_scores
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
     from relay_core.metrics.matrix import ScoreMatrix, score_matrices, table_row
@@ -22,7 +22,7 @@ else:
             "classification": ["ClassificationScores"],
             "compare": ["compare_markdown"],
             "course": ["Point", "cost_to_quality", "last_points"],
-            "figures": ["heat_map", "sample_grid", "write_matrix"],
+            "figures": ["heat_map", "png", "sample_grid", "write_matrix"],
             "generated": ["OnnxFeatures", "SolverFeatures", "generator_scores"],
             "intervals": ["bootstrap_interval", "t_interval"],
             "matrix": ["ScoreMatrix", "score_matrices", "table_row"],
