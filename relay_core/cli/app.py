@@ -7,7 +7,7 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -100,6 +100,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, scores and pictures.")] = Path("runs/relay"),
     device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call stopped.")] = False,
+    until: Annotated[
+        Literal["end", "solver"],
+        typer.Option(help="`solver`: stop when the solver is ready; --resume trains the generators, if they have steps left."),
+    ] = "end",
     seed: Annotated[int | None, typer.Option(help="Overrides random_seed.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files below OUT.")] = False,
@@ -121,6 +125,7 @@ def train(
         as_json=as_json,
         tensorboard=tensorboard,
         pretraining=not without_pretrained,
+        until=until,
     )
     if not matrices:
         return

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from relay_core.errors import RunFileError
 from relay_core.events import Emit, Stop
@@ -68,7 +68,7 @@ def _tell_notes(run: RunFile) -> None:
 def run_relay(
     run: str, overrides: list[str], out: Path, data_root: Path | None, *, device: str, title: str = "",
     site: int | None = None, resume: bool = False, as_json: bool = False, tensorboard: bool = False,
-    pretraining: bool = True,
+    pretraining: bool = True, until: Literal["end", "solver"] = "end",
 ) -> dict[str, ScoreMatrix]:  # fmt: skip
     """Train a run file or one of its sites; return the site x test-set matrices.
 
@@ -88,9 +88,9 @@ def run_relay(
         _tell_notes(loaded)
     with processes(chosen_device), stop_on_signal() as stop:
         if quiet:
-            return RelayRun(loaded, out, data_root, chosen_device, site, resume, stop=stop)()
+            return RelayRun(loaded, out, data_root, chosen_device, site, resume, stop=stop, until=until)()
         with _sinks(out, title, as_json, tensorboard) as emit:
-            return RelayRun(loaded, out, data_root, chosen_device, site, resume, emit, stop)()
+            return RelayRun(loaded, out, data_root, chosen_device, site, resume, emit, stop, until=until)()
 
 
 def run_comparison(

@@ -163,6 +163,9 @@ class DoubleGanKwargs(Settings):
     has it. Where the solver's budget is smaller than the whole, the rest is the game's alone."""
     gan_batch_size: int | None = Field(default=None, ge=2)
     """Images of a step of the game, evenly chosen from the batch, replayed ones included; none: the whole batch."""
+    gan_after_solver: bool = False
+    """Train the solver first, in its own budget (`train.solver_num_mimgs`), then play the game in the rest of the whole: a
+    solver that is ready can be published meanwhile (`relay train --until solver`)."""
     gan_at_last_site: bool | None = None
     """Play the game also at the last site of a run file that trains all its sites: for a relay whose end is open. Otherwise
     the solver alone learns there, and a site after it cannot replay it. None: as published where `published` is set."""

@@ -29,6 +29,7 @@ LATER = {
     "model.kwargs.gan_num_mimgs": None,
     "model.kwargs.gan_batch_size": None,
     "model.kwargs.gan_at_last_site": None,
+    "model.kwargs.gan_after_solver": False,
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 
@@ -97,7 +98,22 @@ class SiteSettings(Settings):
         if self.data.task not in self.solver.kwargs.tasks:
             raise RunFileError(f"the network {self.solver.name!r} is for {' and '.join(self.solver.kwargs.tasks)}, "
                                f"and dataset.kwargs.task is {self.data.task}")  # fmt: skip
+        if isinstance(self.model.kwargs, DoubleGanKwargs) and self.model.kwargs.gan_after_solver:
+            self._check_solver_first(self.model.kwargs)
         self._check_sizes()
+
+    def _check_solver_first(self, kwargs: DoubleGanKwargs) -> None:
+        """Check that a game after the solver has a budget of its own. Raises RunFileError."""
+        if self.train.solver_num_mimgs is None and self.train.solver_num_epochs is None:
+            raise RunFileError(
+                "model.kwargs.gan_after_solver: the game is played in what train.num_mimgs (or num_epochs) leaves after the "
+                "solver's budget; set train.solver_num_mimgs (or solver_num_epochs) to less than the whole"
+            )
+        if kwargs.num_stages > 1:
+            raise RunFileError(
+                "model.kwargs.gan_after_solver: all networks are merged where a stage ends, so it needs num_stages: 1, not "
+                f"{kwargs.num_stages}"
+            )
 
     def _check_sizes(self) -> None:
         """Check that data set, networks and loss agree on channels, classes and image sizes. Raises RunFileError."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -49,6 +49,7 @@ class RelayRun:
         emit: receives the events.
         stop: asked after every step whether to stop.
         course: keeps what the training costs along its way, and what the solver scores on the sites seen by then.
+        until: `solver` stops where the solver of the one site is ready, though its generators may not be.
     """
 
     run: RunFile
@@ -60,6 +61,7 @@ class RelayRun:
     emit: Emit = events.ignore
     stop: Stop = events.never
     course: Course | None = None
+    until: Literal["end", "solver"] = "end"
     tests: dict[str, SiteData] = field(default_factory=dict, init=False)
 
     def __call__(self) -> dict[str, ScoreMatrix]:
@@ -73,6 +75,8 @@ class RelayRun:
             settings.require_consistent()
         if len({s.mode for s in sites}) > 1:
             raise RunFileError("the sites of one run on one machine need the same strategy")
+        if self.until == "solver" and len(sites) > 1:
+            raise RunFileError("--until solver leaves a site's generators untrained, which the next site needs: name one --site")
         _check_processes(sites)
         images = self._load_images(sites)
         self._check_studies(images)
@@ -183,8 +187,9 @@ class RelayRun:
         """Train one site, score its solver on every test set, draw pictures; return the scores by test site."""
         folder = self.out / settings.folder_name
         site = SiteTraining(
-            settings, images, folder, self.device, self.run.digest, self.emit, self.stop, self.course, self._observe
-        )
+            settings, images, folder, self.device, self.run.digest, self.emit, self.stop, self.until, self.course,
+            self._observe,
+        )  # fmt: skip
         resume = self.resume or bool(settings.checkpoint.resume)
         last = train_site(site, base, resume)
         row: dict[str, Any] = {}

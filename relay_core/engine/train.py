@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class SiteTraining:
     run_digest: str
     emit: Emit = events.ignore
     stop: Stop = events.never
+    until: Literal["end", "solver"] = "end"
+    """`solver` ends where the solver has had its budget; a game that has one of its own is resumed later."""
     course: Course | None = None
     """Keeps what the training costs along its way."""
     observe: Callable[[SiteTraining, Strategy, int], None] = lambda site, strategy, step: None
@@ -57,7 +59,7 @@ class SiteTraining:
 
 
 def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Checkpoint:
-    """Train a site to the end of its budget, from `base` or anew; return its last checkpoint.
+    """Train a site to the end of its budget, or of the solver's, from `base` or anew; return its last checkpoint.
 
     Args:
         site: settings, images, and where to write.
@@ -83,6 +85,8 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         if distributed.rank() == 0:
             checkpoint.tidy(site.folder)  # in case it was killed between its last checkpoint and its end
         return own_checkpoint
+    if own_checkpoint is not None and site.until == "solver" and first_step >= solver_steps:
+        return own_checkpoint
     changed_images.check(site.images, settings.checkpoint, own_checkpoint, site.warn)
     strategy, stream = _begin(site, base, own_checkpoint)
     if own_checkpoint is not None and strategy.ends and own_checkpoint.meta.get("ended"):
@@ -90,7 +94,7 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
             f"{own_checkpoint.path}: {site.name} has ended after {first_step} steps, and strategy {strategy.name} has "
             "taken from it what later sites need; a larger budget needs another --out"
         )
-    saver = _Saver(site, strategy, stream, steps, _origin(site, base, own_checkpoint))
+    saver = _Saver(site, strategy, stream, steps, solver_steps, _origin(site, base, own_checkpoint))
     site.say(events.Started(site.name, first_step, steps, len(site.images), str(site.device), strategy.name))
 
     if first_step >= steps:  # the budget was made smaller after this checkpoint
@@ -98,18 +102,19 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         return saver.save(first_step)
     feed = Feed(site.images, stream, site.device, decoders(settings.num_workers), settings.train.batch_size)
     try:
-        return _train(site, strategy, feed, saver, range(first_step, steps), solver_steps)
+        return _train(site, strategy, feed, saver, range(first_step, steps))
     finally:
         feed.close()
 
 
-def _train(
-    site: SiteTraining, strategy: Strategy, feed: Feed, saver: _Saver, remaining: range, solver_steps: int
-) -> Checkpoint:
-    """Take the remaining steps, with a checkpoint every so often, and return the last one. Raises Stopped."""
+def _train(site: SiteTraining, strategy: Strategy, feed: Feed, saver: _Saver, remaining: range) -> Checkpoint:
+    """Take the remaining steps, with a checkpoint every so often and where the solver is ready; return the last one.
+
+    Raises Stopped.
+    """
     steps, progress = remaining.stop, _Progress(site, remaining.start, remaining.stop)
     for step in remaining:
-        position = Position(step, steps, solver_steps)
+        position = Position(step, steps, saver.solver_steps)
         with _watched(site, position, strategy.work(position)):
             losses = strategy.step(*feed.take(strategy.real_count(position)), position)
         progress.add(step + 1, losses)
@@ -121,11 +126,14 @@ def _train(
         if _stop_wanted(site):
             saver.save(step + 1)
             raise Stopped(f"stopped at step {step + 1} of {steps}; --resume goes on from there")
-        if saver.due():
+        ready = step + 1 == saver.solver_steps < steps
+        if ready and site.until == "solver":
+            break
+        if ready or saver.due():
             saver.save(step + 1)
 
-    last = saver.save(steps)
-    site.say(events.Finished(site.name, steps, round(progress.seconds, 3)))
+    last = saver.save(step + 1)
+    site.say(events.Finished(site.name, step + 1, round(progress.seconds, 3)))
     return last
 
 
@@ -277,6 +285,7 @@ class _Saver:
     strategy: Strategy
     stream: Stream
     steps: int
+    solver_steps: int
     origin: dict[str, Any]
     """Where the model comes from; see `_origin`."""
     last: float = field(default_factory=time.monotonic)
@@ -300,6 +309,7 @@ class _Saver:
             "ended": step >= self.steps,
             "settings": settings.shared(),
             "hand_over": self.strategy.hand_over(),
+            **({"solver_steps": self.solver_steps} if self.solver_steps < self.steps else {}),
             **self.origin,
             **state,
         }

@@ -120,6 +120,8 @@ class RelayStrategy(Strategy):
         if not self.plays:
             return None
         step, shared = position.step, position.solver_steps if self.s.train_solver else 0
+        if self.s.gan_after_solver:
+            return step - shared if step >= shared else None
         if self.s.num_stages == 3 and self.previous.drawn.slots:
             shared = min(shared, -(-2 * position.steps // 3))  # the third stage is the solver's
         if self.s.gan_num_mimgs is not None:

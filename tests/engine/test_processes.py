@@ -52,6 +52,20 @@ def test_a_relay_draws_the_same_numbers_and_stays_close(toy):
     compare(one, two, rel=0.3, abs=0.3)
 
 
+def test_a_game_of_its_own_budget_is_played_alike(toy):
+    """After the solver: the label nets, which have no batch statistics, see the same numbers."""
+    run = toy.write(
+        sites=1, train={"loss": {"name": "cross_entropy"}, "num_mimgs": 48e-6, "solver_num_mimgs": 16e-6},
+        model={"kwargs": {"solver_kwargs": {"norm": "group"}, "num_stages": 1, "gan_after_solver": True, "pl_weight": 0}},
+    )  # fmt: skip
+    one, two = (train(toy, run, f"out{n}", n) for n in (1, 2))
+    assert ["solver" in e["losses"] for e in one] == [True] * 2 + [False] * 4
+    for a, b in zip(one, two, strict=True):
+        assert a["losses"].keys() == b["losses"].keys()
+        for name in {"solver", "G_label", "D_label", "r1_label"} & a["losses"].keys():
+            assert b["losses"][name] == pytest.approx(a["losses"][name], rel=2e-3, abs=1e-5), (name, a["step"])
+
+
 def test_path_lengths_and_accumulated_gradients_are_those_of_one_process(toy):
     """The running mean of path lengths is over all processes' images, and a step's gradient over all of its batches."""
     run = toy.write(

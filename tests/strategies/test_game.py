@@ -31,6 +31,7 @@ def test_the_game_is_played_evenly_over_the_solvers_steps(toy):
 def test_after_the_solvers_budget_the_game_is_played_on(toy):
     assert turns(toy, steps=8, solver_steps=4, gan_every=2) == [0, None, 1, None, 2, 3, 4, 5]
     assert turns(toy, steps=4, train_solver=False, gan_every=2) == [0, 1, 2, 3]
+    assert turns(toy, steps=6, solver_steps=4, gan_after_solver=True) == [None] * 4 + [0, 1]
 
 
 def test_a_step_without_the_game_moves_the_solver_alone(toy):
