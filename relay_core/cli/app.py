@@ -102,7 +102,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier call stopped.")] = False,
     until: Annotated[
         Literal["end", "solver"],
-        typer.Option(help="`solver`: stop when the solver is ready; --resume trains the generators, if they have steps left."),
+        typer.Option(
+            help="`solver`: stop when the solver is ready; --resume trains the generators, if they have steps left."
+        ),
     ] = "end",
     seed: Annotated[int | None, typer.Option(help="Overrides random_seed.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")] = None,

@@ -76,7 +76,9 @@ class RelayRun:
         if len({s.mode for s in sites}) > 1:
             raise RunFileError("the sites of one run on one machine need the same strategy")
         if self.until == "solver" and len(sites) > 1:
-            raise RunFileError("--until solver leaves a site's generators untrained, which the next site needs: name one --site")
+            raise RunFileError(
+                "--until solver leaves a site's generators untrained, which the next site needs: name one --site"
+            )
         _check_processes(sites)
         images = self._load_images(sites)
         self._check_studies(images)

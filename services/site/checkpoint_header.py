@@ -27,6 +27,11 @@ class CheckpointFile:
         """Return whether the training did all its steps."""
         return int(self.meta["step"]) >= int(self.meta["steps"])
 
+    @property
+    def solver_ready(self) -> bool:
+        """Return whether the solver had its budget, whatever its generators still need."""
+        return int(self.meta["step"]) >= int(self.meta.get("solver_steps", self.meta["steps"]))
+
 
 def read_header(path: Path) -> CheckpointFile:
     """Read the JSON header of a checkpoint file, without its tensors and without torch.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
@@ -40,7 +40,7 @@ _HOLD = ForUpdateArg(read=True, key_share=True)
 
 def train(
     session: Session, run_id: str, *, site: int | None = None, datasets: Mapping[int, str] | None = None,
-    checkpoint_id: str | None = None, gpus: int = 1,
+    checkpoint_id: str | None = None, until: Literal["end", "solver"] = "end", gpus: int = 1,
 ) -> JobPlan:  # fmt: skip
     """Plan the training of one site of a run; with no site given and none set for the run, of all its sites here.
 
@@ -49,13 +49,16 @@ def train(
         run_id: id of the run.
         site: task_id of the site; default: the one that the run says this site is.
         datasets: task_id -> data set id; a site that is not in it takes the data set of its own name, where there is one.
-        checkpoint_id: the checkpoint that a later site starts from; default: the newest that the site before left here.
+        checkpoint_id: the checkpoint that a later site starts from; default: the newest that the site before left here. One
+            of the site itself that is not finished is gone on with.
+        until: where it ends: at the `end`, or where the `solver` is ready.
         gpus: number of GPUs to train on together.
 
     Raises:
         Refusal: `not_found` for an unknown run, data set or checkpoint; `dataset_missing` for a site without images here;
             `checkpoint_invalid` where the site before left no checkpoint, or `checkpoint_id` is not one to start from;
-            `invalid_request` for an unknown site, a strategy that no service may run, or a needless `checkpoint_id`;
+            `invalid_request` for an unknown site, a strategy that no service may run, a needless `checkpoint_id`, or the
+            solvers of all sites alone, as each site needs the generators of the one before;
             `signer_revoked` or `signer_unknown` where it would go on from a model of a key that is trusted no more.
     """
     run = need(session, Run, run_id)
@@ -69,36 +72,49 @@ def train(
             raise _dataset_missing(run, task_id)
     base = None
     runs.require_may_run(run)
+    if site is None and until == "solver":
+        raise Refusal("invalid_request", "until: solver leaves a site's generators, which the next site needs: name a site")
     if site is not None and strategy_facts(run.strategy).sequence == "continues":
-        position = order.index(site)
-        base = _base_checkpoint(session, run, order[position - 1] if position else None, checkpoint_id)
+        base = _base_checkpoint(session, run, order, site, checkpoint_id)
         trust.require_line(session, base.id if base else None)
     elif checkpoint_id is not None:
         raise Refusal("invalid_request", "checkpoint_id goes with one site of a relay that starts from another")
-    params = {"site": site, "datasets": {str(task_id): row.id for task_id, row in dataset_rows.items()}}
+    params = {"site": site, "datasets": {str(task_id): row.id for task_id, row in dataset_rows.items()}, "until": until}
     return JobPlan(params, gpus, run.id, base.id if base else None)
 
 
-def _base_checkpoint(session: Session, run: Run, previous_site: int | None, checkpoint_id: str | None) -> Checkpoint | None:
-    if previous_site is None:
-        if checkpoint_id is not None:
+def _base_checkpoint(
+    session: Session, run: Run, order: list[int], site: int, checkpoint_id: str | None
+) -> Checkpoint | None:
+    """Return the checkpoint that a training goes on from: of the site before, or the site's own; None starts anew."""
+    given = need(session, Checkpoint, checkpoint_id, hold=True) if checkpoint_id is not None else None
+    if given is not None and (given.run_id, given.task_id) == (run.id, site):
+        if given.finished:
+            raise Refusal("checkpoint_invalid", f"the training of {given.id} is finished; a later site may start from it")
+        return given
+    position = order.index(site)
+    if position == 0:
+        if given is not None:
             raise Refusal("invalid_request", "the first site of a run starts from nothing: leave checkpoint_id out")
         return None
+    previous_site = order[position - 1]
     only_scored = select(Bundle.checkpoint_id).where(Bundle.purpose == "evaluate", Bundle.checkpoint_id.is_not(None))
-    if checkpoint_id is None:
+    if given is None:
         newest = select(Checkpoint).where(Checkpoint.run_id == run.id, Checkpoint.task_id == previous_site)
         newest = newest.where(Checkpoint.id.not_in(only_scored))
+        newest = newest.where(or_(Checkpoint.steps.is_(None), Checkpoint.step >= Checkpoint.steps))
         newest = newest.order_by(Checkpoint.id.desc()).limit(1)
         base = session.scalars(newest.with_for_update(read=True, key_share=True)).first()
         if base is None:
             raise Refusal("checkpoint_invalid", f"site {previous_site} of run {run.name} has left no checkpoint here yet")
         return base
-    base = need(session, Checkpoint, checkpoint_id, hold=True)
-    if base.run_id != run.id or base.task_id != previous_site:
-        raise Refusal("checkpoint_invalid", f"{base.id} is not of site {previous_site} of run {run.name}")
-    if session.scalars(only_scored.where(Bundle.checkpoint_id == base.id)).first() is not None:
-        raise Refusal("checkpoint_invalid", f"{base.id} was imported to be scored; import it for training")
-    return base
+    if given.run_id != run.id or given.task_id != previous_site:
+        raise Refusal("checkpoint_invalid", f"{given.id} is not of site {previous_site} of run {run.name}")
+    if not given.finished:
+        raise Refusal("checkpoint_invalid", f"the training of {given.id} is not finished: its solver alone is ready")
+    if session.scalars(only_scored.where(Bundle.checkpoint_id == given.id)).first() is not None:
+        raise Refusal("checkpoint_invalid", f"{given.id} was imported to be scored; import it for training")
+    return given
 
 
 def evaluate(session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None) -> JobPlan:
@@ -178,12 +194,17 @@ def export(session: Session, checkpoint_id: str, *, recipient: str | None = None
 
     Raises:
         Refusal: `not_found`; `real_images` where the run's strategy keeps images of patients in its checkpoints;
+            `bundle_incomplete` for a checkpoint whose generators are not trained to their end;
             `conflict` for a checkpoint that was imported; `bundle_incomplete` where the checkpoint that it was trained
             from is of this site too, and was never exported; `signer_revoked` or `signer_unknown` as in `train`.
     """
     checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
     trust.require_line(session, checkpoint.id)
     runs.require_no_images(need(session, Run, checkpoint.run_id))
+    if not checkpoint.finished:
+        raise Refusal(
+            "bundle_incomplete", f"the solver of {checkpoint.id} alone is ready; train its site on with this checkpoint_id"
+        )
     if (imported := _newest_bundle(session, checkpoint.id, "import")) is not None:
         raise Refusal("conflict", f"{checkpoint.id} was brought here, by {imported.id}: export what is trained from it")
     parent_bundle = None

@@ -42,10 +42,12 @@ def store_results(store: ArtifactStore, work: PreparedJob) -> _Stored:
         Refusal: `storage_full`; `checkpoint_invalid` where a training left fewer checkpoints than it trained sites.
     """
     inputs = [work.folder / name for name in work.inputs]
-    new_checkpoints = [c for c in newest_checkpoints(work.folder) if c.finished and c.path.parent not in inputs]
+    wanted = "ready" if work.job.params.get("until") == "solver" else "finished"
+    newest = [c for c in newest_checkpoints(work.folder) if c.path.parent not in inputs]
+    new_checkpoints = [c for c in newest if c.finished or (wanted == "ready" and c.solver_ready)]
     if len(new_checkpoints) < work.sites:
         raise Refusal(
-            "checkpoint_invalid", f"{work.sites} sites were trained, and {len(new_checkpoints)} left a finished checkpoint"
+            "checkpoint_invalid", f"{work.sites} sites were trained, and {len(new_checkpoints)} left a {wanted} checkpoint"
         )
     unpublished_folders = [*inputs, work.folder / PREDICTIONS / STAGED]
     stored = _Stored([(c, *store.put_file(c.path)) for c in new_checkpoints], {})
@@ -107,7 +109,7 @@ def _publish_checkpoints(session: Session, work: PreparedJob, stored: _Stored) -
         row = Checkpoint(
             run_id=work.job.run_id, job_id=work.job.id, parent_id=None if starts_anew else parent, digest=digest,
             task_id=int(file.meta["task_id"]), site=str(file.meta["site"]), step=int(file.meta["step"]),
-            content_digest=file.digest,
+            steps=int(file.meta["steps"]), content_digest=file.digest,
         )  # fmt: skip
         session.add(row)
         session.flush()

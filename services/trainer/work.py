@@ -161,17 +161,27 @@ def _train(session: Session, settings: Settings, claim: Claim, work: PreparedJob
     site = job.params["site"]
     work.sites = 1 if site is not None or run.sites()[0].facts.sequence == "at_once" else len(run.task_ids)
     if job.checkpoint_id is not None:
-        work.base = need(session, Checkpoint, job.checkpoint_id)
-        _place_history(session, work, work.base, {i: run.site(i).folder_name for i in run.all_ids})
-    site_option = ["--site", str(site)] if site is not None else []
-    work.command = _core_command(claim, "train", str(run_path), *site_option, "--out", str(folder), "--resume")
+        start = need(session, Checkpoint, job.checkpoint_id)
+        folder_names = {i: run.site(i).folder_name for i in run.all_ids}
+        if start.task_id == site:  # its own, of which the solver is ready
+            _place(work, start, folder_names)
+        own_or_before = start.parent_id if start.task_id == site else start.id
+        work.base = need(session, Checkpoint, own_or_before) if own_or_before is not None else None
+        if work.base is not None:
+            _place(work, work.base, folder_names)
+            _place_history(session, work, work.base, folder_names)
+    options = ["--site", str(site)] if site is not None else []
+    options += ["--until", job.params.get("until", "end")]
+    work.command = _core_command(claim, "train", str(run_path), *options, "--out", str(folder), "--resume")
+
+
+def _place(work: PreparedJob, row: Checkpoint, folder_names: Mapping[int, str]) -> None:
+    """Add a checkpoint to the needed files, in its site's folder."""
+    work.wanted.append((row.digest, work.folder / folder_names[row.task_id] / f"step-{row.step:08d}.safetensors"))
 
 
 def _place_history(session: Session, work: PreparedJob, base: Checkpoint, folder_names: Mapping[int, str]) -> None:
-    """Add to the needed files the checkpoint to start from and, for the score matrix, the scores of the sites before."""
-    folder_name = folder_names[base.task_id]
-    target = work.folder / folder_name / f"step-{base.step:08d}.safetensors"
-    work.wanted.append((base.digest, target))
+    """Add to the needed files, for the score matrix, the scores of the sites before."""
     row: Checkpoint | None = base
     while row is not None:
         folder_name = folder_names[row.task_id]

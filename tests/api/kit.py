@@ -154,8 +154,10 @@ class Site:
             file.seek(10)
             file.write(bytes([byte ^ 1]))
 
-    def checkpoint(self, run: dict[str, Any] | None = None, content: bytes = b"", parent: str | None = None) -> Checkpoint:
-        """What a training leaves."""
+    def checkpoint(
+        self, run: dict[str, Any] | None = None, content: bytes = b"", parent: str | None = None, steps: int = 6
+    ) -> Checkpoint:
+        """What a training of `steps` leaves at step 6."""
         run = run or self.run()
         job = self.submit({"kind": "train", "run_id": run["id"]})
         claim = self.claim(job["id"])
@@ -164,8 +166,8 @@ class Site:
         with self.database.write() as session:
             artifacts.keep(session, digest, size, "application/vnd.safetensors")
             row = Checkpoint(
-                run_id=run["id"], job_id=job["id"], task_id=1, site="R", step=6, digest=digest, content_digest="0" * 64,
-                parent_id=parent,
+                run_id=run["id"], job_id=job["id"], task_id=1, site="R", step=6, steps=steps, digest=digest,
+                content_digest="0" * 64, parent_id=parent,
             )  # fmt: skip
             session.add(row)
             leases.finish(session, claim, "succeeded")

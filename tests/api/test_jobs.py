@@ -134,12 +134,29 @@ def test_what_a_job_needs_is_looked_up_before_it_is_accepted(site):
     refused(submit(site, {"kind": "train", "run_id": "0" * 64}), 404, "not_found")
     refused(submit(site, {"kind": "train", "run_id": run["id"], "site": 9}), 422, "invalid_request")
     refused(submit(site, {"kind": "train", "run_id": run["id"], "site": 2}), 422, "checkpoint_invalid")
+    refused(submit(site, {"kind": "train", "run_id": run["id"], "until": "solver"}), 422, "invalid_request")
     refused(submit(site, {"kind": "samples", "checkpoint_id": f"checkpoint-{'0' * 28}"}), 404, "not_found")
     for entry in run["sites"]:
         found = ok(site.viewer.get("/api/v1/datasets", params={"name": entry["name"]}))["items"][0]
         ok(site.operator.delete(f"/api/v1/datasets/{found['id']}"), 204)
     refused(submit(site, {"kind": "train", "run_id": run["id"]}), 422, "dataset_missing")
     assert len(ok(site.viewer.get("/api/v1/jobs", params={"run_id": run["id"]}))["items"]) == before
+
+
+def test_a_checkpoint_whose_solver_alone_is_ready_is_gone_on_with_and_not_handed_on(site):
+    run = site.run()
+    before = site.checkpoint(run)
+    ready = site.checkpoint(run, steps=9)
+    assert [ok(site.viewer.get(f"/api/v1/checkpoints/{c.id}"))["finished"] for c in (before, ready)] == [True, False]
+    body = {"kind": "train", "run_id": run["id"]}
+    assert site.submit({**body, "site": 1, "checkpoint_id": ready.id})["checkpoint_id"] == ready.id
+    assert site.submit({**body, "site": 2})["checkpoint_id"] == before.id
+    for refusal in ({"site": 2, "checkpoint_id": ready.id}, {"site": 1, "checkpoint_id": before.id}):
+        problem = refused(submit(site, {**body, **refusal}, f"{refusal['site']}-{run['id']}"), 422, "checkpoint_invalid")
+        assert "finished" in problem["detail"]
+    headers = {"Idempotency-Key": f"export-{run['id']}"}
+    answer = site.operator.post("/api/v1/exports", json={"checkpoint_id": ready.id}, headers=headers)
+    assert "alone is ready" in refused(answer, 409, "bundle_incomplete")["detail"]
 
 
 def test_cancel_at_each_state(site):

@@ -1,4 +1,4 @@
-"""A solver that is ready before the generators are: two calls with a checkpoint each, the second as if nothing had stopped."""
+"""A solver that is ready before its generators: two calls with a checkpoint each, the second as if nothing had stopped."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_a_solver_that_has_the_whole_budget_is_ready_at_the_end(toy):
 def test_what_cannot_be_split_is_refused(toy, run):
     with pytest.raises(RunFileError, match="name one --site"):
         play(toy, run, "out", until="solver")
-    with pytest.raises(RunFileError, match="set train.solver_num_mimgs"):
+    with pytest.raises(RunFileError, match=r"set train\.solver_num_mimgs"):
         toy.run(model={"kwargs": KWARGS}).site(1).require_consistent()
     with pytest.raises(RunFileError, match="needs num_stages: 1, not 2"):
         toy.run(model={"kwargs": {**KWARGS, "num_stages": 2}}, train=STEPS).site(1).require_consistent()

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import select, update
 
 from relay_core.inference.onnx_model import OnnxModel
-from services.site import job_plans, jobs, registry
+from services.site import Refusal, job_plans, jobs, registry
 from services.site.artifacts import attached
 from services.site.db.engine import DatabaseError
 from services.site.db.models import Checkpoint, Dataset, Evaluation, Job, JobEvent, Metric
@@ -92,6 +92,44 @@ def test_the_second_site_starts_from_the_first_ones_checkpoint(
     assert digests[whole] == digests[ones[0]] + digests[ones[1]]
     assert small_site.job(ones[1]).checkpoint_id == rows[2].id
     with small_site.database.read() as session:
+        matrix = session.scalars(select(Evaluation).order_by(Evaluation.id.desc())).first().matrices["dice_per_sample"]
+    assert matrix["rows"] == ["Domain1", "Domain2"]
+
+
+def test_a_solver_is_published_before_its_generators_are_trained(
+    small_site: SiteKit, station: WorkerLoop, phantom_data: Path, tmp_path: Path
+) -> None:
+    toy = Toy(phantom_data, tmp_path)
+    path = toy.write(
+        train={"num_mimgs": 48e-6, "solver_num_mimgs": 32e-6},
+        model={"kwargs": {"num_stages": 1, "gan_after_solver": True, "gan_at_last_site": True}},
+    )
+    run, made = small_site.add_run(path), []
+    whole = small_site.submit_train(run)
+    station.work_once()
+    for site in (1, 2):
+        job_id = small_site.submit_train(run, site=site, until="solver")
+        assert station.work_once()
+        assert (small_site.job(job_id).state, small_site.job(job_id).error) == ("succeeded", None)
+        (ready_id,) = small_site.job(job_id).result["checkpoints"]
+        with small_site.database.read() as session:
+            ready = session.get_one(Checkpoint, ready_id)
+            assert (ready.step, ready.steps, ready.finished) == (4, 6, False)
+            plan = job_plans.export_onnx(session, ready_id, name="early")
+            with pytest.raises(Refusal, match=r"solver of .* alone is ready"):
+                job_plans.export(session, ready_id)
+        model = submit(small_site, "export_onnx", plan)
+        job_id = small_site.submit_train(run, site=site, checkpoint_id=ready_id)
+        assert station.work_once()
+        assert station.work_once()
+        assert small_site.job(model).result["version"] == site
+        made += small_site.job(job_id).result["checkpoints"]
+    with small_site.database.read() as session:
+        first, second = (session.get_one(Checkpoint, each) for each in made)
+        assert second.parent_id == first.id
+        assert [second.finished, first.finished] == [True, True]
+        at_once = [session.get_one(Checkpoint, each).content_digest for each in small_site.job(whole).result["checkpoints"]]
+        assert [first.content_digest, second.content_digest] == at_once
         matrix = session.scalars(select(Evaluation).order_by(Evaluation.id.desc())).first().matrices["dice_per_sample"]
     assert matrix["rows"] == ["Domain1", "Domain2"]
 

@@ -58,7 +58,7 @@ def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:
         case schemas.TrainRequest():
             return job_plans.train(
                 session, body.run_id, site=body.site, datasets=_by_task_id(body.datasets),
-                checkpoint_id=body.checkpoint_id, gpus=body.gpus,
+                checkpoint_id=body.checkpoint_id, until=body.until, gpus=body.gpus,
             )  # fmt: skip
         case schemas.EvaluateRequest():
             return job_plans.evaluate(session, body.checkpoint_id, datasets=_by_task_id(body.datasets))

@@ -42,7 +42,11 @@ class TrainRequest(RequestBody):
     datasets: DatasetsBySite = Field(default_factory=dict)
     """Maps a site's task_id to its data set; a site that is not in it takes the data set of its own name."""
     checkpoint_id: CheckpointId | None = None
-    """Is the checkpoint that a later site starts from; null: the newest one that the site before left here."""
+    """Is the checkpoint that a later site starts from; null: the newest one that the site before left here. One of this very
+    site, which is not finished, is gone on with to its end."""
+    until: Literal["end", "solver"] = "end"
+    """Is where the job ends: `solver`, where the solver is ready, which may be before the generators are (the run's
+    `gan_after_solver`). A second job with that checkpoint trains them."""
     gpus: Annotated[int, Field(ge=1, le=16)] = 1
     """Is the number of devices that train together."""
 

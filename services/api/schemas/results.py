@@ -33,8 +33,9 @@ class Checkpoint(ResponseBody):
             "examples": [
                 {
                     "id": EXAMPLE_CHECKPOINT, "run_id": EXAMPLE_RUN, "job_id": EXAMPLE_JOB, "parent_id": None, "task_id": 1,
-                    "site": "Domain1", "step": 2000, "digest": EXAMPLE_RUN, "content_digest": EXAMPLE_RUN, "size": 91234567,
-                    "pinned": False, "note": "", "version": 1, "created_at": EXAMPLE_TIME,
+                    "site": "Domain1", "step": 2000, "finished": True, "digest": EXAMPLE_RUN,
+                    "content_digest": EXAMPLE_RUN, "size": 91234567, "pinned": False, "note": "",
+                    "version": 1, "created_at": EXAMPLE_TIME,
                 }
             ]
         }
@@ -48,6 +49,8 @@ class Checkpoint(ResponseBody):
     task_id: int
     site: str
     step: int
+    finished: bool
+    """Says whether its training did all its steps; otherwise its solver alone is ready, and its generators are not."""
     digest: str
     """Is the SHA-256 of the file."""
     content_digest: str

@@ -287,6 +287,8 @@ class Checkpoint(Base):
     task_id: Mapped[int]
     site: Mapped[str] = mapped_column(String(100))
     step: Mapped[int]
+    steps: Mapped[int | None]
+    """Steps of the whole training; None where an older version wrote the row, of a finished training."""
     digest: Mapped[str] = mapped_column(ForeignKey("artifacts.digest"))
     content_digest: Mapped[str] = mapped_column(String(64))
     """Digest that the file itself holds, over its tensors and settings."""
@@ -294,6 +296,11 @@ class Checkpoint(Base):
     note: Mapped[str] = mapped_column(Text, default="")
     version: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[float] = mapped_column(default=clock())
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the training did all its steps; otherwise its solver alone is ready."""
+        return self.steps is None or self.step >= self.steps
 
 
 class Evaluation(Base):
