@@ -22,7 +22,7 @@ MODEL = {
     "G_img_kwargs": {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": {"channel_base": 128, "channel_max": 8}},
     "G_label_kwargs": {"mapping_kwargs": {"num_layers": 2}, "synthesis_kwargs": {"channel_base": 128, "channel_max": 8}},
     "D_img_kwargs": {"channel_base": 128, "channel_max": 8}, "D_label_kwargs": {"channel_base": 128, "channel_max": 8},
-    "solver_kwargs": {"backbone": "plain", "base_channels": 4},
+    "solver_kwargs": {"backbone": "plain", "base_channels": 4}, "gan_every": 1,
 }  # fmt: skip
 
 

@@ -156,8 +156,8 @@ class DoubleGanKwargs(Settings):
     """Its settings; none for a U-Net: a ResNet-18 for encoder."""
     train_gan: bool = True
     """Train generators and discriminators: the adversarial game."""
-    gan_every: int = Field(default=1, ge=1)
-    """Steps of the solver for each step of the game."""
+    gan_every: int | None = Field(default=None, ge=1)
+    """Steps of the solver for each step of the game; none: 2, and 1 where `published` is set."""
     gan_num_mimgs: float | None = Field(default=None, gt=0)
     """Budget of the game, in millions of images of its batches, spread evenly over the solver's steps; none: as `gan_every`
     has it. Where the solver's budget is smaller than the whole, the rest is the game's alone."""
@@ -301,6 +301,11 @@ class DoubleGanKwargs(Settings):
         """Return `corrections.replay_targets`; `map` instead of `soft` where the previous solver is not distilled."""
         no_distillation = self.solver_distil_weight == 0 or self.corrections.teacher == "current"
         return "map" if no_distillation and self.corrections.replay_targets == "soft" else self.corrections.replay_targets
+
+    @property
+    def solver_steps_a_turn(self) -> int:
+        """Return `gan_every`, or what stands for none."""
+        return self.gan_every or (1 if self.published else 2)
 
     @property
     def generator_optimizer(self) -> OptimizerSettings:

@@ -25,7 +25,7 @@ LATER = {
     "dataset.kwargs.test_count": None,
     "model.kwargs.D_img_kwargs.mapping_kwargs": {"num_layers": 8},
     "model.kwargs.D_label_kwargs.mapping_kwargs": {"num_layers": 8},
-    "model.kwargs.gan_every": 1,
+    "model.kwargs.gan_every": None,
     "model.kwargs.gan_num_mimgs": None,
     "model.kwargs.gan_batch_size": None,
     "model.kwargs.gan_at_last_site": None,

@@ -128,7 +128,7 @@ class RelayStrategy(Strategy):
             batch = min(self.settings.train.batch_size, self.s.gan_batch_size or self.settings.train.batch_size)
             turns = min(shared, max(1, round(self.s.gan_num_mimgs * 1e6 / batch)))
         else:
-            turns = -(-shared // self.s.gan_every)
+            turns = -(-shared // self.s.solver_steps_a_turn)
         if step >= shared:  # the game's alone
             return turns + step - shared
         return step * turns // shared if step * turns % shared < turns else None

@@ -26,6 +26,8 @@ def test_the_game_is_played_evenly_over_the_solvers_steps(toy):
     assert [t for t in turns(toy, gan_num_mimgs=40e-6, gan_batch_size=4) if t is not None] == list(range(10))
     assert turns(toy, gan_num_mimgs=1.0) == list(range(12))
     assert turns(toy, train_gan=False) == [None] * 12
+    assert turns(toy, gan_every=None) == turns(toy, gan_every=2)
+    assert turns(toy, gan_every=None, published=True) == turns(toy, gan_every=1)
 
 
 def test_after_the_solvers_budget_the_game_is_played_on(toy):
