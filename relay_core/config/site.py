@@ -158,6 +158,24 @@ class SiteSettings(Settings):
             kwargs = kwargs.model_copy(update=no_pretraining)
         return self.model_copy(update={"model": self.model.model_copy(update={"kwargs": kwargs})})
 
+    def with_smaller_batch(self, halvings: int) -> SiteSettings:
+        """Return the settings with the batch, and the game's, halved so often, and as many more added up to a step."""
+        if not halvings:
+            return self
+        train, kwargs = self.train, self.model.kwargs
+        smaller: dict[str, Any] = {
+            "train": train.model_copy(
+                update={
+                    "batch_size": train.batch_size >> halvings,
+                    "accumulate_grad_batches": train.accumulate_grad_batches << halvings,
+                }
+            )
+        }
+        if isinstance(kwargs, DoubleGanKwargs) and kwargs.gan_batch_size is not None:
+            kwargs = kwargs.model_copy(update={"gan_batch_size": max(2, kwargs.gan_batch_size >> halvings)})
+            smaller["model"] = self.model.model_copy(update={"kwargs": kwargs})
+        return self.model_copy(update=smaller)
+
     @property
     def data(self) -> CommonDatasetKwargs:
         """Return the settings of the data set."""

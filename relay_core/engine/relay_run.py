@@ -208,7 +208,7 @@ class RelayRun:
             self.course.add(step, lambda: self._seen(site, strategy), self.device)
 
     def _look(self, site: SiteTraining, strategy: Strategy, step: int) -> None:
-        train, name = site.settings.train, site.name
+        train, name = site.fitting.train, site.name
         epochs, images_an_epoch = train.check_val_every_n_epoch, len(site.images) * site.settings.data.num_replica
         interval = max(1, round(epochs * images_an_epoch / train.batch_size)) if epochs else 0
         if interval and step % interval == 0 and name in self.tests:

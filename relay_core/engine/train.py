@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
@@ -42,11 +43,18 @@ class SiteTraining:
     """Keeps what the training costs along its way."""
     observe: Callable[[SiteTraining, Strategy, int], None] = lambda site, strategy, step: None
     """Called after every step, in the first process alone; it must leave the random state alone."""
+    halvings: int = 0
+    """How often the batch was halved, since it did not fit into the memory; as many more are added up to one step."""
 
     @property
     def name(self) -> str:
         """The site's name."""
         return self.settings.name
+
+    @property
+    def fitting(self) -> SiteSettings:
+        """Return the settings with the batch that fits, and as many more batches a step of the optimizers."""
+        return self.settings.with_smaller_batch(self.halvings)
 
     def say(self, event: events.Event) -> None:
         """Emit an event, from the first process only."""
@@ -66,21 +74,54 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         base: the checkpoint that the site before handed over; None starts anew.
         resume: go on from this site's own newest checkpoint, if there is one.
 
+    A batch that does not fit into the memory is halved, and the training goes on from its newest checkpoint; gradients are
+    added up, so that the optimizers step as before. (Not with several processes, of which one alone would know.)
+
     Raises:
         CheckpointError: the folder holds a training and `resume` is off, or a checkpoint does not fit.
         Stopped: the training was asked to stop; a checkpoint was written.
         TrainingDiverged: losses or gradients stayed non-finite.
+        RuntimeError: not even two images fit into the memory (`torch.OutOfMemoryError` on a GPU).
     """
-    settings = site.settings
     if site.device.type == "cpu":
         keep_freed_memory()
+    while True:
+        try:
+            return _train_site(site, base, resume)
+        except RuntimeError as error:
+            batch = site.fitting.train.batch_size
+            if not _lacks_memory(error) or distributed.world() > 1 or batch % 2 or batch < 4:
+                raise
+            lack = " ".join(str(error).split())[:200]
+        # only here, where the error holds the batch's tensors no more
+        site.halvings, resume = site.halvings + 1, True
+        gc.collect()
+        if site.device.type == "cuda":
+            torch.cuda.empty_cache()
+        added = site.fitting.train.accumulate_grad_batches
+        site.warn(
+            f"a batch of {batch} does not fit into the memory of {site.device} ({lack}): going on with {batch // 2}, and "
+            f"{added} of them added up; train.batch_size {batch // 2} and accumulate_grad_batches {added} begin so"
+        )
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Checkpoint:
+    """Train with the batch that is thought to fit; see `train_site`."""
     own_checkpoint = checkpoint.newest(site.folder, site.warn) if site.folder.is_dir() else None
     if own_checkpoint is not None:
         _check_own(site, base, own_checkpoint, resume)
     distributed.barrier()  # no process may write before all have read the folder
+    halved = int(own_checkpoint.meta.get("halvings", 0)) if own_checkpoint else 0
+    site.halvings = max(site.halvings, halved)
+    settings = site.settings
     images_a_pass = len(site.images) * settings.data.num_replica
-    steps, solver_steps = settings.train.steps(images_a_pass), settings.train.solver_steps(images_a_pass)
-    first_step = int(own_checkpoint.meta["step"]) if own_checkpoint else 0
+    steps = settings.train.steps(images_a_pass) << site.halvings
+    solver_steps = settings.train.solver_steps(images_a_pass) << site.halvings
+    first_step = int(own_checkpoint.meta["step"]) << (site.halvings - halved) if own_checkpoint else 0
     if own_checkpoint is not None and first_step >= steps and own_checkpoint.meta.get("ended", True):
         if distributed.rank() == 0:
             checkpoint.tidy(site.folder)  # in case it was killed between its last checkpoint and its end
@@ -89,6 +130,8 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         return own_checkpoint
     changed_images.check(site.images, settings.checkpoint, own_checkpoint, site.warn)
     strategy, stream = _begin(site, base, own_checkpoint)
+    for updater in strategy.updaters.values():
+        updater.pending <<= site.halvings - halved
     if own_checkpoint is not None and strategy.ends and own_checkpoint.meta.get("ended"):
         raise CheckpointError(
             f"{own_checkpoint.path}: {site.name} has ended after {first_step} steps, and strategy {strategy.name} has "
@@ -100,7 +143,7 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
     if first_step >= steps:  # the budget was made smaller after this checkpoint
         strategy.end_site(site.images)
         return saver.save(first_step)
-    feed = Feed(site.images, stream, site.device, decoders(settings.num_workers), settings.train.batch_size)
+    feed = Feed(site.images, stream, site.device, decoders(settings.num_workers), site.fitting.train.batch_size)
     try:
         return _train(site, strategy, feed, saver, range(first_step, steps))
     finally:
@@ -169,7 +212,7 @@ def _check_own(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Chec
 
 def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None) -> tuple[Strategy, Stream]:
     """Return the strategy and its image stream, as the site's own checkpoint left them or at the start of the site."""
-    settings = site.settings if base is None and own_checkpoint is None else site.settings.without_pretraining()
+    settings = site.fitting if base is None and own_checkpoint is None else site.fitting.without_pretraining()
     torch.manual_seed(settings.random_seed)
     strategy = make_strategy(settings, site.device)
     if settings.train.sync_batchnorm and distributed.world() > 1:
@@ -310,6 +353,7 @@ class _Saver:
             "settings": settings.shared(),
             "hand_over": self.strategy.hand_over(),
             **({"solver_steps": self.solver_steps} if self.solver_steps < self.steps else {}),
+            **({"halvings": site.halvings} if site.halvings else {}),
             **self.origin,
             **state,
         }
@@ -346,7 +390,7 @@ class _Progress:
         rate = (step - self.said) / max(now - self.since, 1e-9)
         overall = (step - self.first) / max(now - self.begin, 1e-9)
         means = {name: round(float(distributed.mean_(total / count)), 6) for name, (total, count) in self.sums.items()}
-        batch = self.site.settings.train.batch_size
+        batch = self.site.fitting.train.batch_size
         seconds_left = (self.steps - step) / overall
         self.site.say(events.Step(self.site.name, step, self.steps, means, round(rate * batch, 2), round(seconds_left, 1)))
         self.sums, self.since, self.said = {}, now, step
