@@ -84,8 +84,8 @@ class TrainSettings(Settings):
     solver_num_epochs: int | None = Field(default=None, ge=1)
     """Budget of the solver alone, in passes over the site's training images; give this or `solver_num_mimgs`."""
     batch_size: int = Field(default=16, ge=2)
-    """Images a step over all processes, replayed ones included. One process halves what does not fit into its memory, and adds up
-    the gradients of as many more."""
+    """Images a step over all processes, replayed ones included. A single process halves a batch that does not fit into its
+    memory, and adds up the gradients of as many more."""
     precision: Literal["32", "16", "bf16", "64"] = "32"
     """Bits of the training's arithmetic on a GPU; a CPU computes in 32, or in bf16 or 64 where asked."""
     loss: LossSettings = LossSettings()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from relay_core import distributed, events
 from relay_core.config import SiteSettings
@@ -19,10 +18,11 @@ from relay_core.engine import changed_images, checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.course import Course
 from relay_core.engine.device import keep_freed_memory
+from relay_core.engine.origin import origin
+from relay_core.engine.saving import Progress, Saver
 from relay_core.engine.stream import Feed, Stream, decoders
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
-from relay_core.imaging import out_of_distribution
 from relay_core.strategies import Images, Position, Strategy, make_strategy
 
 
@@ -137,7 +137,7 @@ def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Ch
             f"{own_checkpoint.path}: {site.name} has ended after {first_step} steps, and strategy {strategy.name} has "
             "taken from it what later sites need; a larger budget needs another --out"
         )
-    saver = _Saver(site, strategy, stream, steps, solver_steps, _origin(site, base, own_checkpoint))
+    saver = Saver(site, strategy, stream, steps, solver_steps, origin(site, base, own_checkpoint))
     site.say(events.Started(site.name, first_step, steps, len(site.images), str(site.device), strategy.name))
 
     if first_step >= steps:  # the budget was made smaller after this checkpoint
@@ -150,12 +150,12 @@ def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Ch
         feed.close()
 
 
-def _train(site: SiteTraining, strategy: Strategy, feed: Feed, saver: _Saver, remaining: range) -> Checkpoint:
+def _train(site: SiteTraining, strategy: Strategy, feed: Feed, saver: Saver, remaining: range) -> Checkpoint:
     """Take the remaining steps, with a checkpoint every so often and where the solver is ready; return the last one.
 
     Raises Stopped.
     """
-    steps, progress = remaining.stop, _Progress(site, remaining.start, remaining.stop)
+    steps, progress = remaining.stop, Progress(site, remaining.start, remaining.stop)
     for step in remaining:
         position = Position(step, steps, saver.solver_steps)
         with _watched(site, position, strategy.work(position)):
@@ -232,29 +232,6 @@ def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoi
     return strategy, stream
 
 
-def _origin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Return what a checkpoint says of where its model comes from.
-
-    `sites` it was at, in order; `looks`, their feature statistics; `base`, the checkpoint that this site began from, with
-    the bundle that brought it; `training_set`, the fingerprints of the images that it began with; and whether real
-    images came along.
-    """
-    own = own_checkpoint.meta if own_checkpoint else {}
-    before = base.meta if base else {}
-    if own:  # one of an older version does not say what it began from, and nobody knows it now
-        began_from = {"base": own["base"]} if "base" in own else {}
-    else:
-        began_from = {"base": {"checkpoint": base.digest, "bundle": before.get("bundle")} if base else None}
-    return {
-        **began_from,
-        "looks": own.get("looks") or _feature_statistics(site, base),
-        "sites": own.get("sites", [site.name]) if own else [*(_trained_before(base) if base else []), site.name],
-        "holds_real_images": site.settings.facts.holds_real_images
-        or any(bool(meta.get("holds_real_images")) for meta in (own, before)),
-        "training_set": own.get("training_set") or changed_images.fingerprints(site.images),
-    }
-
-
 def _class_counts(site: SiteTraining) -> list[int] | None:
     """Return the number of training images of each class; None for segmentation."""
     data = site.settings.data
@@ -262,25 +239,6 @@ def _class_counts(site: SiteTraining) -> list[int] | None:
         return None
     labels = torch.cat([site.images.batch(part)[1] for part in torch.arange(len(site.images)).split(64)])
     return torch.bincount(labels, minlength=data.num_classes).tolist()
-
-
-def _trained_before(base: Checkpoint) -> list[str]:
-    return list(base.meta.get("sites") or [base.meta["site"]])
-
-
-def _feature_statistics(site: SiteTraining, base: Checkpoint | None) -> dict[str, Any]:
-    """Return the feature statistics of the training images of all sites so far, by site.
-
-    The out-of-distribution score of an image is measured against them; see `imaging.out_of_distribution`.
-    """
-    low, high = site.settings.data.out_range
-    step = max(1, len(site.images) // out_of_distribution.MOST)
-    indices = range(0, len(site.images), step)
-    batches = (indices[i : i + 64] for i in range(0, len(indices), 64))
-    statistics = out_of_distribution.feature_statistics(
-        (site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches
-    )
-    return {**(base.meta.get("looks", {}) if base else {}), site.name: statistics}
 
 
 def _take_over(site: SiteTraining, strategy: Strategy, base: Checkpoint) -> None:
@@ -318,79 +276,3 @@ def _stop_wanted(site: SiteTraining) -> bool:
     if distributed.world() == 1:
         return stop_here
     return float(distributed.mean_(torch.tensor(float(stop_here), device=site.device))) > 0
-
-
-@dataclass
-class _Saver:
-    """Writes the checkpoints of a training, in the first process only."""
-
-    site: SiteTraining
-    strategy: Strategy
-    stream: Stream
-    steps: int
-    solver_steps: int
-    origin: dict[str, Any]
-    """Where the model comes from; see `_origin`."""
-    last: float = field(default_factory=time.monotonic)
-
-    def due(self) -> bool:
-        """Return whether it is time for a checkpoint; only the first process writes, in others it is never time."""
-        return distributed.rank() == 0 and time.monotonic() - self.last >= self.site.settings.train.checkpoint_seconds
-
-    def save(self, step: int) -> Checkpoint:
-        """Write a checkpoint at `step` and return it; processes other than the first only make it, in memory."""
-        site, settings = self.site, self.site.settings
-        state, tensors = checkpoint.collect(self.strategy, site.device)
-        meta: dict[str, Any] = {
-            "run": site.run_digest,
-            "site": site.name,
-            "task_id": settings.task_id,
-            "strategy": self.strategy.name,
-            "consumed": self.stream.consumed,
-            "images": len(site.images),
-            "steps": self.steps,
-            "ended": step >= self.steps,
-            "settings": settings.shared(),
-            "hand_over": self.strategy.hand_over(),
-            **({"solver_steps": self.solver_steps} if self.solver_steps < self.steps else {}),
-            **({"halvings": site.halvings} if site.halvings else {}),
-            **self.origin,
-            **state,
-        }
-        if distributed.rank() != 0:
-            return Checkpoint(site.folder, "", {**meta, "step": step}, tensors)
-        written = checkpoint.write(site.folder, step, meta, tensors)
-        site.say(events.Saved(site.name, step, str(written.path), written.digest))
-        self.last = time.monotonic()
-        return written
-
-
-class _Progress:
-    """Keeps the means of the losses, the images a second and the time left, and emits them."""
-
-    def __init__(self, site: SiteTraining, first: int, steps: int) -> None:
-        self.site, self.steps = site, steps
-        self.sums: dict[str, tuple[Tensor, int]] = {}
-        self.begin = self.since = time.monotonic()
-        self.first = self.said = first
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since this training began or was resumed."""
-        return time.monotonic() - self.begin
-
-    def add(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Take a step's losses into account; emit a `Step` event every `log_every_n_steps` steps and at the last one."""
-        for name, value in losses.items():
-            total, count = self.sums.get(name, (torch.zeros_like(value), 0))
-            self.sums[name] = (total + value.detach(), count + 1)
-        if step % self.site.settings.train.log_every_n_steps and step != self.steps:
-            return
-        now = time.monotonic()
-        rate = (step - self.said) / max(now - self.since, 1e-9)
-        overall = (step - self.first) / max(now - self.begin, 1e-9)
-        means = {name: round(float(distributed.mean_(total / count)), 6) for name, (total, count) in self.sums.items()}
-        batch = self.site.fitting.train.batch_size
-        seconds_left = (self.steps - step) / overall
-        self.site.say(events.Step(self.site.name, step, self.steps, means, round(rate * batch, 2), round(seconds_left, 1)))
-        self.sums, self.since, self.said = {}, now, step
