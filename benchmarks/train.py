@@ -3,9 +3,10 @@
     python -m benchmarks.train fundus-cpu
     python -m benchmarks.train fundus-cpu --tables compare --threads 1
 
-Images are random: only time is measured. `iteration` is a whole step without the lazy regularisations, and `with path
-length + R1` one that has both. A phase is timed inside such an iteration of a second site, with replay; where it is called
-more than once, its times are added up.
+Images are random: only time is measured. `iteration` is a whole step with the game, without its lazy regularisations; `with
+path length + R1` has those that the recipe has; `without the game` is one of the solver alone. A phase is timed inside such
+an iteration of a second site, with replay; where it is called more than once, its times are added up. A second table has the
+operations of an iteration, and the share that it reaches of the speed of a large matrix product and of a large convolution.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from torch.nn.functional import conv2d
 
 from benchmarks.record import TOY, Record, script
 from benchmarks.timing import WARM_UP, alternate, ratio, seconds
 from relay_core.config import SiteSettings, load_run
 from relay_core.cuda import loader
-from relay_core.engine import choose_device
+from relay_core.engine import choose_device, operations
 from relay_core.strategies import Position, RelayStrategy, make_strategy
 
-PLAIN, REGULARISED = Position(1, 2, 2), Position(2000, 2001, 2001)
-"""A step without lazy regularisation, and one with both."""
+PLAIN, REGULARISED, ALONE = (Position(step, 4000, 4000) for step in (2002, 2000, 2001))
+"""A step of the game without lazy regularisation, one with it, and one of the solver alone (where the game skips any)."""
 
 
 class Trained:
@@ -70,6 +72,11 @@ def measure(args: argparse.Namespace, record: Record) -> None:
     if "phases" not in args.tables:
         return
     found = {recipe: phases(one, device, args.repeat) for recipe, one in settings.items()}
+    _phase_table(found, device, record)
+    operations_table(settings, device, args.repeat, record)
+
+
+def _phase_table(found: dict[str, dict[str, float]], device: torch.device, record: Record) -> None:
     table = record.table("Seconds of an iteration, medians", {str(device): "", **dict.fromkeys(found, ".3f")})
     for phase in next(iter(found.values())):
         table.add(phase, *(one[phase] for one in found.values()))
@@ -127,6 +134,7 @@ def phases(settings: SiteSettings, device: torch.device, repeat: int) -> dict[st
     strategy.begin_site("second", 100)
     result["iteration, second site"] = clock(partial(trained.step, PLAIN))
     result["with path length + R1"] = clock(partial(trained.step, REGULARISED))
+    result["without the game"] = clock(partial(trained.step, ALONE))
     parts = {
         "G step": (strategy.gan, "_generator_step"),
         "D step": (strategy.gan, "_discriminator_step"),
@@ -144,6 +152,39 @@ def phases(settings: SiteSettings, device: torch.device, repeat: int) -> dict[st
     for p in (0.0, 0.2):
         result[f"adaptive augmentation, p {p:g}"] = clock(partial(pipe, both, p))
     return result
+
+
+def operations_table(settings: dict[str, SiteSettings], device: torch.device, repeat: int, record: Record) -> None:
+    """Operations of an iteration of a second site, its speed, and that as a share of what the machine can do."""
+    a, image = torch.rand(2048, 2048, device=device), torch.rand(16, 256, 64, 64, device=device)
+    image, weight = image.to(memory_format=torch.channels_last), torch.rand(256, 256, 3, 3, device=device)
+    runs: dict[str, Callable[[], object]] = {
+        "product": lambda: a @ a,
+        "convolution": lambda: conv2d(image, weight, padding=1),
+    }
+    kinds = {"with the game": PLAIN, "with path length + R1": REGULARISED, "without the game": ALONE}
+    heads = {"recipe": "", "iteration, second site": "", "GFLOP": ".1f", "GFLOP/s": ".0f", "of a product's": ".0%",
+             "of a convolution's": ".0%"}  # fmt: skip
+    table = record.table(
+        f"Operations of an iteration, and the share of the speed of a large product and convolution, {device}", heads
+    )
+    for recipe, one in settings.items():
+        trained = Trained(one, device)
+        trained.strategy.begin_site("second", 100)
+        steps = {name: partial(trained.step, position) for name, position in kinds.items()}
+        counts = {name: _count(run) for name, run in (runs | steps).items()}
+        times = alternate(runs | steps, repeat, partial(seconds, device=device))
+        speed = {name: counts[name] / statistics.median(taken) / 1e9 for name, taken in times.items()}
+        for name in kinds:
+            shares = (speed[name] / speed[peak] for peak in runs)
+            table.add(recipe, name, counts[name] / 1e9, speed[name], *shares)
+        record.note(f"{recipe}: product {speed['product']:.0f} GFLOP/s, convolution {speed['convolution']:.0f}.")
+
+
+def _count(run: Callable[[], object]) -> int:
+    with operations() as counted:
+        run()
+    return counted.count
 
 
 def split(run: Callable[[], None], parts: dict[str, tuple[Any, str]], repeat: int, device: torch.device) -> dict[str, float]:
