@@ -106,7 +106,7 @@ def run_comparison(
     from relay_core.experiments import Comparison
 
     def tell(outcome: Any, done: int, total: int) -> None:
-        average = outcome.main.average()
+        average = outcome.average()
         if as_json:
             summary = {"strategy": outcome.name, "seed": outcome.seed, "average": average, "seconds": outcome.seconds}
             print(json.dumps({"event": "run", **summary, "done": done, "total": total}), flush=True)

@@ -150,6 +150,28 @@ class RehearsalKwargs(StrategyKwargs):
     """Share of a batch that is rehearsed."""
 
 
+class FedAvgKwargs(StrategyKwargs):
+    """Federated averaging (McMahan 2017, arXiv 1602.05629), simulated on one machine: in life it needs a network."""
+
+    facts = StrategyFacts(
+        holds_real_images=False, sequence="at_once", handed_over=NoState, has_generators=False, in_service=False
+    )
+
+    local_steps: int = Field(default=10, ge=1)
+    """Steps of each site between two averages, about: the rounds share the budget evenly."""
+    mu: float = Field(default=0.0, ge=0)
+    """Strength that holds a site's weights near the average (FedProx); 0: none."""
+
+
+class FedProxKwargs(FedAvgKwargs):
+    """Federated averaging with a proximal term (Li 2020, arXiv 1812.06127), simulated as `fedavg` is."""
+
+    facts = FedAvgKwargs.facts
+
+    mu: float = Field(default=0.01, ge=0)
+    """Strength that holds a site's weights near the average (FedProx)."""
+
+
 STRATEGIES = Registry(
     "strategy", "relay_core.strategies", StrategyKwargs,
     {
@@ -159,6 +181,8 @@ STRATEGIES = Registry(
         "owm": Entry(OwmKwargs, "relay_core.strategies.owm:OWMStrategy"),
         "ewc": Entry(EwcKwargs, "relay_core.strategies.ewc:EWCStrategy"),
         "lwf": Entry(LwfKwargs, "relay_core.strategies.lwf:LwFStrategy"),
+        "fedavg": Entry(FedAvgKwargs, "relay_core.strategies.federated:FederatedStrategy"),
+        "fedprox": Entry(FedProxKwargs, "relay_core.strategies.federated:FederatedStrategy"),
         "rehearsal": Entry(RehearsalKwargs, "relay_core.strategies.rehearsal:RehearsalStrategy"),
     },
 )  # fmt: skip

@@ -5,6 +5,7 @@ Images that do not fit into memory are decoded ahead of need, by processes of th
 
 from __future__ import annotations
 
+import copy
 import itertools
 import multiprocessing
 import os
@@ -89,7 +90,7 @@ class Stream:
 
     def ahead(self) -> Iterator[int]:
         """Yield, without end, the image numbers that this process's next calls of `take` return."""
-        ahead = Stream(self.images, self.seed, self.replicas)
+        ahead = copy.deepcopy(self)
         for position in itertools.count(self.consumed + distributed.rank(), distributed.world()):
             yield ahead._at(position)
 
@@ -103,6 +104,36 @@ class Stream:
             order = torch.randperm(self.images * self.replicas, generator=generator) % self.images
             self._order = {pass_number: order.tolist()}
         return self._order[pass_number]
+
+
+class TurnsStream(Stream):
+    """The images of joined sites in turns: those of a step are of one site, from a series of that site's own.
+
+    Args:
+        sizes: number of images of each site.
+        owners: the site of each step.
+        batch: images a step, over all processes.
+        seed: seed of all series.
+        replicas: how often a pass shows each image.
+    """
+
+    def __init__(self, sizes: Sequence[int], owners: Sequence[int], batch: int, seed: int, replicas: int = 1) -> None:
+        super().__init__(sum(sizes), seed, replicas)
+        self.owners, self.batch = owners, batch
+        self.first = [0, *itertools.accumulate(sizes)]
+        self.series = [Stream(size, seed * 1009 + site, replicas) for site, size in enumerate(sizes)]
+        counts = [0] * len(sizes)
+        self.before = []
+        """How many steps each step's site had before it."""
+        for owner in owners:
+            self.before.append(counts[owner])
+            counts[owner] += 1
+
+    def _at(self, position: int) -> int:
+        step, place = divmod(position, self.batch)
+        step = min(step, len(self.owners) - 1)  # what is decoded ahead beyond the end is never asked for
+        owner = self.owners[step]
+        return self.first[owner] + self.series[owner]._at(self.before[step] * self.batch + place)
 
 
 class Feed:

@@ -20,7 +20,7 @@ from relay_core.engine.course import Course
 from relay_core.engine.device import keep_freed_memory
 from relay_core.engine.origin import origin
 from relay_core.engine.saving import Progress, Saver
-from relay_core.engine.stream import Feed, Stream, decoders
+from relay_core.engine.stream import Feed, Joined, Stream, TurnsStream, decoders
 from relay_core.errors import CheckpointError, Stopped
 from relay_core.events import Emit, Stop
 from relay_core.strategies import Images, Position, Strategy, make_strategy
@@ -129,7 +129,7 @@ def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Ch
     if own_checkpoint is not None and site.until == "solver" and first_step >= solver_steps:
         return own_checkpoint
     changed_images.check(site.images, settings.checkpoint, own_checkpoint, site.warn)
-    strategy, stream = _begin(site, base, own_checkpoint)
+    strategy, stream = _begin(site, base, own_checkpoint, steps)
     for updater in strategy.updaters.values():
         updater.pending <<= site.halvings - halved
     if own_checkpoint is not None and strategy.ends and own_checkpoint.meta.get("ended"):
@@ -210,7 +210,9 @@ def _check_own(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Chec
         )
 
 
-def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None) -> tuple[Strategy, Stream]:
+def _begin(
+    site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None, steps: int
+) -> tuple[Strategy, Stream]:
     """Return the strategy and its image stream, as the site's own checkpoint left them or at the start of the site."""
     settings = site.fitting if base is None and own_checkpoint is None else site.fitting.without_pretraining()
     torch.manual_seed(settings.random_seed)
@@ -220,7 +222,7 @@ def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoi
             nn.SyncBatchNorm.convert_sync_batchnorm(strategy.solver)
         else:
             site.warn("sync_batchnorm needs GPUs; every process uses its own batch statistics")
-    stream = Stream(len(site.images), settings.random_seed + settings.task_id, settings.data.num_replica)
+    stream = _stream(site.images, settings, strategy, steps)
     if own_checkpoint is not None:
         checkpoint.restore(strategy, own_checkpoint, site.device)
         stream.consumed = int(own_checkpoint.meta["consumed"])
@@ -230,6 +232,15 @@ def _begin(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoi
     torch.manual_seed(settings.random_seed * 1_000_003 + settings.task_id)
     strategy.begin_site(site.name, len(site.images), _class_counts(site))
     return strategy, stream
+
+
+def _stream(images: Images, settings: SiteSettings, strategy: Strategy, steps: int) -> Stream:
+    seed, replicas = settings.random_seed + settings.task_id, settings.data.num_replica
+    sizes = [len(part) for part in images.parts] if isinstance(images, Joined) else [len(images)]
+    owners = strategy.schedule(sizes, steps)
+    if owners is None:
+        return Stream(len(images), seed, replicas)
+    return TurnsStream(sizes, owners, settings.train.batch_size, seed, replicas)
 
 
 def _class_counts(site: SiteTraining) -> list[int] | None:

@@ -18,15 +18,13 @@ from relay_core import events
 from relay_core.config import SEQUENCES, STRATEGIES, RunFile, load_run, suggestion
 from relay_core.errors import RunFileError
 from relay_core.events import Emit, Stop
-from relay_core.experiments.report import Outcome, write_report
+from relay_core.experiments.report import PLAIN, Outcome, write_report
 from relay_core.files import write_atomically
 
 if TYPE_CHECKING:
     import torch
 
 _FOLDER = re.compile(r"[^\w.=-]+")
-PLAIN = "-plain"
-"""Ending of a strategy's name that switches its augmentation off."""
 DEFAULT = ("relay", "sequential", "joint", "local", "si", "owm", "ewc", "lwf", "sequential-plain")
 
 
@@ -134,7 +132,8 @@ class Comparison:
                 return Outcome.from_json(saved)
         course = Course(folder / "course.json", self.points)
         relay_run = RelayRun(run, folder, self.data_root, self.device, None, True, self.emit, self.stop, course)
-        outcome = Outcome(name, seed, relay_run(), course.seconds, course.operations, course.points)
+        trained = [site.name for site in run.sites()]
+        outcome = Outcome(name, seed, relay_run(), course.seconds, course.operations, course.points, trained)
         test_sets = {site: data.digest for site, data in relay_run.tests.items()}
         write_atomically(result_file, json.dumps({**outcome.to_json(), "test_sets": test_sets}, indent=1).encode())
         return outcome

@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from relay_core.config import SEQUENCES, STRATEGIES, strategy_facts
 from relay_core.files import write_atomically
 from relay_core.metrics import Point, ScoreMatrix, cost_to_quality, t_interval, table_row
 from relay_core.texts import markdown
 
 DASH = "\N{EN DASH}"
+PLAIN = "-plain"
+"""Ending of a strategy's name that switches its augmentation off."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +34,51 @@ class Outcome:
     """Floating-point operations of the training at all sites (`relay_core.engine.Course` says which); 0: not counted."""
     course: Sequence[Point] = ()
     """What the training had cost, and what the solver scored, along the way."""
+    trained: Sequence[str] = ()
+    """Names of the sites that were trained; empty: all that were tested."""
 
     @property
     def main(self) -> ScoreMatrix:
         """Score matrix of the main metric."""
         return next(iter(self.matrices.values()))
 
+    def finals(self, matrix: ScoreMatrix, external: bool = False) -> list[float | None]:
+        """Return the scores after the last training on the trained sites, or on the `external` ones, never trained."""
+        pairs = zip(matrix.columns, matrix.final(), strict=True)
+        return [value for name, value in pairs if (bool(self.trained) and name not in self.trained) == external]
+
+    def average(self, matrix: ScoreMatrix | None = None) -> float | None:
+        """Return the mean of `finals`, by the main metric or another one."""
+        return _mean(self.finals(matrix or self.main))
+
+    def worst(self) -> float | None:
+        """Return the worst of `finals`."""
+        values = self.finals(self.main)
+        present = [value for value in values if value is not None]
+        if not values or len(present) < len(values):
+            return None
+        return max(present) if self.main.lower_is_better else min(present)
+
+    def external(self) -> float | None:
+        """Return the mean over the external sites; None where there are none."""
+        return _mean(self.finals(self.main, external=True))
+
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as plain data, safe for JSON."""
         plain = {metric: json.loads(matrix.to_json()) for metric, matrix in self.matrices.items()}
         course = [asdict(point) for point in self.course]
         cost = {"seconds": self.seconds, "operations": self.operations, "course": course}
-        return {"strategy": self.name, "seed": self.seed, **cost, "matrices": plain}
+        return {"strategy": self.name, "seed": self.seed, **cost, "trained": list(self.trained), "matrices": plain}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
         """Return the outcome that `to_json` gave as plain data. Raises ValueError or KeyError for anything else."""
         matrices = {metric: ScoreMatrix.from_json(json.dumps(plain)) for metric, plain in data["matrices"].items()}
         course = [Point(**point) for point in data.get("course", [])]
-        return cls(data["strategy"], data["seed"], matrices, data["seconds"], data.get("operations", 0.0), course)
+        return cls(
+            data["strategy"], data["seed"], matrices, data["seconds"], data.get("operations", 0.0), course,
+            data.get("trained", []),
+        )  # fmt: skip
 
 
 def own_site(matrix: ScoreMatrix) -> float | None:
@@ -81,14 +110,17 @@ def report_markdown(outcomes: Sequence[Outcome], title: str) -> str:
     lines = [
         f"# Study: {markdown(title)}", "",
         f"{first.title}, {better} is better. Every strategy has the same run file, budget, solver and augmentation, if its "
-        "name does not end in `-plain` (not augmented). Average: over all test sites after the last training; for `local` "
-        "over all sites' own models. Own site: each model on the test set of the site that it was just trained on. In "
-        "brackets: 95 % interval (t) over seeds. Minutes: of training. PFLOP: 10^15 floating-point operations of its matrix "
-        "products and convolutions, forward, backward and in regularisations.", "",
-        table_row(["strategy", "average", "each seed", "own site", "BWT", "FWT", "forgetting", "minutes", "PFLOP"]),
-        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
+        "name does not end in `-plain` (not augmented). Average, worst site: over the test sets of the trained sites after "
+        "the last training; for `local` means over the sites' own models. External: over sites that were never trained. Own "
+        "site: each model on the test set of the site that it was just trained on. In brackets: 95 % interval (t) over "
+        "seeds. Minutes: of training. PFLOP: 10^15 floating-point operations of its matrix products and convolutions, "
+        "forward, backward and in regularisations.", "",
+        table_row(["strategy", "average", "each seed", "worst site", "external", "own site", "BWT", "FWT", "forgetting",
+                   "minutes", "PFLOP"]),
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(_row(name, runs) for name, runs in by_name.items()), "",
         *_differences(by_name), "",
+        *_at_once(by_name),
         "![averages by strategy](study.png)", "",
         "![average over the sites seen so far, against cost](cost.png)", "",
     ]  # fmt: skip
@@ -111,9 +143,11 @@ def _by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 def _row(name: str, runs: Sequence[Outcome]) -> str:
     matrix = runs[0].main
-    averages = [run.main.average() for run in runs]
+    averages = [run.average() for run in runs]
     each_seed = ", ".join(matrix.text(value) for value in averages)
     further = (
+        [run.worst() for run in runs],
+        [run.external() for run in runs],
         [own_site(run.main) for run in runs],
         *(
             [getattr(run.main, method)() for run in runs]
@@ -126,7 +160,7 @@ def _row(name: str, runs: Sequence[Outcome]) -> str:
         [
             markdown(name),
             *cells,
-            *(_spread(matrix, values, signed=i > 0) for i, values in enumerate(further)),
+            *(_spread(matrix, values, signed=i > 2) for i, values in enumerate(further)),
             f"{minutes:.1f}",
             f"{statistics.fmean(run.operations for run in runs) / 1e15:.3g}"
             if all(run.operations for run in runs)
@@ -151,10 +185,10 @@ def _spread(matrix: ScoreMatrix, values: Sequence[float | None], *, interval: bo
 def _differences(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
     """Return a line for each other strategy: how much the first one's averages differ from its, seed by seed."""
     first, *other_names = by_name
-    reference = {run.seed: run.main for run in by_name[first]}
+    reference = {run.seed: run for run in by_name[first]}
     lines = []
     for name in other_names:
-        pairs = [(reference[run.seed].average(), run.main.average()) for run in by_name[name] if run.seed in reference]
+        pairs = [(reference[run.seed].average(), run.average()) for run in by_name[name] if run.seed in reference]
         differences = [a - b for a, b in pairs if a is not None and b is not None]
         if differences:
             matrix = by_name[name][0].main
@@ -193,9 +227,22 @@ def _mean_matrix(runs: Sequence[Outcome], metric: str | None = None) -> ScoreMat
     return ScoreMatrix(first.rows, first.columns, first.metric, values, start, first.sequential, first.unit)
 
 
+def _at_once(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """Say which strategies no hospitals without a network can use, though they are on the table."""
+    known = {*STRATEGIES, *SEQUENCES}
+    first_words = {name: name.split()[0].removesuffix(PLAIN) for name in by_name}
+    names = [name for name, word in first_words.items() if word in known and strategy_facts(word).sequence == "at_once"]
+    if not names:
+        return []
+    return [
+        f"{', '.join(map(markdown, names))}: trained at all sites at once, with all images in one place or a network.",
+        "",
+    ]
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
-    return statistics.fmean(present) if len(present) == len(values) else None
+    return statistics.fmean(present) if present and len(present) == len(values) else None
 
 
 def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
@@ -206,9 +253,9 @@ def _other_metrics(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
     for name, runs in by_name.items():
         cells = []
         for title in titles:
-            matrices = [matrix for run in runs for matrix in run.matrices.values() if matrix.title == title]
-            whole = len(matrices) == len(runs)
-            cells.append(_spread(matrices[0], [matrix.average() for matrix in matrices]) if whole else DASH)
+            found = [(run, matrix) for run in runs for matrix in run.matrices.values() if matrix.title == title]
+            whole = len(found) == len(runs)
+            cells.append(_spread(found[0][1], [run.average(matrix) for run, matrix in found]) if whole else DASH)
         lines.append(table_row([markdown(name), *cells]))
     return lines
 
@@ -253,7 +300,7 @@ def render_figure(outcomes: Sequence[Outcome]) -> bytes:
     figure = Figure(figsize=(7, 1.2 + 0.4 * len(by_name)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for row, runs in enumerate(by_name.values()):
-        values = [value for run in runs if (value := run.main.average()) is not None]
+        values = [value for run in runs if (value := run.average()) is not None]
         axes.plot(values, [row] * len(values), "o", color="#0072b2", alpha=0.6, markersize=6, markeredgewidth=0)
         if values:
             axes.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color="#d55e00", linewidth=2.5)

@@ -66,10 +66,10 @@ class Strategy(ABC):
         s = self.settings
         return make_solver(s.solver, s.data.task, s.resolution).to(self.dtype)
 
-    def _make_solver_updater(self) -> Updater:
+    def _make_solver_updater(self, solver: nn.Module | None = None) -> Updater:
         train = self.settings.train
         return Updater(
-            "solver", self.solver.parameters(), self.settings.solver_optimizer,
+            "solver", (solver or self.solver).parameters(), self.settings.solver_optimizer,
             accumulate=train.accumulate_grad_batches, clip=train.gradient_clip, half=self.half is torch.float16,
         )  # fmt: skip
 
@@ -110,6 +110,17 @@ class Strategy(ABC):
             images: its training images.
             classes: how many of them are of each class, for classification.
         """
+
+    def schedule(self, sizes: Sequence[int], steps: int) -> Sequence[int] | None:
+        """Return, for sites that are trained on at once, which one each step's images are of; None: all are mixed.
+
+        Called before `begin_site` and before a state is restored.
+
+        Args:
+            sizes: the number of training images of each site.
+            steps: the number of steps of the whole budget.
+        """
+        return None
 
     def end_site(self, images: Images) -> None:
         """Take from a site, whose training is over, what later ones need; called once, before the last checkpoint."""

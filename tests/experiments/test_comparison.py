@@ -10,7 +10,8 @@ from relay_core.engine.checkpoint import find
 from relay_core.errors import RunFileError, Stopped
 from relay_core.experiments.comparison import Comparison, overrides_of
 from relay_core.experiments.generators import score_generators, scores_text
-from relay_core.experiments.report import Outcome, own_site
+from relay_core.experiments.report import Outcome, own_site, report_markdown
+from relay_core.metrics import ScoreMatrix
 
 CPU = torch.device("cpu")
 NAMES = ("relay", "sequential", "joint", "local", "si strategy.kwargs.c=9", "sequential-plain")
@@ -93,3 +94,19 @@ def test_generated_images_are_scored_against_each_sites_own(exported):
         assert row["fid_solver_encoder"] >= 0
         assert (row["num_real"], row["num_generated"]) == (6, 6)
     assert "not Inception" in scores_text(found)
+
+
+def test_external_sites_are_told_apart_and_the_worst_site_is_named():
+    matrix = ScoreMatrix(["A", "B"], ["A", "B", "C"], "dice", [[0.9, 0.1, 0.2], [0.7, 0.8, 0.4]])
+    distance = ScoreMatrix(["A", "B"], ["A", "B", "C"], "hd95", [[1.0, 9.0, 8.0], [3.0, 2.0, 6.0]], unit="mm")
+    outcome = Outcome("relay", 0, {"dice": matrix, "hd95": distance}, 60.0, trained=["A", "B"])
+    assert outcome.average() == pytest.approx(0.75)
+    assert (outcome.worst(), outcome.external()) == (0.7, 0.4)
+    assert Outcome("relay", 0, {"hd95": distance}, 60.0, trained=["A", "B"]).worst() == 3.0
+    assert outcome.average(distance) == 2.5
+    assert Outcome("relay", 0, {"dice": matrix}, 60.0).external() is None
+    assert Outcome.from_json(outcome.to_json()).external() == 0.4
+    federated = Outcome("fedavg", 0, {"dice": ScoreMatrix(["joint"], ["A", "B", "C"], "dice", [[0.6, 0.7, 0.8]])}, 60.0)
+    text = report_markdown([outcome, federated], "x")
+    assert "| relay | 0.750 | 0.750 | 0.700 | 0.400 |" in text
+    assert "\nfedavg: trained at all sites at once" in text

@@ -22,7 +22,8 @@ def batch(n=8, seed=0):
 
 
 def make(toy, strategy="relay", **kwargs):
-    settings = toy.run(strategy={"name": strategy}, model={"kwargs": kwargs}).site(1)
+    own = {"local_steps": 1} if strategy.startswith("fed") else {}
+    settings = toy.run(strategy={"name": strategy, "kwargs": own}, model={"kwargs": kwargs}).site(1)
     torch.manual_seed(0)
     return make_strategy(settings, CPU)
 

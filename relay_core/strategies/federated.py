@@ -1,0 +1,81 @@
+"""Federated averaging (McMahan 2017, arXiv 1602.05629) and FedProx (Li 2020, arXiv 1812.06127), simulated on one machine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from relay_core.config import FedAvgKwargs, SiteSettings
+from relay_core.strategies.base import Position
+from relay_core.strategies.baseline import BaselineStrategy
+
+
+class FederatedStrategy(BaselineStrategy):
+    """In rounds, each site trains the average of the round before; the results are averaged by their numbers of images.
+
+    The solver is the newest average; `client` is the one that a site is training, `sum` what the sites of a round add up to.
+    A site's optimizer keeps its state from round to round. The rounds share the budget evenly, so that it ends with one.
+    """
+
+    def __init__(self, settings: SiteSettings, device: torch.device) -> None:
+        super().__init__(settings, device)
+        self.kwargs = cast(FedAvgKwargs, settings.strategy.kwargs)
+        for name in ("client", "sum"):
+            self.networks[name] = copy.deepcopy(self.solver)
+        self._take_part([1])
+
+    def _take_part(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+        client = self.networks["client"]
+        self.updaters = {f"client-{i}": self._make_solver_updater(client) for i in range(len(sizes))}
+
+    def schedule(self, sizes: Sequence[int], steps: int) -> Sequence[int]:
+        """Return the site of each step: all in turn, in as many rounds as the budget has for `local_steps` at each."""
+        self._take_part(sizes)
+        return [self._turn(step, steps) % len(sizes) for step in range(steps)]
+
+    def hand_over(self) -> list[str]:
+        """The average alone."""
+        return ["solver"]
+
+    def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
+        """Train the client of this step's site; where its turn ends, add it to the sum, and after the last, average."""
+        if position.step >= position.solver_steps:
+            return {}
+        turn, client = self._turn(position.step, position.steps), self.networks["client"]
+        site = turn % len(self.sizes)
+        if position.step == 0 or turn != self._turn(position.step - 1, position.steps):
+            client.load_state_dict(self.solver.state_dict())
+        images, labels = self.augment(self._signed(images), labels)
+        loss = self.loss(self._logits(client, images), labels)
+        losses = {"solver": loss}
+        if self.kwargs.mu:
+            pairs = zip(client.parameters(), self.solver.parameters(), strict=True)
+            distance = torch.stack([(own - average.detach()).square().sum() for own, average in pairs]).sum()
+            losses["proximal"] = self.kwargs.mu / 2 * distance
+        total = torch.stack(list(losses.values())).sum()
+        self.updaters[f"client-{site}"].update(total, position.progress)
+        if turn != self._turn(position.step + 1, position.steps):
+            self._add(site)
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _turn(self, step: int, steps: int) -> int:
+        """Return the number of the turn that a step belongs to: one site's; a round ends where each site had one."""
+        rounds = max(1, round(steps / (len(self.sizes) * self.kwargs.local_steps)))
+        return step * rounds * len(self.sizes) // steps
+
+    @torch.no_grad()
+    def _add(self, site: int) -> None:
+        share = self.sizes[site] / sum(self.sizes)
+        total, own = self.networks["sum"].state_dict(), self.networks["client"].state_dict()
+        for name, value in total.items():
+            if value.is_floating_point():
+                value.copy_(own[name] * share if site == 0 else value + own[name] * share)
+            else:
+                value.copy_(own[name])
+        if site == len(self.sizes) - 1:
+            self.solver.load_state_dict(total)
