@@ -53,6 +53,7 @@ from relay_core.config.strategies import (
     SiKwargs,
     StrategyFacts,
     StrategyKwargs,
+    StyleKwargs,
     strategy_facts,
 )
 from relay_core.config.train import FUSED, OptimizerSettings, SchedulerSettings, TrainSettings
@@ -106,6 +107,7 @@ __all__ = [
     "SolverSettings",
     "StrategyFacts",
     "StrategyKwargs",
+    "StyleKwargs",
     "Task",
     "TrainSettings",
     "UNetKwargs",

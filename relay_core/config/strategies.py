@@ -150,6 +150,21 @@ class RehearsalKwargs(StrategyKwargs):
     """Share of a batch that is rehearsed."""
 
 
+class StyleKwargs(StrategyKwargs):
+    """Recolour the site's own images as those of earlier sites, of which only colour statistics travel."""
+
+    facts = _REMEMBERING
+
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of a batch that is recoloured."""
+    weight: float = Field(default=1.0, ge=0)
+    """Weight of the previous solver's answers on recoloured images (distillation)."""
+    tau: float = Field(default=2.0, gt=0)
+    """Its temperature."""
+    sites: int = Field(default=32, ge=1)
+    """The most sites in a relay."""
+
+
 class FedAvgKwargs(StrategyKwargs):
     """Federated averaging (McMahan 2017, arXiv 1602.05629), simulated on one machine: in life it needs a network."""
 
@@ -181,6 +196,7 @@ STRATEGIES = Registry(
         "owm": Entry(OwmKwargs, "relay_core.strategies.owm:OWMStrategy"),
         "ewc": Entry(EwcKwargs, "relay_core.strategies.ewc:EWCStrategy"),
         "lwf": Entry(LwfKwargs, "relay_core.strategies.lwf:LwFStrategy"),
+        "style": Entry(StyleKwargs, "relay_core.strategies.style:StyleStrategy"),
         "fedavg": Entry(FedAvgKwargs, "relay_core.strategies.federated:FederatedStrategy"),
         "fedprox": Entry(FedProxKwargs, "relay_core.strategies.federated:FederatedStrategy"),
         "rehearsal": Entry(RehearsalKwargs, "relay_core.strategies.rehearsal:RehearsalStrategy"),

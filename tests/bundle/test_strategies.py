@@ -34,6 +34,7 @@ CASES = {
     "ewc": ({"strategy": {"name": "ewc", "kwargs": {"images": 4}}}, {"solver", "importance"}),
     "owm": ({"strategy": {"name": "owm", "kwargs": {"largest": 40}}}, {"solver", "projectors"}),
     "lwf": ({"strategy": {"name": "lwf"}}, {"solver"}),
+    "style": ({"strategy": {"name": "style"}}, {"solver", "styles"}),
     "sixty-four": ({"strategy": {"name": "lwf"}, "train": {"precision": 64}}, {"solver"}),
 }
 

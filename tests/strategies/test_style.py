@@ -1,0 +1,84 @@
+"""Replay of looks alone: colours are measured, drawn and put on, and shapes stay."""
+
+import pytest
+import torch
+
+from relay_core.errors import RunFileError
+from relay_core.strategies import Position, make_strategy
+from relay_core.strategies.style import Styles, colours, recoloured
+
+from .test_contract import CPU
+
+
+def site(n=16, tint=(0.0, 0.0, 0.0), contrast=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, 3, 16, 16, generator=generator) * contrast
+    own = torch.randn(n, 3, 1, 1, generator=generator) * 0.05
+    return (noise + own + torch.tensor(tint)[:, None, None]).clamp(-1, 1)
+
+
+class Images:
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, index):
+        return self.images[torch.as_tensor(index)], torch.zeros(len(index), 16, 16, dtype=torch.long)
+
+
+def test_an_image_gets_the_colours_asked_for_and_keeps_its_shapes():
+    images, others = site(), site(tint=(0.3, -0.2, 0.1), contrast=0.2, seed=1)
+    mean, factor = colours(others)
+    changed = recoloured(images, mean, factor)
+    new_mean, new_factor = colours(changed)
+    assert torch.allclose(new_mean, mean, atol=0.01)
+    assert torch.allclose(new_factor, factor, atol=0.01)
+    assert torch.allclose(recoloured(images, *colours(images)), images, atol=1e-5)
+    grey = recoloured(images[:, :1], mean[:, :1], factor[:, :1, :1])
+    assert torch.corrcoef(torch.stack([grey.flatten(), images[:, :1].flatten()]))[0, 1] > 0.7
+    assert recoloured(torch.zeros(1, 3, 4, 4), mean[:1], factor[:1]).isfinite().all()  # an even image
+
+
+def test_drawn_colours_are_distributed_as_the_sites_are():
+    styles = Styles(2, 3)
+    first, second = site(200, (0.4, 0.0, 0.0), seed=2), site(200, (-0.4, 0.2, 0.0), 0.2, seed=3)
+    for number, images in enumerate((first, second)):
+        styles.keep(number, images.split(64))
+    torch.manual_seed(0)
+    mean, factor = styles.draw(4000, 2, CPU)
+    of_first = mean[:, 0] > 0
+    assert 0.45 < of_first.float().mean() < 0.55
+    for chosen, images in ((of_first, first), (~of_first, second)):
+        real_mean, real_factor = colours(images)
+        assert torch.allclose(mean[chosen].mean(dim=0), real_mean.mean(dim=0), atol=0.01)
+        assert torch.allclose(mean[chosen].std(dim=0), real_mean.std(dim=0), atol=0.01)
+        assert torch.allclose(factor[chosen].mean(dim=0), real_factor.mean(dim=0), atol=0.01)
+
+
+def test_a_later_site_sees_a_share_of_its_images_as_the_site_before_looks(toy, monkeypatch):
+    run = toy.run(strategy={"name": "style", "kwargs": {"share": 0.25}}, train={"augment": "none"})
+    strategy = make_strategy(run.site(1), CPU)
+    strategy.begin_site("A", 16)
+    strategy.end_site(Images(site(tint=(0.5, 0.0, 0.0))))
+    strategy.begin_site("B", 16)
+    seen = []
+    monkeypatch.setattr(strategy, "augment", lambda images, labels: (seen.append(images), (images, labels))[1])
+    own = site(8, tint=(-0.5, 0.0, 0.0), seed=5)
+    losses = strategy.step(own, torch.zeros(8, 16, 16, dtype=torch.long), Position(0, 8, 8))
+    assert losses.keys() == {"solver", "distillation"}
+    assert (seen[0][:2, 0].mean(dim=(1, 2)) > 0.2).all()
+    assert torch.equal(seen[0][2:], own[2:])
+    teacher = {name: value.clone() for name, value in strategy.networks["old_solver"].state_dict().items()}
+    strategy.step(own, torch.zeros(8, 16, 16, dtype=torch.long), Position(1, 8, 8))
+    assert all(torch.equal(value, teacher[name]) for name, value in strategy.networks["old_solver"].state_dict().items())
+
+
+def test_one_site_too_many_is_refused(toy):
+    run = toy.run(strategy={"name": "style", "kwargs": {"sites": 1}})
+    strategy = make_strategy(run.site(1), CPU)
+    strategy.begin_site("A", 16)
+    strategy.end_site(Images(site()))
+    with pytest.raises(RunFileError, match=r"room for 1 sites: set strategy\.kwargs\.sites"):
+        strategy.begin_site("B", 16)
