@@ -44,7 +44,8 @@ def recoloured(images: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
 class Styles(nn.Module):
     """The looks of up to `sites` sites: for each a Gaussian over its images' colours, as `colours` measures them.
 
-    An image's colours are D = C + C (C + 1) / 2 numbers: the mean, and the factor's lower triangle, its diagonal in logarithms.
+    An image's colours are D = C + C (C + 1) / 2 numbers: the mean and the factor's lower triangle (logarithms on its
+    diagonal).
     """
 
     def __init__(self, sites: int, channels: int) -> None:
