@@ -99,7 +99,9 @@ class FundusKwargs(CommonDatasetKwargs):
 
 
 class FolderKwargs(CommonDatasetKwargs):
-    """Any segmentation set: a folder of images, a folder of masks, a pair has the same file stem."""
+    """Any set: a folder of images, with a folder of masks of the same file stems or with a table of the images' classes."""
+
+    tasks = ("segmentation", "classification")
 
     mask_values: dict[int, int] | None = None
     """Mask value -> class id. None: mask values are class ids already, 0 to num_classes - 1."""
@@ -109,7 +111,12 @@ class FolderKwargs(CommonDatasetKwargs):
     """Folder of the masks, beside the images' folder."""
     split_file: str | None = None
     """CSV with the columns `image,split` or `subject,split` and optionally `site`; split is train, test or ignore; rows
-    whose site is not `task_name` are left to the other sites. A relative path starts at the site's folder."""
+    whose site is not `task_name` are left to the other sites. A relative path starts at the site's folder. For
+    classification it is needed, with the images' classes in a column of their own."""
+    class_column: str = "class"
+    """Classification: the column of `split_file` that holds an image's class, one of `class_names`."""
+    ignore_classes: list[str] = Field(default_factory=list)
+    """Classification: classes of the table whose images are left out."""
     test_share: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Share of the patients held out for testing where neither `split_file` nor train and test folders say; 0: none."""
     split_seed: int = 1234
@@ -130,6 +137,19 @@ class FolderKwargs(CommonDatasetKwargs):
         if groups > 1:
             raise ValueError(f"has {groups} groups; use one at most, (?:...) does not count as a group")
         return value
+
+    @model_validator(mode="after")
+    def _classes_come_from_a_table(self) -> Self:
+        if self.task == "classification":
+            if self.split_file is None or self.class_names is None:
+                raise ValueError(
+                    f"for classification give split_file, a table with the columns image, split and {self.class_column}, "
+                    "and class_names, the classes that it names"
+                )
+            both = sorted(set(self.ignore_classes) & set(self.class_names))
+            if both:
+                raise ValueError(f"{both[0]} is in class_names and in ignore_classes")
+        return self
 
     @model_validator(mode="after")
     def _mask_values_give_classes(self) -> Self:

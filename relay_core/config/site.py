@@ -16,13 +16,15 @@ from relay_core.config.strategies import BaselineKwargs, StrategyFacts, Strategy
 from relay_core.config.train import OptimizerSettings, TrainSettings
 from relay_core.errors import RunFileError
 
-LATER = {
+LATER: dict[str, Any] = {
     "dataset.kwargs.class_names": None,
     "dataset.kwargs.task": "segmentation",
     "train.solver_num_epochs": None,
     "train.loss.kwargs.per_sample": False,
     "train.loss.kwargs.dice": None,
     "dataset.kwargs.test_count": None,
+    "dataset.kwargs.class_column": "class",
+    "dataset.kwargs.ignore_classes": [],
     "model.kwargs.D_img_kwargs.mapping_kwargs": {"num_layers": 8},
     "model.kwargs.D_label_kwargs.mapping_kwargs": {"num_layers": 8},
     "model.kwargs.gan_every": None,

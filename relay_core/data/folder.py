@@ -1,4 +1,4 @@
-"""The data set `folder`: any segmentation data in a folder of images and a folder of masks."""
+"""The data set `folder`: images in a folder, with masks in another one or with classes in a table."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class _Row:
     subject: str | None
     mine: bool
     """Whether the row is of the site that is read."""
+    label: str | None = None
+    """Class of the image; None: the table has none."""
 
 
 class FolderLayout(Layout):
@@ -43,18 +45,40 @@ class FolderLayout(Layout):
         """
         if not (folder / kwargs.image_dir).is_dir() and any((folder / s / kwargs.image_dir).is_dir() for s in SPLITS):
             return self._list_split_folders(folder, kwargs, split)
+        if kwargs.task == "classification":
+            return self._list_classified(folder, kwargs, split)
         images, masks, problems = self._list_images_and_masks(folder, folder, kwargs)
         subjects = _subjects_of(images, kwargs, problems)
         if kwargs.split_file is None:
             split_of_subject = split_subjects(subjects.values(), kwargs.test_share, kwargs.split_seed)
             split_of: dict[str, str] = {stem: split_of_subject[subjects[stem]] for stem in images}
         else:
-            split_of = _read_split(folder, kwargs, images, subjects, problems)
+            split_of, _ = _read_split(folder, kwargs, images, subjects, problems)
         chosen = {stem: path for stem, path in images.items() if split_of.get(stem) in SPLITS}
         relevant_masks = {stem: path for stem, path in masks.items() if stem in chosen or stem not in images}
         problems += match(chosen, relevant_masks, folder) + _subjects_in_both_splits(chosen, split_of, subjects)
         stems = [stem for stem in chosen if split_of[stem] == split and stem in masks]
         return Listing([Pair(images[s], masks[s], subjects[s]) for s in stems], problems)
+
+    def _list_classified(self, folder: Path, kwargs: FolderKwargs, split: Split) -> Listing:
+        """List the images of one split with the classes that the table gives them."""
+        _require_folder(folder, folder / kwargs.image_dir, f"{kwargs.image_dir}/* and {kwargs.split_file}")
+        images, problems = list_files(folder / kwargs.image_dir, folder)
+        subjects = _subjects_of(images, kwargs, problems)
+        split_of, row_of = _read_split(folder, kwargs, images, subjects, problems)
+        names, pairs = kwargs.names(), []
+        for stem, path in images.items():
+            row = row_of.get(stem)
+            if row is None or split_of[stem] not in SPLITS or row.label in kwargs.ignore_classes:
+                split_of.pop(stem, None)
+                continue
+            if row.label not in names:
+                said = f"class {row.label!r} is not in class_names ({', '.join(names)}; ignore_classes leaves a class out)"
+                problems.append(Problem(Path(str(kwargs.split_file)).name, f"row {row.number}: {said}"))
+            elif split_of[stem] == split:
+                pairs.append(Pair(path, None, subjects[stem], names.index(row.label)))
+        problems += _subjects_in_both_splits([stem for stem in images if split_of.get(stem) in SPLITS], split_of, subjects)
+        return Listing(pairs, problems)
 
     def has_test(self, folder: Path, kwargs: FolderKwargs) -> bool:
         """Return whether `test_share`, a split file or a test folder sets test images apart."""
@@ -94,12 +118,15 @@ class FolderLayout(Layout):
         self, folder: Path, base: Path, kwargs: FolderKwargs
     ) -> tuple[dict[str, Path], dict[str, Path], list[Problem]]:
         for directory in (base / kwargs.image_dir, base / kwargs.mask_dir):
-            if not directory.is_dir():
-                raise DataError(f"{folder} has no folder {directory.relative_to(folder).as_posix()}; "
-                                f"expected {self.expected}")  # fmt: skip
+            _require_folder(folder, directory, self.expected)
         images, image_problems = list_files(base / kwargs.image_dir, folder)
         masks, mask_problems = list_files(base / kwargs.mask_dir, folder)
         return images, masks, image_problems + mask_problems
+
+
+def _require_folder(folder: Path, directory: Path, expected: str) -> None:
+    if not directory.is_dir():
+        raise DataError(f"{folder} has no folder {directory.relative_to(folder).as_posix()}; expected {expected}")
 
 
 def split_subjects(subjects: Iterable[str], test_share: float, seed: int) -> dict[str, Split]:
@@ -134,8 +161,11 @@ def _subjects_in_both_splits(chosen: Iterable[str], split_of: dict[str, str], su
 
 def _read_split(
     folder: Path, kwargs: FolderKwargs, images: dict[str, Path], subjects: dict[str, str], problems: list[Problem]
-) -> dict[str, str]:
-    """Return stem -> train, test, ignore, or elsewhere for another site's images; also update `subjects` and `problems`."""
+) -> tuple[dict[str, str], dict[str, _Row]]:
+    """Return stem -> train, test, ignore, or elsewhere for another site's images, and stem -> row.
+
+    Also updates `subjects` and `problems`.
+    """
     assert kwargs.split_file is not None
     key_column, rows = _read_rows(folder / kwargs.split_file, kwargs)
     file_name = Path(kwargs.split_file).name
@@ -145,6 +175,8 @@ def _read_split(
         earlier = row_of.setdefault(key, row)
         if earlier.mine and row.mine and earlier.split != row.split:
             problems.append(Problem(file_name, f"rows {earlier.number} and {row.number} give {row.key} different splits"))
+        elif earlier.mine and row.mine and earlier.label != row.label:
+            problems.append(Problem(file_name, f"rows {earlier.number} and {row.number} give {row.key} different classes"))
         elif row.mine and not earlier.mine:
             row_of[key] = row
     present = set(images) if key_column == "image" else set(subjects.values())
@@ -152,16 +184,18 @@ def _read_split(
         if row.mine and row.split != "ignore" and key not in present:
             problems.append(Problem(file_name, f"row {row.number}: there is no {key_column} {row.key}"))
     split_of: dict[str, str] = {}
+    rows_of_stems: dict[str, _Row] = {}
     for stem, path in images.items():
         listed = row_of.get(stem if key_column == "image" else subjects[stem])
         if listed is None:
             message = f"has no row in {file_name} (split: ignore leaves it out)"
             problems.append(Problem(f"{kwargs.image_dir}/{path.name}", message))
             continue
+        rows_of_stems[stem] = listed
         split_of[stem] = listed.split if listed.mine else "elsewhere"
         if key_column == "image" and listed.subject and kwargs.patient_pattern is None:
             subjects[stem] = listed.subject
-    return split_of
+    return split_of, rows_of_stems
 
 
 def _read_rows(path: Path, kwargs: FolderKwargs) -> tuple[str, list[_Row]]:
@@ -182,6 +216,8 @@ def _read_rows(path: Path, kwargs: FolderKwargs) -> tuple[str, list[_Row]]:
     key_column = next((c for c in ("image", "subject") if c in columns), None)
     if key_column is None or "split" not in columns:
         raise DataError(f"split_file {path.name} needs the columns image,split or subject,split; it has {columns}")
+    if kwargs.task == "classification" and kwargs.class_column not in columns:
+        raise DataError(f"split_file {path.name} needs the column {kwargs.class_column} (class_column); it has {columns}")
     if "site" in columns and kwargs.task_name is None:
         raise DataError(f"split_file {path.name} has a column site, so the data set needs a task_name")
     rows, problems, sites = [], [], set()
@@ -191,9 +227,9 @@ def _read_rows(path: Path, kwargs: FolderKwargs) -> tuple[str, list[_Row]]:
         sites.add(site or "")
         if split not in (*SPLITS, "ignore"):
             problems.append(Problem(path.name, f"row {number}: split {split!r} is not train, test or ignore"))
-        rows.append(
-            _Row(number, row.get(key_column, ""), split, row.get("subject"), site is None or site == kwargs.task_name)
-        )
+        mine = site is None or site == kwargs.task_name
+        label = row.get(kwargs.class_column, "") if kwargs.task == "classification" else None
+        rows.append(_Row(number, row.get(key_column, ""), split, row.get("subject"), mine, label))
     if problems:
         raise data_error(f"split_file {path.name} cannot be used", problems)
     if "site" in columns and kwargs.task_name not in sites:

@@ -187,3 +187,52 @@ def test_names_of_data_sets(polyps):
         dataset_class("fundsu")
     with pytest.raises(TypeError):
         preflight("folder", FundusKwargs(), polyps)
+
+
+CLASSES = {"task": "classification", "num_classes": 2, "class_names": ["round", "long"], "split_file": "t.csv"}
+
+
+def table(polyps, *classes, header="image,split,class"):
+    rows = [f"p{i // 2}_{i % 2},{'test' if i > 7 else 'train'},{name}" for i, name in enumerate(classes)]
+    (polyps / "t.csv").write_text("\n".join([header, *rows]))
+
+
+def test_a_table_gives_images_their_classes(polyps):
+    table(polyps, *["round", "long"] * 5)
+    site = load_site("folder", FolderKwargs(**CLASSES), folder=polyps, split="train", resolution=8)
+    assert (site.task, len(site)) == ("classification", 8)
+    assert site.batch(range(8))[1].tolist() == [0, 1] * 4
+    report = preflight("folder", FolderKwargs(**CLASSES), polyps)
+    assert (report.counts, report.class_shares["test"]) == ({"train": 8, "test": 2}, [0.5, 0.5])
+    (polyps / "mask").rename(polyps / "no masks are needed")
+    assert preflight("folder", FolderKwargs(**CLASSES), polyps).counts == {"train": 8, "test": 2}
+
+
+def test_classes_are_left_out_or_named_as_unknown(polyps):
+    table(polyps, *["round", "long"] * 4, "odd", "round")
+    kwargs = CLASSES | {"ignore_classes": ["odd"]}
+    assert names(polyps, "test", mask_values=None, **kwargs) == ["p4_1"]
+    assert messages(polyps, mask_values=None, **CLASSES) == [
+        "t.csv: row 10: class 'odd' is not in class_names (round, long; ignore_classes leaves a class out)"
+    ]
+    table(polyps, *["round", "long"] * 5)
+    text = (polyps / "t.csv").read_text()
+    (polyps / "t.csv").write_text(text + "\np0_0,train,long")
+    assert messages(polyps, mask_values=None, **CLASSES) == ["t.csv: rows 2 and 12 give p0_0 different classes"]
+    table(polyps, *["round"] * 10, header="image,split,kind")
+    with pytest.raises(DataError, match=r"needs the column class \(class_column\)"):
+        preflight("folder", FolderKwargs(**CLASSES), polyps)
+    assert preflight("folder", FolderKwargs(**CLASSES, class_column="kind"), polyps).counts["train"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split_file": None}, "give split_file, a table with the columns image, split and class"),
+        ({"class_names": None}, "class_names, the classes that it names"),
+        ({"ignore_classes": ["long"]}, "long is in class_names and in ignore_classes"),
+    ],
+)
+def test_a_classification_needs_a_table_and_names(change, words):
+    with pytest.raises(ValidationError, match=words):
+        FolderKwargs(**CLASSES | change)

@@ -30,3 +30,13 @@ def test_polyps():
     data = load_site("folder", kwargs, folder=REAL / "polyp" / "ETIS_Larib", split="test", resolution=32)
     assert (len(data), data.site) == (4, "ETIS")
     assert data.batch(range(4))[1].unique().tolist() == [0, 1]
+
+
+def test_white_blood_cells_by_class():
+    kwargs = FolderKwargs(
+        task="classification", num_classes=4, class_names=["neutrophil", "lymphocyte", "monocyte", "eosinophil"],
+        ignore_classes=["basophil"], split_file="../table.csv", task_name="cellavision",
+    )  # fmt: skip
+    report = preflight("folder", kwargs, REAL / "wbc" / "cellavision")
+    assert sum(report.counts.values()) == 97
+    assert all(share > 0 for share in report.class_shares["train"])
