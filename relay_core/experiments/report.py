@@ -155,11 +155,11 @@ def _row(name: str, runs: Sequence[Outcome]) -> str:
         ),
     )
     minutes = statistics.fmean(run.seconds for run in runs) / 60
-    cells = [markdown(name), _spread(matrix, averages, interval=True), each_seed]
     return table_row(
         [
             markdown(name),
-            *cells,
+            _spread(matrix, averages, interval=True),
+            each_seed,
             *(_spread(matrix, values, signed=i > 2) for i, values in enumerate(further)),
             f"{minutes:.1f}",
             f"{statistics.fmean(run.operations for run in runs) / 1e15:.3g}"

@@ -108,5 +108,7 @@ def test_external_sites_are_told_apart_and_the_worst_site_is_named():
     assert Outcome.from_json(outcome.to_json()).external() == 0.4
     federated = Outcome("fedavg", 0, {"dice": ScoreMatrix(["joint"], ["A", "B", "C"], "dice", [[0.6, 0.7, 0.8]])}, 60.0)
     text = report_markdown([outcome, federated], "x")
-    assert "| relay | 0.750 | 0.750 | 0.700 | 0.400 |" in text
+    assert "\n| relay | 0.750 | 0.750 | 0.700 | 0.400 |" in text
+    head, _, *rows = [line for line in text.splitlines() if line.startswith("|")][:4]
+    assert {row.count("|") for row in rows} == {head.count("|")}
     assert "\nfedavg: trained at all sites at once" in text
