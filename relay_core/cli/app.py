@@ -365,7 +365,7 @@ def generated(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score the generators: Frechet and kernel distance (FID, KID) to the training images of the sites that are here."""
+    """Score the replay of the sites that are here: FID, KID and coverage of images, variety and shapes of label maps."""
     from relay_core.config import load_run
     from relay_core.engine import choose_device
     from relay_core.experiments import score_generators, scores_text

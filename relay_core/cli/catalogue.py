@@ -59,7 +59,9 @@ def catalogue(plugins: bool = True) -> str:
         "",
         "Of the generators, by `relay generated`: `fid` and `kid` with a feature network from an ONNX file, or "
         "`fid_solver_encoder` and `kid_solver_encoder` with the features of the site's own solver, which are not comparable "
-        "with anybody's Inception FID.", "",
+        "with anybody's Inception FID; precision, recall, density and coverage of the same features; of label maps their "
+        "variety (Dice of pairs), areas, pieces and raggedness beside those of the real maps, and how far the solver agrees "
+        "with the map that an image was drawn from.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Scores of generators: how near a checkpoint's generated images come to the real ones of each site on this machine."""
+"""Scores of a replay: how well a checkpoint's generated images and label maps stand for a site's real ones, here."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relay_core.config import RunFile
 from relay_core.data import SiteData
-from relay_core.engine import Checkpoint, generated_rows, load_solver, site_data
+from relay_core.engine import BATCH, Checkpoint, generated_rows, load_solver, site_data
 from relay_core.errors import CheckpointError, DataError
-from relay_core.metrics import OnnxFeatures, SolverFeatures, generator_scores, table_row
+from relay_core.experiments.report import DASH
+from relay_core.metrics import OnnxFeatures, SolverFeatures, agreement, generator_scores, map_scores, table_row
 from relay_core.texts import markdown
 
 
 def score_generators(
     checkpoint: Checkpoint, run: RunFile, data_root: Path | None, features: Path | None, count: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Return the Frechet and kernel distance of generated images to a site's training images, by site.
+    """Return how a replay compares with a site's training images, by site; see `relay_core.metrics.replay` for the terms.
+
+    Frechet and kernel distance, precision, recall, density and coverage of the images' features; for segmentation also
+    `maps` and `real_maps`, variety and shapes of label maps, and `agreement` of the checkpoint's own solver with the maps.
 
     Args:
         checkpoint: a checkpoint of a strategy with generators.
@@ -41,28 +45,71 @@ def score_generators(
     if not rows:
         raise CheckpointError(f"{checkpoint.path}: trained by {checkpoint.meta['strategy']}, which has no generators")
     real_sets = site_data(checkpoint, settings, run, data_root, "train")
-    scores = {
-        name: generator_scores(_real(real_sets[name], count), images, network)
-        for name, images, _, _ in rows
-        if name in real_sets
-    }
+    scores: dict[str, dict[str, Any]] = {}
+    for name, images, maps, _ in rows:
+        if name not in real_sets:
+            continue
+        real, real_maps = _real(real_sets[name], count)
+        scores[name] = generator_scores(real, images, network)
+        if maps.ndim > 1:
+            classes = settings.data.num_classes
+            scores[name] |= {
+                "agreement": agreement(_answers(solver, images, settings.data.out_range), maps, classes),
+                "maps": map_scores(maps, classes),
+                "real_maps": map_scores(real_maps, classes),
+            }
     if not scores:
         raise DataError(f"none of the sites {', '.join(row[0] for row in rows)} is on this machine; give --data-root")
     return scores
 
 
-def _real(data: SiteData, count: int) -> Tensor:
-    """Return at most `count` training images, evenly chosen, with values in [-1, 1]."""
+@torch.no_grad()
+def _answers(solver: nn.Module, images: Tensor, out_range: tuple[float, float]) -> Tensor:
+    """Return the class ids (N, R, R) that a solver gives to images (N, C, R, R) in [-1, 1], on the CPU."""
+    low, high = out_range
+    first = next(solver.parameters())
+    batches = ((part + 1) * ((high - low) / 2) + low for part in images.split(BATCH))
+    return torch.cat([solver(part.to(first.device, first.dtype)).argmax(dim=1).cpu() for part in batches])
+
+
+def _real(data: SiteData, count: int) -> tuple[Tensor, Tensor]:
+    """Return at most `count` training images, evenly chosen, with values in [-1, 1], and their labels."""
     number = min(count, len(data))
-    return data.unit_batch([(2 * i + 1) * len(data) // (2 * number) for i in range(number)])[0] * 2 - 1
+    images, labels = data.unit_batch([(2 * i + 1) * len(data) // (2 * number) for i in range(number)])
+    return images * 2 - 1, labels
 
 
 def scores_text(scores: dict[str, dict[str, Any]]) -> str:
-    """Return the scores as a Markdown table with one row a site, and a line that names the features."""
+    """Return the scores as Markdown: a table of images, one of label maps beside the real ones, and what they say."""
     first = next(iter(scores.values()))
-    metrics = [key for key in first if key.startswith(("fid", "kid"))]
+    metrics = [key for key in first if key.startswith(("fid", "kid"))] + list(_IMAGES)
     lines = [table_row(["site", "real", "generated", *metrics]), "|---|" + "--:|" * (2 + len(metrics))]
     for site, row in scores.items():
         numbers = [f"{row[metric]:.4g}" for metric in metrics]
         lines.append(table_row([markdown(site), str(row["num_real"]), str(row["num_generated"]), *numbers]))
-    return "\n".join([*lines, "", f"features: {first['features']}; compare only scores of the same features and numbers"])
+    lines += ["", f"features: {first['features']}; compare only scores of the same features and numbers"]
+    return "\n".join(lines + (_map_lines(scores) if "maps" in first else []))
+
+
+_IMAGES = ("precision", "recall", "density", "coverage")
+_MAPS = ("present", "area", "area_spread", "pieces", "raggedness")
+
+
+def _map_lines(scores: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of label maps: generated ones, and in brackets the real ones."""
+    lines = ["", table_row(["site", "agreement", "pairwise Dice", "class", *(name.replace("_", " ") for name in _MAPS)])]
+    lines += ["|---|--:|--:|--:|" + "--:|" * len(_MAPS)]
+    for site, row in scores.items():
+        made, real = row["maps"], row["real_maps"]
+        for i in range(len(made["present"])):
+            whole = (
+                [f"{row['agreement']:.3f}", _beside(made["pairwise_dice"], real["pairwise_dice"])] if i == 0 else ["", ""]
+            )
+            cells = [_beside(made[name][i], real[name][i]) for name in _MAPS]
+            lines.append(table_row([markdown(site) if i == 0 else "", *whole, str(i + 1), *cells]))
+    return [*lines, "", "in brackets: the real maps; agreement: Dice of this checkpoint's solver with the map of an image"]
+
+
+def _beside(made: float | None, real: float | None) -> str:
+    one, other = (DASH if value is None else f"{value:.3f}" for value in (made, real))
+    return f"{one} ({other})"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from relay_core.metrics.intervals import bootstrap_interval, t_interval
     from relay_core.metrics.matrix import ScoreMatrix, score_matrices, table_row
     from relay_core.metrics.registry import METRICS, Metric, headline, metrics_of, task_of
+    from relay_core.metrics.replay import agreement, map_scores
     from relay_core.metrics.segmentation import SegmentationScores
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -26,6 +27,7 @@ else:
             "generated": ["OnnxFeatures", "SolverFeatures", "generator_scores"],
             "intervals": ["bootstrap_interval", "t_interval"],
             "matrix": ["ScoreMatrix", "score_matrices", "table_row"],
+            "replay": ["agreement", "map_scores"],
             "registry": ["METRICS", "Metric", "headline", "metrics_of", "task_of"],
             "segmentation": ["SegmentationScores"],
         },

@@ -1,4 +1,4 @@
-"""Scores of generated images: the Frechet and kernel distance of their features to those of real images.
+"""Scores of generated images: how far their features are from those of real images, and how they cover each other.
 
 They are known as FID and KID where an Inception network gives the features. A site has no network to fetch one from, so
 features come from a local ONNX file, or from the site's own solver, and the scores' names say which: numbers from different
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relay_core.errors import DataError, ExportError
+from relay_core.metrics.replay import coverage_scores
 
 BATCH = 32
 SUBSETS, SUBSET_SIZE = 100, 1000
@@ -171,11 +172,12 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
 
 
 def generator_scores(real: Tensor, generated: Tensor, features: Features) -> dict[str, Any]:
-    """Return both distances between real and generated images, safe for JSON; 0 where the features do not tell them apart.
+    """Return the distances between real and generated images and how they cover each other, safe for JSON.
 
     With the features of a file the keys are `fid` and `kid`, with those of a solver `fid_solver_encoder` and
-    `kid_solver_encoder`; `features` says where they come from, `num_real` and `num_generated` how many images there were.
-    The same images give the same scores; torch's global random state is left alone.
+    `kid_solver_encoder`, 0 where the features do not tell the images apart; beside them those of `coverage_scores`.
+    `features` says where they come from, `num_real` and `num_generated` how many images there were. The same images give
+    the same scores; torch's global random state is left alone.
 
     Shape: (N, C, R, R) and (M, C, R, R), in [-1, 1].
 
@@ -195,6 +197,7 @@ def generator_scores(real: Tensor, generated: Tensor, features: Features) -> dic
     return {
         f"fid{features.suffix}": frechet_distance(a, b),
         f"kid{features.suffix}": kernel_distance(a, b),
+        **coverage_scores(a, b),
         "features": features.source,
         "num_real": len(real),
         "num_generated": len(generated),

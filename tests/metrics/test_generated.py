@@ -23,6 +23,7 @@ from relay_core.metrics.generated import (
     generator_scores,
     kernel_distance,
 )
+from relay_core.metrics.replay import coverage_scores
 
 
 class Pixels(nn.Module):
@@ -130,6 +131,7 @@ def test_scores_of_a_solver_say_so():
     assert scores == {
         "fid_solver_encoder": frechet_distance(x, y),
         "kid_solver_encoder": kernel_distance(x, y),
+        **coverage_scores(x, y),
         "features": "solver encoder (not Inception)",
         "num_real": 40,
         "num_generated": 40,
@@ -155,7 +157,8 @@ def test_scores_with_a_file_carry_its_name(tmp_path):
     scores = generator_scores(real, other, features)
     assert scores["features"] == "pixels.onnx"
     assert scores["fid"] == pytest.approx(frechet_distance((real.flatten(1) + 1) / 2, (other.flatten(1) + 1) / 2))
-    assert set(scores) == {"fid", "kid", "features", "num_real", "num_generated"}
+    coverage = {"precision", "recall", "density", "coverage"}
+    assert set(scores) == {"fid", "kid", *coverage, "features", "num_real", "num_generated"}
     assert generator_scores(real, other, features) == scores
 
 
