@@ -31,8 +31,10 @@ from relay_core.cuda import loader
 from relay_core.engine import choose_device, operations
 from relay_core.strategies import Position, RelayStrategy, make_strategy
 
-PLAIN, REGULARISED, ALONE = (Position(step, 4000, 4000) for step in (2002, 2000, 2001))
-"""A step of the game without lazy regularisation, one with it, and one of the solver alone (where the game skips any)."""
+PLAIN, REGULARISED, ALONE = "with the game", "with path length + R1", "without the game"
+"""Kinds of steps: of the game without its lazy regularisations, with them, and of the solver alone."""
+STEPS = 4000
+"""Steps of the budget that a step of a kind is looked for in, from its middle on."""
 
 
 class Trained:
@@ -46,7 +48,21 @@ class Trained:
         self.labels = torch.randint(0, settings.data.num_classes, (batch, side, side), device=device)
         self.strategy.begin_site("first", 100)
 
-    def step(self, position: Position) -> None:
+    def find(self, kind: str) -> Position | None:
+        """Return a position whose step is of a kind; None where the game has a part in every step."""
+        for position in (Position(step, STEPS, STEPS) for step in range(STEPS // 2, STEPS)):
+            _, played, *lazy, _ = cast(tuple[Any, ...], self.strategy.work(position))
+            if {PLAIN: played and not any(lazy), REGULARISED: played and all(lazy), ALONE: not played}[kind]:
+                return position
+        return None
+
+    def step(self, kind: str) -> None:
+        """One iteration of a kind that `find` finds."""
+        position = self.find(kind)
+        assert position is not None
+        self.take(position)
+
+    def take(self, position: Position) -> None:
         """One iteration, on as many of the images as the strategy takes beside replay."""
         real = self.strategy.real_count(position)
         self.strategy.step(self.images[:real], self.labels[:real], position)
@@ -93,8 +109,8 @@ def compare(settings: dict[str, SiteSettings], device: torch.device, repeat: int
     for recipe, one in settings.items():
         trained = Trained(one, device)
         trained.strategy.begin_site("second", 100)
-        for name, position in (("plain", PLAIN), ("with path length + R1", REGULARISED)):
-            run = partial(trained.step, position)
+        for name, kind in (("plain", PLAIN), (REGULARISED, REGULARISED)):
+            run = partial(trained.step, kind)
             with _ops_restored():
                 times = alternate(
                     {"auto": run, "reference": run},
@@ -133,8 +149,9 @@ def phases(settings: SiteSettings, device: torch.device, repeat: int) -> dict[st
     result = {"iteration, first site": clock(partial(trained.step, PLAIN))}
     strategy.begin_site("second", 100)
     result["iteration, second site"] = clock(partial(trained.step, PLAIN))
-    result["with path length + R1"] = clock(partial(trained.step, REGULARISED))
-    result["without the game"] = clock(partial(trained.step, ALONE))
+    result[REGULARISED] = clock(partial(trained.step, REGULARISED))
+    if trained.find(ALONE):
+        result[ALONE] = clock(partial(trained.step, ALONE))
     parts = {
         "G step": (strategy.gan, "_generator_step"),
         "D step": (strategy.gan, "_discriminator_step"),
@@ -162,7 +179,6 @@ def operations_table(settings: dict[str, SiteSettings], device: torch.device, re
         "product": lambda: a @ a,
         "convolution": lambda: conv2d(image, weight, padding=1),
     }
-    kinds = {"with the game": PLAIN, "with path length + R1": REGULARISED, "without the game": ALONE}
     heads = {"recipe": "", "iteration, second site": "", "GFLOP": ".1f", "GFLOP/s": ".0f", "of a product's": ".0%",
              "of a convolution's": ".0%"}  # fmt: skip
     table = record.table(
@@ -171,7 +187,8 @@ def operations_table(settings: dict[str, SiteSettings], device: torch.device, re
     for recipe, one in settings.items():
         trained = Trained(one, device)
         trained.strategy.begin_site("second", 100)
-        steps = {name: partial(trained.step, position) for name, position in kinds.items()}
+        kinds = [kind for kind in (PLAIN, REGULARISED, ALONE) if trained.find(kind)]
+        steps = {kind: partial(trained.step, kind) for kind in kinds}
         counts = {name: _count(run) for name, run in (runs | steps).items()}
         times = alternate(runs | steps, repeat, partial(seconds, device=device))
         speed = {name: counts[name] / statistics.median(taken) / 1e9 for name, taken in times.items()}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -202,6 +202,10 @@ def submit(
     site: Annotated[int | None, typer.Option(help="Train this site alone (its task_id).")] = None,
     data: Annotated[str, typer.Option(help="Folder below the site's data root that the run's image folders lie in.")] = "",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Go on from this checkpoint; default: the newest that fits.")
+    ] = None,
+    until: Annotated[Literal["end", "solver"], typer.Option(help="`solver`: end where the solver is ready.")] = "end",
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and return.")] = False,
     url: UrlOption = URL,
     token: TokenOption = None,
@@ -212,7 +216,7 @@ def submit(
 
     loaded = load_run(run, set_ or [])
     with _client(url, token) as client:
-        job = submit_run(client, loaded, site, data)
+        job = submit_run(client, loaded, site, data, checkpoint=checkpoint, until=until)
         print(job["id"], flush=True)
         if not detach:
             watch_job(client, job["id"])

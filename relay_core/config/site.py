@@ -111,6 +111,11 @@ class SiteSettings(Settings):
                 "model.kwargs.gan_after_solver: the game is played in what train.num_mimgs (or num_epochs) leaves after the "
                 "solver's budget; set train.solver_num_mimgs (or solver_num_epochs) to less than the whole"
             )
+        for key in ("gan_every", "gan_num_mimgs"):
+            if getattr(kwargs, key) is not None:
+                raise RunFileError(
+                    f"model.kwargs.gan_after_solver: the game has every step after the solver's: leave {key} out"
+                )
         if kwargs.num_stages > 1:
             raise RunFileError(
                 "model.kwargs.gan_after_solver: all networks are merged where a stage ends, so it needs num_stages: 1, not "

@@ -173,7 +173,7 @@ class FedAvgKwargs(StrategyKwargs):
     )
 
     local_steps: int = Field(default=10, ge=1)
-    """Steps of each site between two averages, about: the rounds share the budget evenly."""
+    """Steps of a site's optimizer between two averages, about: the rounds share the budget evenly."""
     mu: float = Field(default=0.0, ge=0)
     """Strength that holds a site's weights near the average (FedProx); 0: none."""
 

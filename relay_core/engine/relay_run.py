@@ -300,8 +300,11 @@ def _check_processes(sites: list[SiteSettings]) -> None:
 def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> SiteSettings:
     """Return the first site's settings with the training budget of all sites together."""
     first = sites[0]
-    steps = sum(s.train.steps(len(images[s.name]) * s.data.num_replica) for s in sites)
-    budget = {"num_mimgs": steps * first.train.batch_size / 1e6, "num_epochs": None, "solver_num_mimgs": None}
+    passes = [(s.train, len(images[s.name]) * s.data.num_replica) for s in sites]
+    steps, solver_steps = (sum(getattr(train, what)(count) for train, count in passes) for what in ("steps", "solver_steps"))
+    budget: dict[str, Any] = {"num_mimgs": steps * first.train.batch_size / 1e6, "num_epochs": None}
+    of_solver = solver_steps * first.train.batch_size / 1e6 if solver_steps < steps else None
+    budget |= {"solver_num_mimgs": of_solver, "solver_num_epochs": None}
     kwargs = first.data.model_copy(update={"task_name": "joint"})
     return first.model_copy(
         update={

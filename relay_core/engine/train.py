@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from relay_core import distributed, events
-from relay_core.config import SiteSettings
+from relay_core.config import DoubleGanKwargs, SiteSettings
 from relay_core.engine import changed_images, checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.course import Course
@@ -21,7 +21,7 @@ from relay_core.engine.device import keep_freed_memory
 from relay_core.engine.origin import origin
 from relay_core.engine.saving import Progress, Saver
 from relay_core.engine.stream import Feed, Joined, Stream, TurnsStream, decoders
-from relay_core.errors import CheckpointError, Stopped
+from relay_core.errors import CheckpointError, RunFileError, Stopped
 from relay_core.events import Emit, Stop
 from relay_core.strategies import Images, Position, Strategy, make_strategy
 
@@ -81,18 +81,19 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         CheckpointError: the folder holds a training and `resume` is off, or a checkpoint does not fit.
         Stopped: the training was asked to stop; a checkpoint was written.
         TrainingDiverged: losses or gradients stayed non-finite.
-        RuntimeError: not even two images fit into the memory (`torch.OutOfMemoryError` on a GPU).
+        RunFileError: the budget's parts do not fit what is asked for.
+        RuntimeError: the batch does not fit into the memory and cannot be halved (`torch.OutOfMemoryError` on a GPU).
     """
     if site.device.type == "cpu":
         keep_freed_memory()
     while True:
         try:
             return _train_site(site, base, resume)
-        except RuntimeError as error:
+        except _TooLarge as error:
             batch = site.fitting.train.batch_size
-            if not _lacks_memory(error) or distributed.world() > 1 or batch % 2 or batch < 4:
-                raise
-            lack = " ".join(str(error).split())[:200]
+            if distributed.world() > 1 or batch % 2 or batch < 4:
+                raise error.lack from None
+            lack = " ".join(str(error.lack).split())[:200]
         # only here, where the error holds the batch's tensors no more
         site.halvings, resume = site.halvings + 1, True
         gc.collect()
@@ -105,8 +106,26 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         )
 
 
-def _lacks_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+class _TooLarge(Exception):
+    """A step's batch does not fit into the memory."""
+
+    def __init__(self, lack: RuntimeError) -> None:
+        super().__init__()
+        self.lack = lack
+        """What the allocator says."""
+
+
+_LACKS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+"""What allocators say: torch's and CUDA's, those of cuBLAS and cuDNN, the CPU's."""
+
+
+def _take(strategy: Strategy, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
+    try:
+        return strategy.step(images, labels, position)
+    except RuntimeError as error:
+        if any(words in str(error) for words in _LACKS):
+            raise _TooLarge(error) from None
+        raise
 
 
 def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Checkpoint:
@@ -122,14 +141,15 @@ def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Ch
     steps = settings.train.steps(images_a_pass) << site.halvings
     solver_steps = settings.train.solver_steps(images_a_pass) << site.halvings
     first_step = int(own_checkpoint.meta["step"]) << (site.halvings - halved) if own_checkpoint else 0
+    _check_parts(site, steps, solver_steps)
     if own_checkpoint is not None and first_step >= steps and own_checkpoint.meta.get("ended", True):
         if distributed.rank() == 0:
             checkpoint.tidy(site.folder)  # in case it was killed between its last checkpoint and its end
         return own_checkpoint
-    if own_checkpoint is not None and site.until == "solver" and first_step >= solver_steps:
+    if own_checkpoint is not None and site.until == "solver" and solver_steps <= first_step < steps:
         return own_checkpoint
     changed_images.check(site.images, settings.checkpoint, own_checkpoint, site.warn)
-    strategy, stream = _begin(site, base, own_checkpoint, steps)
+    strategy, stream = _begin(site, base, own_checkpoint, solver_steps)
     for updater in strategy.updaters.values():
         updater.pending <<= site.halvings - halved
     if own_checkpoint is not None and strategy.ends and own_checkpoint.meta.get("ended"):
@@ -138,7 +158,8 @@ def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Ch
             "taken from it what later sites need; a larger budget needs another --out"
         )
     saver = Saver(site, strategy, stream, steps, solver_steps, origin(site, base, own_checkpoint))
-    site.say(events.Started(site.name, first_step, steps, len(site.images), str(site.device), strategy.name))
+    end = solver_steps if site.until == "solver" else steps
+    site.say(events.Started(site.name, first_step, end, len(site.images), str(site.device), strategy.name))
 
     if first_step >= steps:  # the budget was made smaller after this checkpoint
         strategy.end_site(site.images)
@@ -150,16 +171,44 @@ def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Ch
         feed.close()
 
 
+def _check_parts(site: SiteTraining, steps: int, solver_steps: int) -> None:
+    """Refuse what the parts of a budget, or a batch that was halved, do not allow.
+
+    Raises:
+        RunFileError: the game or the solver would have no part of its own.
+        CheckpointError: the batch was halved so often that these processes cannot share it.
+    """
+    kwargs, train = site.settings.model.kwargs, site.fitting.train
+    if isinstance(kwargs, DoubleGanKwargs) and site.settings.facts.has_generators:
+        if kwargs.gan_after_solver and solver_steps >= steps:
+            raise RunFileError(
+                f"{site.name}: model.kwargs.gan_after_solver: the solver's budget is the whole ({steps} steps), and leaves "
+                "none for the game; set train.solver_num_mimgs (or solver_num_epochs) to less"
+            )
+        if site.until == "solver" and solver_steps < steps and kwargs.num_stages > 1:
+            raise RunFileError(
+                f"{site.name}: --until solver: the solver is merged where a stage ends, so it needs num_stages: 1, not "
+                f"{kwargs.num_stages}"
+            )
+    world = distributed.world()
+    if site.halvings and world > 1 and (train.batch_size % world or train.batch_size < 2 * world):
+        raise CheckpointError(
+            f"{site.folder}: the batch was halved to {train.batch_size}, as no more fitted into the memory, and {world} "
+            "processes cannot share that; go on with fewer"
+        )
+
+
 def _train(site: SiteTraining, strategy: Strategy, feed: Feed, saver: Saver, remaining: range) -> Checkpoint:
     """Take the remaining steps, with a checkpoint every so often and where the solver is ready; return the last one.
 
     Raises Stopped.
     """
-    steps, progress = remaining.stop, Progress(site, remaining.start, remaining.stop)
+    steps = remaining.stop
+    progress = Progress(site, remaining.start, saver.solver_steps if site.until == "solver" else steps)
     for step in remaining:
         position = Position(step, steps, saver.solver_steps)
         with _watched(site, position, strategy.work(position)):
-            losses = strategy.step(*feed.take(strategy.real_count(position)), position)
+            losses = _take(strategy, *feed.take(strategy.real_count(position)), position)
         progress.add(step + 1, losses)
         if step + 1 == steps:  # the checkpoint of the last step is made after the site has ended
             with _watched(site, position, "end"):
@@ -183,7 +232,7 @@ def _train(site: SiteTraining, strategy: Strategy, feed: Feed, saver: Saver, rem
 def _watched(site: SiteTraining, position: Position, work: Hashable) -> AbstractContextManager[None]:
     if site.course is None:
         return nullcontext()
-    return site.course.watch(site.name, position.step, position.steps, work)
+    return site.course.watch(site.name, position.step, position.steps, (site.halvings, work))
 
 
 def _check_own(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint, resume: bool) -> None:
@@ -211,7 +260,7 @@ def _check_own(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Chec
 
 
 def _begin(
-    site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None, steps: int
+    site: SiteTraining, base: Checkpoint | None, own_checkpoint: Checkpoint | None, solver_steps: int
 ) -> tuple[Strategy, Stream]:
     """Return the strategy and its image stream, as the site's own checkpoint left them or at the start of the site."""
     settings = site.fitting if base is None and own_checkpoint is None else site.fitting.without_pretraining()
@@ -222,7 +271,7 @@ def _begin(
             nn.SyncBatchNorm.convert_sync_batchnorm(strategy.solver)
         else:
             site.warn("sync_batchnorm needs GPUs; every process uses its own batch statistics")
-    stream = _stream(site.images, settings, strategy, steps)
+    stream = _stream(site.images, settings, strategy, solver_steps)
     if own_checkpoint is not None:
         checkpoint.restore(strategy, own_checkpoint, site.device)
         stream.consumed = int(own_checkpoint.meta["consumed"])
@@ -234,10 +283,10 @@ def _begin(
     return strategy, stream
 
 
-def _stream(images: Images, settings: SiteSettings, strategy: Strategy, steps: int) -> Stream:
+def _stream(images: Images, settings: SiteSettings, strategy: Strategy, solver_steps: int) -> Stream:
     seed, replicas = settings.random_seed + settings.task_id, settings.data.num_replica
     sizes = [len(part) for part in images.parts] if isinstance(images, Joined) else [len(images)]
-    owners = strategy.schedule(sizes, steps)
+    owners = strategy.schedule(sizes, solver_steps)
     if owners is None:
         return Stream(len(images), seed, replicas)
     return TurnsStream(sizes, owners, settings.train.batch_size, seed, replicas)

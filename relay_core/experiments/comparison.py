@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +129,7 @@ class Comparison:
             saved = json.loads(result_file.read_text())
             known = saved.get("test_sets")  # older versions did not say: what can be scored again is
             if self._same_test_sets(run, known) if known else not any(folder.rglob("step-*.safetensors")):
-                return Outcome.from_json(saved)
+                return replace(Outcome.from_json(saved), trained=[site.name for site in run.sites()])
         course = Course(folder / "course.json", self.points)
         relay_run = RelayRun(run, folder, self.data_root, self.device, None, True, self.emit, self.stop, course)
         trained = [site.name for site in run.sites()]

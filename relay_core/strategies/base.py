@@ -118,7 +118,7 @@ class Strategy(ABC):
 
         Args:
             sizes: the number of training images of each site.
-            steps: the number of steps of the whole budget.
+            steps: the number of steps of the solver's budget.
         """
         return None
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relay_core.config import FedAvgKwargs, SiteSettings
+from relay_core.errors import RunFileError
 from relay_core.strategies.base import Position
 from relay_core.strategies.baseline import BaselineStrategy
 
@@ -18,7 +19,8 @@ class FederatedStrategy(BaselineStrategy):
     """In rounds, each site trains the average of the round before; the results are averaged by their numbers of images.
 
     The solver is the newest average; `client` is the one that a site is training, `sum` what the sites of a round add up to.
-    A site's optimizer keeps its state from round to round. The rounds share the budget evenly, so that it ends with one.
+    A site's optimizer keeps its state from round to round. The rounds share the budget evenly, in whole steps of the
+    optimizers, so that it ends with one.
     """
 
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:
@@ -34,7 +36,14 @@ class FederatedStrategy(BaselineStrategy):
         self.updaters = {f"client-{i}": self._make_solver_updater(client) for i in range(len(sizes))}
 
     def schedule(self, sizes: Sequence[int], steps: int) -> Sequence[int]:
-        """Return the site of each step: all in turn, in as many rounds as the budget has for `local_steps` at each."""
+        """Return the site of each step: all in turn, in as many rounds as the budget has for `local_steps` at each.
+
+        Raises RunFileError where the budget is not even one step of the optimizer for each site.
+        """
+        if self._updates(steps) < len(sizes):
+            raise RunFileError(
+                f"strategy {self.name}: {steps} steps of {len(sizes)} sites together are not one round; set a larger budget"
+            )
         self._take_part(sizes)
         return [self._turn(step, steps) % len(sizes) for step in range(steps)]
 
@@ -46,9 +55,10 @@ class FederatedStrategy(BaselineStrategy):
         """Train the client of this step's site; where its turn ends, add it to the sum, and after the last, average."""
         if position.step >= position.solver_steps:
             return {}
-        turn, client = self._turn(position.step, position.steps), self.networks["client"]
+        step, steps, client = position.step, position.solver_steps, self.networks["client"]
+        turn = self._turn(step, steps)
         site = turn % len(self.sizes)
-        if position.step == 0 or turn != self._turn(position.step - 1, position.steps):
+        if step == 0 or turn != self._turn(step - 1, steps):
             client.load_state_dict(self.solver.state_dict())
         images, labels = self.augment(self._signed(images), labels)
         loss = self.loss(self._logits(client, images), labels)
@@ -59,14 +69,19 @@ class FederatedStrategy(BaselineStrategy):
             losses["proximal"] = self.kwargs.mu / 2 * distance
         total = torch.stack(list(losses.values())).sum()
         self.updaters[f"client-{site}"].update(total, position.progress)
-        if turn != self._turn(position.step + 1, position.steps):
+        if step + 1 == steps or turn != self._turn(step + 1, steps):
             self._add(site)
         return {name: value.detach() for name, value in losses.items()}
 
     def _turn(self, step: int, steps: int) -> int:
         """Return the number of the turn that a step belongs to: one site's; a round ends where each site had one."""
-        rounds = max(1, round(steps / (len(self.sizes) * self.kwargs.local_steps)))
-        return step * rounds * len(self.sizes) // steps
+        sites, updates = len(self.sizes), self._updates(steps)
+        rounds = max(1, min(round(updates / (sites * self.kwargs.local_steps)), updates // sites))
+        return step // self.settings.train.accumulate_grad_batches * rounds * sites // updates
+
+    def _updates(self, steps: int) -> int:
+        """Return how many steps of the optimizers so many batches are."""
+        return -(-steps // self.settings.train.accumulate_grad_batches)
 
     @torch.no_grad()
     def _add(self, site: int) -> None:

@@ -207,13 +207,14 @@ class RelayStrategy(Strategy):
         learns = self.s.train_solver and position.step < position.solver_steps
         if turn is None and not learns:
             return losses
+        of_solver, of_game = self._progress(position)
         images = self._signed(images)
         batch = self._with_replay(images, labels)
         share = self.s.corrections.share_replay
         if turn is not None:
             played = self._part(batch)
             losses |= self.gan.step(
-                played, self._fake_slots(played[2]), turn, position.progress, len(played[0]) * distributed.world(),
+                played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
                 None if share else self._part(self._with_replay(images, labels)),
             )  # fmt: skip
         if learns:
@@ -223,8 +224,15 @@ class RelayStrategy(Strategy):
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
                 batch = _join(batch, mixed)
-            losses["solver"] = self._solver_step(batch, len(images), replayed, position.progress)
+            losses["solver"] = self._solver_step(batch, len(images), replayed, of_solver)
         return losses
+
+    def _progress(self, position: Position) -> tuple[float, float]:
+        """Return which share of their budgets solver and game have done, for schedules of the learning rate."""
+        if not self.s.gan_after_solver:
+            return position.progress, position.progress
+        ready, rest = position.solver_steps, position.steps - position.solver_steps
+        return min(1.0, position.step / max(1, ready)), max(0.0, (position.step - ready) / max(1, rest))
 
     def _part(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the game is played on: as many of a batch as `gan_batch_size` says, evenly chosen."""

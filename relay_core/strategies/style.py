@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -58,7 +58,7 @@ class Styles(nn.Module):
         self.means: Tensor
         self.spreads: Tensor
 
-    def keep(self, site: int, images: Sequence[Tensor]) -> None:
+    def keep(self, site: int, images: Iterable[Tensor]) -> None:
         """Keep the Gaussian of a site's images, given in batches."""
         parts = []
         for mean, factor in map(colours, images):
@@ -113,7 +113,7 @@ class StyleStrategy(RememberingStrategy):
         if position.step >= position.solver_steps:
             return {}
         images = self._signed(images)
-        count = round(len(images) * self.kwargs.share) if self.sites else 0
+        count = min(len(images) - 1, max(1, round(len(images) * self.kwargs.share))) if self.sites else 0
         if count:
             restyled = recoloured(images[:count], *self.styles.draw(count, self.sites, self.device))
             images = torch.cat([restyled, images[count:]])
@@ -131,5 +131,5 @@ class StyleStrategy(RememberingStrategy):
     def end_site(self, images: Images) -> None:
         """Keep the looks of this site."""
         parts = torch.arange(len(images)).split(AT_ONCE)
-        self.styles.keep(self.sites, [self._signed(images.batch(part)[0].to(self.device)) for part in parts])
+        self.styles.keep(self.sites, (self._signed(images.batch(part)[0].to(self.device)) for part in parts))
         super().end_site(images)

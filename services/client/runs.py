@@ -8,7 +8,10 @@ from relay_core.config import RunFile, SiteSettings
 from services.client.http import Client, ServiceRefused
 
 
-def submit_run(client: Client, run: RunFile, site: int | None, data: str, key: str | None = None) -> dict[str, Any]:
+def submit_run(
+    client: Client, run: RunFile, site: int | None, data: str, key: str | None = None, *, checkpoint: str | None = None,
+    until: str = "end",
+) -> dict[str, Any]:  # fmt: skip
     """Upload a run, register the image folders of its sites that the service has, and queue the training; return its job.
 
     Args:
@@ -17,13 +20,16 @@ def submit_run(client: Client, run: RunFile, site: int | None, data: str, key: s
         site: task_id of the only site to train; None: the site that the service says it is, or all sites.
         data: folder below the service's data root that the run's `img_folder`s lie in.
         key: Idempotency-Key of the request for the training; None: a new one.
+        checkpoint: id of the checkpoint to go on from; None: the newest that fits.
+        until: where the training ends, `end` or `solver`.
 
     Raises:
         ServiceRefused, ServiceUnreachable: see `Client.call`.
     """
     uploaded = upload_run(client, run, data)
+    asked = {"site": site, "checkpoint_id": checkpoint, "until": until if until != "end" else None}
     body: dict[str, Any] = {"kind": "train", "run_id": uploaded["id"]}
-    return client.submit({**body, "site": site} if site is not None else body, key)
+    return client.submit(body | {name: value for name, value in asked.items() if value is not None}, key)
 
 
 def upload_run(client: Client, run: RunFile, data: str) -> dict[str, Any]:

@@ -156,7 +156,8 @@ def accept(session: Session, store: ArtifactStore, bundle_id: str, actor: str, l
     header = read_header(store.path(file.digest))
     checkpoint = Checkpoint(
         run_id=row.run_id, job_id=row.job_id, parent_id=None, digest=file.digest, task_id=int(header.meta["task_id"]),
-        site=str(header.meta["site"]), step=int(header.meta["step"]), content_digest=header.digest,
+        site=str(header.meta["site"]), step=int(header.meta["step"]), steps=int(header.meta["steps"]),
+        content_digest=header.digest,
     )  # fmt: skip
     session.add(checkpoint)
     session.flush()

@@ -75,7 +75,7 @@ def train(
     if site is None and until == "solver":
         raise Refusal("invalid_request", "until: solver leaves a site's generators, which the next site needs: name a site")
     if site is not None and strategy_facts(run.strategy).sequence == "continues":
-        base = _base_checkpoint(session, run, order, site, checkpoint_id)
+        base = _base_checkpoint(session, run, order, site, checkpoint_id, until)
         trust.require_line(session, base.id if base else None)
     elif checkpoint_id is not None:
         raise Refusal("invalid_request", "checkpoint_id goes with one site of a relay that starts from another")
@@ -84,13 +84,17 @@ def train(
 
 
 def _base_checkpoint(
-    session: Session, run: Run, order: list[int], site: int, checkpoint_id: str | None
+    session: Session, run: Run, order: list[int], site: int, checkpoint_id: str | None, until: str
 ) -> Checkpoint | None:
     """Return the checkpoint that a training goes on from: of the site before, or the site's own; None starts anew."""
     given = need(session, Checkpoint, checkpoint_id, hold=True) if checkpoint_id is not None else None
     if given is not None and (given.run_id, given.task_id) == (run.id, site):
         if given.finished:
             raise Refusal("checkpoint_invalid", f"the training of {given.id} is finished; a later site may start from it")
+        if until == "solver":
+            raise Refusal(
+                "checkpoint_invalid", f"the solver of {given.id} is ready; without until its generators are trained"
+            )
         return given
     position = order.index(site)
     if position == 0:

@@ -72,6 +72,28 @@ def test_a_halved_training_goes_on_halved_and_bit_equal(toy, small_memory):
     assert newest(toy.folder / "parts/task_1", print).digest == newest(toy.folder / "whole/task_1", print).digest
 
 
+def test_a_gradient_that_was_pending_counts_for_the_smaller_batches(toy, small_memory):
+    """Of three batches a step, one was added up when the replay began, and the rest comes in halves."""
+    small_memory(4, of_stage=2)
+    run = toy.run(sites=2, train={"accumulate_grad_batches": 2, "checkpoint_seconds": 0})
+    play(toy, run)
+    last = newest(toy.folder / "out/task_2", print)  # halved at step 3 of 6, with a batch pending
+    assert (last.meta["step"], last.meta["optimizers"]["solver"]["pending"]) == (12, 0)
+    assert int(last.tensors["optimizer/solver/0/step"]) == 3
+
+
+def test_a_lack_of_memory_elsewhere_is_not_the_batchs(toy, monkeypatch):
+    def fail(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(RelayStrategy, "end_site", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        play(toy, toy.run(sites=1))
+    assert (
+        newest(toy.folder / "out/task_1", print) is None or "halvings" not in newest(toy.folder / "out/task_1", print).meta
+    )
+
+
 def test_where_nothing_fits_the_error_is_told(toy, small_memory):
     small_memory(1)
     with pytest.raises(torch.OutOfMemoryError):

@@ -56,7 +56,8 @@ def test_a_game_of_its_own_budget_is_played_alike(toy):
     """After the solver: the label nets, which have no batch statistics, see the same numbers."""
     run = toy.write(
         sites=1, train={"loss": {"name": "cross_entropy"}, "num_mimgs": 48e-6, "solver_num_mimgs": 16e-6},
-        model={"kwargs": {"solver_kwargs": {"norm": "group"}, "num_stages": 1, "gan_after_solver": True, "pl_weight": 0}},
+        model={"kwargs": {"solver_kwargs": {"norm": "group"}, "num_stages": 1, "gan_after_solver": True, "gan_every": None,
+                          "pl_weight": 0}},
     )  # fmt: skip
     one, two = (train(toy, run, f"out{n}", n) for n in (1, 2))
     assert ["solver" in e["losses"] for e in one] == [True] * 2 + [False] * 4

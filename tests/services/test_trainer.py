@@ -102,7 +102,7 @@ def test_a_solver_is_published_before_its_generators_are_trained(
     toy = Toy(phantom_data, tmp_path)
     path = toy.write(
         train={"num_mimgs": 48e-6, "solver_num_mimgs": 32e-6},
-        model={"kwargs": {"num_stages": 1, "gan_after_solver": True, "gan_at_last_site": True}},
+        model={"kwargs": {"num_stages": 1, "gan_after_solver": True, "gan_at_last_site": True, "gan_every": None}},
     )
     run, made = small_site.add_run(path), []
     whole = small_site.submit_train(run)

@@ -6,7 +6,7 @@ import torch
 from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import newest
 from relay_core.engine.stream import TurnsStream
-from relay_core.errors import Stopped
+from relay_core.errors import RunFileError, Stopped
 from relay_core.strategies import Position, make_strategy
 
 from .test_contract import CPU, batch, weights
@@ -27,10 +27,35 @@ def make(toy, name="fedavg", sizes=(8, 24), steps=4, **kwargs):
         (2, 8, 2, [0, 0, 1, 1, 0, 0, 1, 1]),
         (3, 6, 9, [0, 0, 1, 1, 2, 2]),  # not enough for a round of so many: one round
         (2, 10, 2, [0, 0, 0, 1, 1, 0, 0, 0, 1, 1]),  # two rounds share what there is
+        (3, 5, 1, [0, 0, 1, 1, 2]),  # a second round would leave a site out
     ],
 )
 def test_the_sites_take_turns_and_the_budget_ends_with_a_round(toy, sites, steps, local, owners):
     assert make(toy, sizes=[8] * sites, steps=steps, local_steps=local)[1] == owners
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3, 6])
+def test_every_round_has_every_site_once_whatever_the_budget(toy, sites):
+    for steps in range(sites, 30):
+        for local in (1, 2, 5):
+            strategy, owners = make(toy, sizes=[8] * sites, steps=steps, local_steps=local)
+            turns = [strategy._turn(step, steps) for step in range(steps)]
+            assert sorted(set(turns)) == list(range(turns[-1] + 1)), (steps, local)
+            assert owners[-1] == sites - 1
+    with pytest.raises(RunFileError, match="are not one round"):
+        make(toy, sizes=[8] * 3, steps=2)
+
+
+def test_a_turn_is_whole_steps_of_the_optimizer(toy):
+    """So that no gradient of a site is left for another one, and a batch that was halved changes no turn."""
+    settings = toy.run(strategy={"name": "fedavg", "kwargs": {"local_steps": 3}}, train={"accumulate_grad_batches": 2}).site(
+        1
+    )
+    strategy = make_strategy(settings, CPU)
+    owners = strategy.schedule([8, 8], 24)
+    assert owners == [0] * 6 + [1] * 6 + [0] * 6 + [1] * 6
+    halved = make_strategy(settings.with_smaller_batch(1), CPU)
+    assert halved.schedule([8, 8], 48) == [owner for owner in owners for _ in range(2)]
 
 
 def test_a_round_ends_with_the_average_by_numbers_of_images(toy):

@@ -33,6 +33,8 @@ def submit_job(
 ) -> schemas.Job:
     """Queue a job: train, evaluate, samples, preflight, export_onnx, predict. Other kinds come from exports and imports."""
     request_body = body.model_dump(mode="json")
+    if request_body.get("until") == "end":  # requests that are older than the field are repeated by their key
+        del request_body["until"]
     with site.database.write() as session:
         job = jobs.replayed(session, caller.actor, key, request_body)
         is_new = job is None
