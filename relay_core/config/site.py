@@ -32,6 +32,7 @@ LATER: dict[str, Any] = {
     "model.kwargs.gan_batch_size": None,
     "model.kwargs.gan_at_last_site": None,
     "model.kwargs.gan_after_solver": False,
+    "model.kwargs.label_head": "value",
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 

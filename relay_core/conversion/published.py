@@ -91,6 +91,11 @@ def _is_relay(tensors: Mapping[str, Tensor], settings: SiteSettings, source: Pat
     if relay != settings.facts.has_generators:
         contents = "a relay's generators" if relay else "no generators, a solver alone"
         raise CheckpointError(f"{source} holds {contents}, and the run file's strategy is {settings.strategy.name}")
+    if relay and cast(DoubleGanKwargs, settings.model.kwargs).label_head != "value":
+        raise CheckpointError(
+            f"{source}: its label generator draws values, and the run file's draws classes: set model.kwargs.label_head: "
+            "value, and keep it for the rest of this relay"
+        )
     if relay and settings.data.task == "classification":
         raise CheckpointError(f"{source}: a relay for classification has other networks here than the published one")
     return relay

@@ -55,6 +55,7 @@ def make_gan(settings: DoubleGanKwargs, half: torch.dtype | None = None) -> dict
             z, c, w, s.img_resolution, channels, mapping_layers=kwargs.mapping_kwargs.num_layers,
             channel_base=pyramid.channel_base, channel_max=pyramid.channel_max,
             label_channels=int(maps and kind == "img"),
+            classes=s.label_num_classes if kind == "label" and s.label_head == "classes" else 0,
         )  # fmt: skip
         _halve(made, pyramid, half)
     for kind, (pyramid, c, channels) in discriminators.items():

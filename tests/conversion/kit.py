@@ -85,9 +85,13 @@ CPU = torch.device("cpu")
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 
 
+VALUES = ["model.kwargs.label_head=value"]
+"""The published label generator draws values."""
+
+
 def run(*overrides: str) -> RunFile:
     """The recipe of the reference's sizes; two steps a site."""
-    return load_run("fundus-cpu", ["train.num_mimgs=8e-6", "train.batch_size=4", "num_workers=0", *overrides])
+    return load_run("fundus-cpu", ["train.num_mimgs=8e-6", "train.batch_size=4", "num_workers=0", *VALUES, *overrides])
 
 
 def values(prefix: str) -> dict[str, Tensor]:

@@ -9,14 +9,23 @@ from typer.testing import CliRunner
 
 from relay_core.cli.convert import register
 from relay_core.config import load_run
+from relay_core.conversion.published import convert
 from relay_core.data import load_site
 from relay_core.engine import SiteTraining, checkpoint, load_solver, train_site
 from relay_core.engine.layout import hand_over_layout
+from relay_core.errors import CheckpointError
 from relay_core.strategies import make_strategy
-from tests.conversion.kit import CPU, TOLERANCE, lightning, run, saved, state_dict, values
+from tests.conversion.kit import CPU, TOLERANCE, VALUES, lightning, run, saved, state_dict, values
 from tests.reference import needs_reference
 
 pytestmark = needs_reference
+
+
+def test_a_run_whose_label_generator_draws_classes_does_not_go_on_from_it(tmp_path):
+    source = saved(tmp_path / "last.ckpt", lightning(state_dict()))
+    with pytest.raises(CheckpointError, match=r"set model\.kwargs\.label_head: value"):
+        convert(source, load_run("fundus-cpu"), 2, tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +33,14 @@ def converted(tmp_path_factory):
     """What the command made of a whole checkpoint, and the folder of trainings."""
     folder = tmp_path_factory.mktemp("converted")
     source = saved(folder / "last.ckpt", lightning(state_dict()))
+    path = folder / "run.yaml"
+    path.write_text("extends: fundus-cpu\ncommon: {model: {kwargs: {label_head: value}}}\n")
     app = Typer()
     app.callback()(lambda: None)
     register(app)
     done = CliRunner().invoke(
         app,
-        ["convert-checkpoint", str(source), "--run", "fundus-cpu", "--site", "2", "--out", str(folder / "out"), "--json"],
+        ["convert-checkpoint", str(source), "--run", str(path), "--site", "2", "--out", str(folder / "out"), "--json"],
     )
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)
@@ -49,7 +60,7 @@ def test_the_solver_gives_the_published_logits(converted):
 @torch.no_grad()
 @pytest.mark.parametrize("suffix", ["", "_ema"])
 def test_the_generators_give_the_published_images(converted, suffix):
-    strategy = make_strategy(load_run("fundus-cpu").site(2), CPU)
+    strategy = make_strategy(load_run("fundus-cpu", VALUES).site(2), CPU)
     names = [f"G_label{suffix}", f"G_img{suffix}"]
     checkpoint.load_networks(strategy, converted, names)
     label, image = (strategy.networks[name].eval() for name in names)
@@ -62,8 +73,8 @@ def test_the_generators_give_the_published_images(converted, suffix):
 
 def test_it_says_what_a_site_of_ours_would_say(converted):
     meta = converted.meta
-    settings = load_run("fundus-cpu").site(2)
-    assert meta["run"] == load_run("fundus-cpu").digest
+    settings = load_run("fundus-cpu", VALUES).site(2)
+    assert meta["run"] == load_run("fundus-cpu", VALUES).digest
     assert meta["settings"] == settings.shared()
     assert (meta["site"], meta["task_id"], meta["strategy"], meta["images"]) == ("Domain2", 2, "relay", 240)
     assert meta["step"] == meta["steps"] == 600  # the run file's budget; the file itself counted 74

@@ -83,3 +83,17 @@ def test_minibatch_statistics_see_the_group():
 def test_a_resolution_that_is_no_power_of_two_is_refused(side):
     with pytest.raises(ValueError, match="power of two"):
         Generator(8, 4, 8, side, 3)
+
+
+def test_a_label_generator_of_classes_draws_their_values():
+    torch.manual_seed(0)
+    g = Generator(8, 4, 8, 16, 1, mapping_layers=2, channel_base=128, channel_max=8, classes=3)
+    z, c = torch.randn(16, 8), torch.eye(4).repeat(4, 1)
+    drawn = g(z, c)
+    assert drawn.shape == (16, 1, 16, 16)
+    assert drawn.abs().max() <= 1
+    near = torch.stack([(drawn - value).abs() for value in (-1, 0, 1)]).amin(dim=0)
+    assert (near < 0.1).float().mean() > 0.5  # most pixels are decided from the start
+    drawn.sum().backward()
+    assert g.blocks[-1].to_image.weight.grad.abs().sum() > 0
+    assert g.blocks[-1].to_image.weight.shape[0] == 3

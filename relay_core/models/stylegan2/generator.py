@@ -19,6 +19,8 @@ from relay_core.models.stylegan2.layers import (
 )
 from relay_core.models.stylegan2.spade import Spade
 
+SHARPNESS = 4.0
+"""Factor on the logits of classes: the pyramid begins at values about 1, which then make a clear choice."""
 Noise = Literal["random", "const", "none"]
 """Fresh noise a sample, the layers' fixed buffers, or none."""
 
@@ -121,6 +123,8 @@ class Generator(nn.Module):
         channel_base: feature maps at resolution r are min(channel_base / r, channel_max).
         channel_max: see above.
         label_channels: channels of the label map; 0 builds an unconditional pyramid (the label generator).
+        classes: K, of a label map that is to be drawn: the pyramid gives each pixel K shares (softmax), and the result, in
+            one channel, is the mean of the classes' values -1 ... 1; 0 draws values.
 
     Raises:
         ValueError: the resolution is no power of two.
@@ -138,14 +142,15 @@ class Generator(nn.Module):
         channel_base: int = 8192,
         channel_max: int = 256,
         label_channels: int = 0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        self.z_dim, self.resolution = z_dim, resolution
+        self.z_dim, self.resolution, self.classes = z_dim, resolution, classes
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, mapping_layers)
         blocks, in_channels = [], 0
         for side in block_resolutions(resolution):
             out_channels = channels_at(side, channel_base, channel_max)
-            blocks.append(SynthesisBlock(in_channels, out_channels, w_dim, side, img_channels, label_channels))
+            blocks.append(SynthesisBlock(in_channels, out_channels, w_dim, side, classes or img_channels, label_channels))
             in_channels = out_channels
         self.blocks = nn.ModuleList(blocks)
         self.num_ws = sum(block.num_convs for block in blocks) + 1
@@ -183,7 +188,11 @@ class Generator(nn.Module):
             x, image = block(x, image, ws[:, start : stop + 1], label_map, noise)
             start = stop
         assert image is not None
-        return image
+        if not self.classes:
+            return image
+        shares = (SHARPNESS * image).softmax(dim=1)
+        values = torch.linspace(-1, 1, self.classes, device=image.device)
+        return (shares * values[:, None, None]).sum(dim=1, keepdim=True)
 
     def forward(
         self, z: Tensor, c: Tensor, label_map: Tensor | None = None, truncation: float = 1.0, noise: Noise = "random"
