@@ -176,9 +176,9 @@ class DoubleGanKwargs(Settings):
     thirds, and a last stage for the solver alone."""
     weighted_merge: bool = True
     """The merge weighs old and new by their numbers of images, otherwise equally."""
-    label_head: Literal["classes", "value"] = "classes"
-    """What the label generator decides at a pixel: `classes`, the share of each, whose mean value is drawn; `value` (as
-    published), the value itself, which collapses more easily. A relay keeps what it began with."""
+    label_head: Literal["classes", "value"] = "value"
+    """What the label generator decides at a pixel: `value` (as published), the value itself, which collapses more easily, or
+    `classes` (as the recipes have it), the share of each, whose mean value is drawn. A relay keeps what it began with."""
     label_noise: float = Field(default=0.02, ge=0)
     """Noise on label maps, as a factor of clip(N(0, 1), -3, 3)."""
     style_mixing_prob: float = Field(default=0.8, ge=0, le=1)
@@ -239,7 +239,7 @@ class DoubleGanKwargs(Settings):
         if isinstance(data, dict) and data.get("published") is True:
             given = data.get("corrections")
             switches = PUBLISHED.model_dump() | (given if isinstance(given, dict) else {})
-            data = {"generator_ema_kimg": 0.0, "label_head": "value", **data, "corrections": switches}
+            data = {"generator_ema_kimg": 0.0, **data, "corrections": switches}
         return data
 
     @classmethod

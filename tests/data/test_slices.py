@@ -453,7 +453,7 @@ def test_a_table_that_was_prepared_with_another_hu_min_is_refused(tmp_path):
 
 def test_a_data_set_of_masks_is_not_for_classification():
     with pytest.raises(ValueError, match="this data set is for segmentation, not for classification"):
-        dataset_class("folder")(task="classification")
+        dataset_class("fundus")(task="classification")
 
 
 def test_8_bits_are_no_hu(tmp_path):

@@ -20,6 +20,7 @@ FILE = Path(__file__).parent / "losses.json"
 CASES = {
     **{name: {"strategy": {"name": name}} for name in STRATEGIES.builtin},
     "relay": {"strategy": {"name": "relay"}, "model": {"kwargs": {"gan_at_last_site": True}}},
+    "relay, label maps of classes": {"strategy": {"name": "relay"}, "model": {"kwargs": {"label_head": "classes"}}},
     "relay, a game every other step": {"strategy": {"name": "relay"}, "model": {"kwargs": {"gan_every": 2}}},
     "local": {"strategy": {"name": "baseline", "kwargs": {"mode": "local"}}},
     "relay, published": {"strategy": {"name": "relay"}, "model": {"kwargs": {"published": True, "replay_post_aug": True}}},
