@@ -1,10 +1,13 @@
-"""Ports for the servers that tests start."""
+"""Ports for the servers that tests start, and a database of Redis, each of one test process alone."""
 
 import itertools
 import os
 import socket
 
-_NUMBERS = itertools.count(20_000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_NUMBERS = itertools.count(20_000 + 500 * _PROCESS)
+BROKER = os.environ.get("RELAY_TEST_REDIS", f"redis://127.0.0.1:6379/{1 + _PROCESS % 15}")
+"""A worker of another process's test would take the messages of a shared one, and know nothing of their jobs."""
 
 
 def free_port() -> int:

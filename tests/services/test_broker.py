@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from services.site import celery_app, doorbell
 from tests.conftest import Toy
-from tests.ports import free_port
+from tests.ports import BROKER, free_port
 from tests.services.conftest import SiteKit
 from tests.services.processes import ended, process, until
 
@@ -97,15 +97,14 @@ def test_a_worker_hears_what_the_api_rings_and_obeys_nobody(
 
 def test_workers_take_no_orders_from_the_queue(small_site: SiteKit, tmp_path: Path) -> None:
     """On a Redis whose one user may do everything: Celery's remote control would stop them."""
-    broker = os.environ.get("RELAY_TEST_REDIS", "redis://127.0.0.1:6379/9")
     try:
-        redis.Redis.from_url(broker).ping()
+        redis.Redis.from_url(BROKER).ping()
     except redis.ConnectionError as error:
-        pytest.skip(f"Redis is not at {broker}: {error}")
+        pytest.skip(f"Redis is not at {BROKER}: {error}")
     log = tmp_path / "log"
-    with process(small_site, "services.trainer.worker", log=log, RELAY_BROKER_URL=broker) as worker:
+    with process(small_site, "services.trainer.worker", log=log, RELAY_BROKER_URL=BROKER) as worker:
         until(lambda: "ready" in log.read_text(), 60, "the worker is ready")
-        app = celery_app(broker)
+        app = celery_app(BROKER)
         assert app.control.ping(timeout=0.5) == []
         app.control.shutdown()
         time.sleep(1)

@@ -15,10 +15,10 @@ from services.site.db.models import Checkpoint
 from services.site.dispatch import doorbell
 from services.site.reconcile import reconcile_once
 from tests.conftest import Toy
+from tests.ports import BROKER
 from tests.services.conftest import SiteKit
 from tests.services.processes import end, ended, process, start, step_of, trainings, until
 
-BROKER = os.environ.get("RELAY_TEST_REDIS", "redis://127.0.0.1:6379/9")
 LONG = {"num_mimgs": 960e-6, "batch_size": 8, "log_every_n_steps": 1, "checkpoint_seconds": 0.5}
 
 
@@ -131,7 +131,7 @@ def test_a_ring_wakes_a_celery_worker_at_once(small_site: SiteKit, toy: Toy, tmp
         job_id = small_site.submit_train(small_site.add_run(toy.write(sites=1), sites=1))
         bell = doorbell(broker)
         bell.ring(job_id)
-        until(lambda: small_site.job(job_id).state == "running", 5, "it is claimed without a reconciler")
+        until(lambda: small_site.job(job_id).state == "running", 60, "it is claimed without a reconciler")
         bell.close()
         with small_site.database.write() as session:
             jobs.cancel(session, job_id, "test")
