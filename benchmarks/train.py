@@ -56,11 +56,11 @@ class Trained:
                 return position
         return None
 
-    def step(self, kind: str) -> None:
-        """One iteration of a kind that `find` finds."""
+    def step(self, kind: str) -> Callable[[], None]:
+        """Return one iteration of a kind that `find` finds; it is looked for now, before any clock runs."""
         position = self.find(kind)
         assert position is not None
-        self.take(position)
+        return partial(self.take, position)
 
     def take(self, position: Position) -> None:
         """One iteration, on as many of the images as the strategy takes beside replay."""
@@ -110,7 +110,7 @@ def compare(settings: dict[str, SiteSettings], device: torch.device, repeat: int
         trained = Trained(one, device)
         trained.strategy.begin_site("second", 100)
         for name, kind in (("plain", PLAIN), (REGULARISED, REGULARISED)):
-            run = partial(trained.step, kind)
+            run = trained.step(kind)
             with _ops_restored():
                 times = alternate(
                     {"auto": run, "reference": run},
@@ -146,12 +146,12 @@ def phases(settings: SiteSettings, device: torch.device, repeat: int) -> dict[st
     def clock(function: Callable[[], object]) -> float:
         return statistics.median([seconds(function, device) for _ in range(repeat + WARM_UP)][WARM_UP:])
 
-    result = {"iteration, first site": clock(partial(trained.step, PLAIN))}
+    result = {"iteration, first site": clock(trained.step(PLAIN))}
     strategy.begin_site("second", 100)
-    result["iteration, second site"] = clock(partial(trained.step, PLAIN))
-    result[REGULARISED] = clock(partial(trained.step, REGULARISED))
+    result["iteration, second site"] = clock(trained.step(PLAIN))
+    result[REGULARISED] = clock(trained.step(REGULARISED))
     if trained.find(ALONE):
-        result[ALONE] = clock(partial(trained.step, ALONE))
+        result[ALONE] = clock(trained.step(ALONE))
     parts = {
         "G step": (strategy.gan, "_generator_step"),
         "D step": (strategy.gan, "_discriminator_step"),
@@ -159,8 +159,8 @@ def phases(settings: SiteSettings, device: torch.device, repeat: int) -> dict[st
         "replay": (strategy, "_with_replay"),
         "solver's augmentation": (strategy, "augment"),
     }
-    plain = split(partial(trained.step, PLAIN), parts, repeat, device)
-    regularised = split(partial(trained.step, REGULARISED), parts, repeat, device)
+    plain = split(trained.step(PLAIN), parts, repeat, device)
+    regularised = split(trained.step(REGULARISED), parts, repeat, device)
     result |= plain
     adversarial = ("G step", "D step")
     result["path length + R1"] = sum(regularised[name] - plain[name] for name in adversarial)
@@ -188,7 +188,7 @@ def operations_table(settings: dict[str, SiteSettings], device: torch.device, re
         trained = Trained(one, device)
         trained.strategy.begin_site("second", 100)
         kinds = [kind for kind in (PLAIN, REGULARISED, ALONE) if trained.find(kind)]
-        steps = {kind: partial(trained.step, kind) for kind in kinds}
+        steps = {kind: trained.step(kind) for kind in kinds}
         counts = {name: _count(run) for name, run in (runs | steps).items()}
         times = alternate(runs | steps, repeat, partial(seconds, device=device))
         speed = {name: counts[name] / statistics.median(taken) / 1e9 for name, taken in times.items()}

@@ -13,6 +13,8 @@ import torch
 from scipy.ndimage import label as components
 from torch import Tensor
 
+from relay_core.metrics.segmentation import dice_by_class
+
 NEIGHBOURS = 5
 """Nearest neighbours that a sample's neighbourhood reaches to (k in both papers; fewer where there are fewer samples)."""
 PAIRS = 2000
@@ -97,13 +99,9 @@ def _pairwise_dice(ids: np.ndarray, num_classes: int, seed: int) -> float | None
 
 def foreground_dice(one: np.ndarray, other: np.ndarray, num_classes: int) -> float:
     """Return the mean Dice over the foreground classes that are in either of two label maps (H, W); 1 where none is."""
-    scores = []
-    for c in range(1, num_classes):
-        a, b = one == c, other == c
-        size = int(a.sum()) + int(b.sum())
-        if size:
-            scores.append(2 * int((a & b).sum()) / size)
-    return statistics.fmean(scores) if scores else 1.0
+    counts = np.bincount((one.astype(np.int64) * num_classes + other).ravel(), minlength=num_classes**2)
+    scores = dice_by_class(counts.reshape(num_classes, num_classes))
+    return 1.0 if np.isnan(scores).all() else float(np.nanmean(scores))
 
 
 def agreement(predicted: Tensor, maps: Tensor, num_classes: int) -> float:

@@ -55,14 +55,14 @@ class _Sample:
     slices: int = 0
 
     def dice(self) -> np.ndarray:
-        return np.nan_to_num(_dice(self.confusion), nan=1.0)
+        return np.nan_to_num(dice_by_class(self.confusion), nan=1.0)
 
     def hd95(self, unit: str) -> np.ndarray:
         per_class = self.millimetres if unit == "mm" else self.pixels
         return np.asarray([np.mean(values) if values else 0.0 for values in per_class])
 
 
-def _dice(confusion: np.ndarray) -> np.ndarray:
+def dice_by_class(confusion: np.ndarray) -> np.ndarray:
     """Return the foreground Dice (C - 1,) of a confusion matrix (C, C); NaN where a class is in neither."""
     size = (confusion.sum(axis=0) + confusion.sum(axis=1))[1:]
     overlap = 2.0 * np.diagonal(confusion)[1:]
@@ -137,7 +137,7 @@ class SegmentationScores:
         unit = "mm" if self._all_spaced else "px"
         samples = [_sample_entry(name, sample, unit) for name, sample in self._samples.items()]
         dices, distances = ([entry[key] for entry in samples] for key in ("dice", "hd95"))
-        overall = _dice(np.sum([sample.confusion for sample in self._samples.values()], axis=0))
+        overall = dice_by_class(np.sum([sample.confusion for sample in self._samples.values()], axis=0))
         occurring = overall[~np.isnan(overall)]
         return {
             "num_samples": len(samples),
