@@ -156,7 +156,7 @@ def phases(settings: SiteSettings, device: torch.device, repeat: int) -> dict[st
         "G step": (strategy.gan, "_generator_step"),
         "D step": (strategy.gan, "_discriminator_step"),
         "solver step": (strategy, "_solver_step"),
-        "replay": (strategy, "_with_replay"),
+        "replay": (strategy, "_replay"),
         "solver's augmentation": (strategy, "augment"),
     }
     plain = split(trained.step(PLAIN), parts, repeat, device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from relay_core.bundle.history import Record
 from relay_core.bundle.values import spoken_fingerprint
-from relay_core.config import RunFile
+from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings
 from relay_core.metrics import Metric, metrics_of
 from relay_core.texts import markdown
 
@@ -57,7 +57,7 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "## Settings",
         "",
         f"- run `{made['run']}`, strategy {settings.strategy.name}, data set {settings.dataset.name}, "
-        f"{settings.resolution} x {settings.resolution} pixels, {settings.data.num_classes} classes",
+        f"{_size(settings)}, {settings.data.num_classes} classes",
         f"- networks: {', '.join(networks)}; weights carried in {'half' if made['half'] else 'single'} precision",
         f"- relay {_plain(made['relay'])}; `run.yaml` in this bundle has every setting",
         "",
@@ -73,6 +73,13 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "- Generators can remember training images. No membership test has been made on this model.",
         "",
     ])  # fmt: skip
+
+
+def _size(settings: SiteSettings) -> str:
+    side, kwargs = settings.resolution, settings.model.kwargs
+    drawn = kwargs.img_resolution if isinstance(kwargs, DoubleGanKwargs) else side
+    fit = {"stretch": "", "pad": ", padded to a square", "crop": ", cropped to a square"}[settings.data.fit]
+    return f"{side} x {side} pixels{fit}" + (f" (generated images {drawn} x {drawn})" if drawn != side else "")
 
 
 def _plain(text: str) -> str:

@@ -4,6 +4,7 @@ from relay_core.config.base import Settings
 from relay_core.config.datasets import (
     DATASETS,
     CommonDatasetKwargs,
+    Fit,
     FolderKwargs,
     MediastinumKwargs,
     MidlineKwargs,
@@ -76,6 +77,7 @@ __all__ = [
     "Entry",
     "EwcKwargs",
     "FedAvgKwargs",
+    "Fit",
     "FolderKwargs",
     "GeneratorKwargs",
     "HandedOverState",

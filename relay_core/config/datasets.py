@@ -13,6 +13,8 @@ from relay_core.config.registry import Choice, Entry, Registry
 from relay_core.config.solvers import Task
 from relay_core.errors import RunFileError
 
+Fit = Literal["stretch", "pad", "crop"]
+"""How an image that is not square becomes one, see `imaging.fit`."""
 PLATFORMS = ("Windows", "Darwin", "Linux")
 
 
@@ -34,6 +36,9 @@ class CommonDatasetKwargs(Settings):
     """What is learned: a class for every pixel, or one for the image."""
     img_size: int | None = Field(default=None, ge=4)
     """Side that images and masks are resized to, in pixels; none: the model's resolution."""
+    fit: Fit = "stretch"
+    """What happens to an image that is not square: `stretch` gives up its aspect ratio, `pad` adds black (background),
+    `crop` leaves out what is beyond the square in the middle. Predictions are brought back to the image's own pixels."""
     img_channels: Literal[1, 3] = 3
     """1: grey (colour images are turned to luma), 3: colour (grey images are repeated)."""
     num_classes: int = Field(default=3, ge=2, le=256)

@@ -123,7 +123,16 @@ class DoubleGanKwargs(Settings):
     optimizer_conf: OptimizerConf = OptimizerConf()
     """Optimizers."""
     img_resolution: int = Field(default=64, ge=8)
-    """Side of images and label maps in pixels, a power of two."""
+    """Side of the generators' images and label maps in pixels, a power of two; the solver's too, unless it has its own."""
+    solver_resolution: int | None = Field(default=None, ge=8)
+    """Side of the images that the solver learns from, in pixels, at least `img_resolution`: replay is drawn at the
+    generators' size and enlarged to it. None: `img_resolution`."""
+    label_resolution: int | None = Field(default=None, ge=8)
+    """Side of the label maps that the label generator draws, a power of two, at most `img_resolution`; they are enlarged
+    before an image is drawn from them. None: `img_resolution`."""
+    reduced_share: float = Field(default=0.25, ge=0, le=1)
+    """Where the solver's images are larger than the generators': share of the site's own images of a batch that are reduced
+    to the generators' size and enlarged again, as replay is, so that sharpness does not tell a site."""
     img_channels: Literal[1, 3] = 3
     """Channels of the image."""
     label_num_classes: int = Field(default=3, ge=2)
@@ -278,6 +287,16 @@ class DoubleGanKwargs(Settings):
     def _networks_fit_together(self) -> Self:
         if self.img_resolution & (self.img_resolution - 1):
             raise ValueError(f"img_resolution must be a power of two, not {self.img_resolution}")
+        if self.solver_side < self.img_resolution:
+            raise ValueError(
+                f"solver_resolution is {self.solver_resolution}, less than the {self.img_resolution} pixels that the "
+                "generators draw (img_resolution); give the solver as many, or reduce img_resolution"
+            )
+        if self.label_side & (self.label_side - 1) or self.label_side > self.img_resolution:
+            raise ValueError(
+                f"label_resolution must be a power of two and at most img_resolution ({self.img_resolution}), not "
+                f"{self.label_resolution}"
+            )
         solver = self.solver_kwargs
         if solver.in_channels != self.img_channels or solver.num_classes != self.label_num_classes:
             raise ValueError(
@@ -285,6 +304,16 @@ class DoubleGanKwargs(Settings):
                 f"have img_channels {self.img_channels} and label_num_classes {self.label_num_classes}"
             )
         return self
+
+    @property
+    def solver_side(self) -> int:
+        """Return the side of the solver's images in pixels."""
+        return self.solver_resolution or self.img_resolution
+
+    @property
+    def label_side(self) -> int:
+        """Return the side of the label generator's maps in pixels."""
+        return self.label_resolution or self.img_resolution
 
     def adam(self, interval: int, weight: float, published_interval: int) -> OptimizerSettings:
         """Return StyleGAN2's Adam for a regularised network: lr 0.0025 r, beta1 0 and beta2 0.99^r with r = i / (i + 1).

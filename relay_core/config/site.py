@@ -19,6 +19,7 @@ from relay_core.errors import RunFileError
 LATER: dict[str, Any] = {
     "dataset.kwargs.class_names": None,
     "dataset.kwargs.task": "segmentation",
+    "dataset.kwargs.fit": "stretch",
     "train.solver_num_epochs": None,
     "train.loss.kwargs.per_sample": False,
     "train.loss.kwargs.dice": None,
@@ -33,6 +34,9 @@ LATER: dict[str, Any] = {
     "model.kwargs.gan_at_last_site": None,
     "model.kwargs.gan_after_solver": False,
     "model.kwargs.label_head": "value",
+    "model.kwargs.solver_resolution": None,
+    "model.kwargs.label_resolution": None,
+    "model.kwargs.reduced_share": 0.25,
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 
@@ -137,9 +141,12 @@ class SiteSettings(Settings):
             raise RunFileError(
                 f"train.loss.kwargs.weight has {len(weight)} numbers, one for each of {data_shape[1]} classes is needed"
             )
-        side = self.model.kwargs.img_resolution if isinstance(self.model.kwargs, DoubleGanKwargs) else self.resolution
+        side = self.model.kwargs.solver_side if isinstance(self.model.kwargs, DoubleGanKwargs) else self.resolution
         if self.facts.has_generators and self.resolution != side:
-            raise RunFileError(f"dataset.kwargs.img_size is {self.resolution}, the generators draw {side} (img_resolution)")
+            raise RunFileError(
+                f"dataset.kwargs.img_size is {self.resolution}, the solver learns at {side} "
+                "(model.kwargs.solver_resolution, or img_resolution where that is left out): leave img_size out"
+            )
 
     def shared(self) -> dict[str, Any]:
         """Return the plain settings that all sites of a relay agree on, without paths and settings of one machine."""
@@ -215,10 +222,10 @@ class SiteSettings(Settings):
 
     @property
     def resolution(self) -> int:
-        """Return the side of the images that the networks see, in pixels."""
+        """Return the side of the images that the solver sees, in pixels."""
         if self.data.img_size is not None:
             return self.data.img_size
-        return self.model.kwargs.img_resolution if isinstance(self.model.kwargs, DoubleGanKwargs) else 64
+        return self.model.kwargs.solver_side if isinstance(self.model.kwargs, DoubleGanKwargs) else 64
 
     @property
     def mode(self) -> str:

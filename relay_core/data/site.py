@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relay_core.config import CommonDatasetKwargs
+from relay_core.config import CommonDatasetKwargs, Fit
 from relay_core.data.pairs import Layout, Pair, Split, relative
 from relay_core.errors import DataError, Problem
-from relay_core.imaging import Spacing
+from relay_core.imaging import Spacing, axes, shrink, shrink_mask
 
 IN_MEMORY_BYTES = 2 * 1024**3
 """A split of up to so many bytes after resizing is kept in memory; a larger one is decoded batch by batch."""
@@ -83,7 +83,8 @@ class Decoder:
         digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
         identity = hashlib.blake2b(repr((pair.name, pair.subject, spacing, digest, ids.shape)).encode(), digest_size=8)
         identity.update(ids.tobytes())
-        image, label = resize_image(pixels, self.size), resize_mask(ids, self.size)
+        fit = self.kwargs.fit
+        image, label = resize_image(pixels, self.size, fit), resize_mask(ids, self.size, fit)
         return Sample(image, label, original, counts, digest, identity.hexdigest())
 
     def read(self, pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], Spacing | None]:
@@ -191,7 +192,7 @@ class SiteData:
         self.originals: list[Original] = list(originals)
         self.fingerprints: list[str] = list(fingerprints)
         """A hash of each image, its classes, name, patient and spacing, as they were when the set was loaded."""
-        self.spacing: list[Spacing | None] = [_resized_spacing(original, size) for original in originals]
+        self.spacing: list[Spacing | None] = [_resized_spacing(original, size, kwargs.fit) for original in originals]
         """Millimetres of one RESIZED pixel, row then column; None where the original spacing is not known."""
         self._decoder, self._pairs, self._samples = decoder, list(pairs), samples
 
@@ -283,21 +284,24 @@ def to_unit(image: Tensor) -> Tensor:
     return image.float().div_(255) if image.dtype == torch.uint8 else image.clone()
 
 
-def resize_image(pixels: npt.NDArray[Any], size: int | None) -> Tensor:
+def resize_image(pixels: npt.NDArray[Any], size: int | None, fit: Fit = "stretch") -> Tensor:
     """Resize (C, H, W) to (C, size, size), bilinear with antialiasing; uint8 is rounded to uint8 again.
 
-    A size of None gives an empty tensor.
+    A size of None gives an empty tensor. See `imaging.fit` for images that are not square.
     """
     if size is None:
         return torch.empty(0)
     image = torch.from_numpy(np.array(pixels))
     if image.shape[1:] == (size, size):
         return image
-    resized = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    if fit == "stretch":
+        resized = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    else:
+        resized = torch.from_numpy(shrink(np.asarray(pixels[None], np.float32), size, fit)[0])
     return resized.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else resized.clamp_(0, 1)
 
 
-def resize_mask(ids: npt.NDArray[np.uint8], size: int | None) -> Tensor:
+def resize_mask(ids: npt.NDArray[np.uint8], size: int | None, fit: Fit = "stretch") -> Tensor:
     """Resize (H, W) to (size, size) by the nearest pixel centre; a class without axes, (), stays as it is.
 
     A size of None gives an empty tensor.
@@ -307,6 +311,8 @@ def resize_mask(ids: npt.NDArray[np.uint8], size: int | None) -> Tensor:
     mask = torch.from_numpy(ids)
     if mask.ndim == 0 or mask.shape == (size, size):
         return mask
+    if fit != "stretch":
+        return torch.from_numpy(shrink_mask(ids, size, fit))
     return F.interpolate(mask[None, None], (size, size), mode="nearest-exact")[0, 0]
 
 
@@ -315,7 +321,8 @@ def _take_batch(samples: tuple[Tensor, Tensor], positions: Tensor) -> tuple[Tens
     return to_unit(images[positions]), labels[positions].long()
 
 
-def _resized_spacing(original: Original, size: int) -> Spacing | None:
+def _resized_spacing(original: Original, size: int, fit: Fit) -> Spacing | None:
     if original.spacing is None:
         return None
-    return original.spacing[0] * original.height / size, original.spacing[1] * original.width / size
+    rows, columns = axes(original.height, original.width, size, fit)
+    return original.spacing[0] * rows.step, original.spacing[1] * columns.step

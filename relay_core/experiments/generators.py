@@ -14,6 +14,7 @@ from relay_core.engine import BATCH, Checkpoint, generated_rows, load_solver, si
 from relay_core.errors import CheckpointError, DataError
 from relay_core.experiments.report import DASH
 from relay_core.metrics import OnnxFeatures, SolverFeatures, agreement, generator_scores, map_scores, table_row
+from relay_core.replay import resize_images, resize_labels
 from relay_core.texts import markdown
 
 
@@ -46,15 +47,18 @@ def score_generators(
         raise CheckpointError(f"{checkpoint.path}: trained by {checkpoint.meta['strategy']}, which has no generators")
     real_sets = site_data(checkpoint, settings, run, data_root, "train")
     scores: dict[str, dict[str, Any]] = {}
+    classes, solver_side = settings.data.num_classes, settings.resolution
     for name, images, maps, _ in rows:
         if name not in real_sets:
             continue
+        drawn, side = resize_images(images, solver_side), images.shape[-1]
         real, real_maps = _real(real_sets[name], count)
-        scores[name] = generator_scores(real, images, network)
+        real, real_maps = resize_images(resize_images(real, side), solver_side), resize_labels(real_maps, side, classes)
+        scores[name] = generator_scores(real, drawn, network)
         if maps.ndim > 1:
-            classes = settings.data.num_classes
+            answers = _answers(solver, drawn, settings.data.out_range)
             scores[name] |= {
-                "agreement": agreement(_answers(solver, images, settings.data.out_range), maps, classes),
+                "agreement": agreement(answers, resize_labels(maps, solver_side, classes), classes),
                 "maps": map_scores(maps, classes),
                 "real_maps": map_scores(real_maps, classes),
             }

@@ -124,7 +124,7 @@ def _facts(
         classes=tuple(settings.data.names()), channels=settings.data.img_channels, resolution=settings.resolution,
         input_range=(0.0, 1.0), spacing_mm=spacings[0] if spacings else None, precision=precision, run=str(meta["run"]),
         checkpoint=checkpoint.digest, sites=tuple(sites), looks=meta.get("looks", {}), task=settings.data.task,
-        window=settings.data.value_window,
+        window=settings.data.value_window, fit=settings.data.fit,
     )  # fmt: skip
 
 

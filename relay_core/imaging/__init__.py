@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from relay_core.imaging.dicom import read_dicom, tells_rescaling
     from relay_core.imaging.display import Display, stretch
     from relay_core.imaging.drawing import as_array, overlay, palette, to_uint8
+    from relay_core.imaging.fit import EDGE, axes, shrink, shrink_mask
     from relay_core.imaging.grid import Grid
     from relay_core.imaging.names import is_litter, one_form
     from relay_core.imaging.nifti import read_nifti
@@ -35,6 +36,7 @@ else:
             "dicom": ["read_dicom", "tells_rescaling"],
             "display": ["Display", "stretch"],
             "drawing": ["as_array", "overlay", "palette", "to_uint8"],
+            "fit": ["EDGE", "axes", "shrink", "shrink_mask"],
             "grid": ["Grid"],
             "names": ["is_litter", "one_form"],
             "nifti": ["read_nifti"],

@@ -37,7 +37,7 @@ def answer(
     if question.form in ("mask", "overlay") and study.volume:
         raise ImageError(f"a volume of {len(study)} slices is no single PNG; ask for nifti, seg or all")
     decoded(len(study), *study.pixels.shape[2:])
-    run = at_resolution(run, question.resolution)
+    run = at_resolution(run, question.resolution, question.fit)
     facts: dict[str, Any] = {"model": question.model, "version": question.version, "provider": question.provider}
     if question.task == "classification":
         facts |= classify(study, run, question.classes, question.looks)

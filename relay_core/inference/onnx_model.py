@@ -12,13 +12,13 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from relay_core.config import Task
+from relay_core.config import Fit, Task
 from relay_core.errors import DeviceError, ExportError
 from relay_core.inference.outputs import OUTPUTS
 
@@ -58,6 +58,8 @@ class ModelFacts:
     """Task that it was trained for; models that were exported before there were classifiers do not state it."""
     window: tuple[float, float] | None = None
     """Measured values (HU) that were black and white in training; None: it learned from grey values without unit."""
+    fit: Fit = "stretch"
+    """How an image that is not square becomes one; models of before there was a choice stretch it, and do not state it."""
 
     def to_json(self) -> str:
         """Encode the facts for the model's metadata."""
@@ -68,7 +70,8 @@ class ModelFacts:
         """Decode facts that `to_json` encoded. Raises ExportError for any other text."""
         try:
             fields = json.loads(text)
-            if fields.pop("format") != FORMAT or fields.get("task", "segmentation") not in OUTPUTS:
+            known = fields.get("task", "segmentation") in OUTPUTS and fields.get("fit", "stretch") in get_args(Fit)
+            if fields.pop("format") != FORMAT or not known:
                 raise ValueError
             lists = {key: tuple(fields[key]) for key in ("classes", "input_range", "sites")}
             pairs = {key: tuple(fields[key]) if fields.get(key) else None for key in ("spacing_mm", "window")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from relay_core.config import Task
+from relay_core.config import Fit, Task
 
 if TYPE_CHECKING:
     from relay_core.inference.onnx_model import ModelFacts
@@ -39,13 +39,15 @@ class Question:
     looks: dict[str, Any]
     """Feature statistics of the training images by site, see `imaging.out_of_distribution`."""
     form: Form = "measurements"
+    fit: Fit = "stretch"
+    """How an image that is not square becomes one."""
 
     @classmethod
     def about(cls, facts: ModelFacts, model: str, version: int, provider: str, form: Form | None) -> Question:
         """Return what is asked of an exported model; without a form its measurements, or a classifier's class."""
         return cls(
             model, version, provider, facts.task, facts.classes, facts.channels, facts.resolution, facts.window, facts.looks,
-            form or "measurements",
+            form or "measurements", facts.fit,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:

@@ -8,11 +8,13 @@ Legend: N images, C channels, H rows, W columns, R the network's resolution, K c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from relay_core.config import Fit
+from relay_core.imaging import axes, shrink
 
 Array = npt.NDArray[Any]
 ModelCall = Callable[[Array, Sequence[str]], Sequence[Array]]
@@ -21,12 +23,13 @@ _VALUES = 1 << 22
 """Most enlarged values that are in memory at once."""
 
 
-def at_resolution(run: ModelCall, side: int) -> ModelCall:
+def at_resolution(run: ModelCall, side: int, fit: Fit = "stretch") -> ModelCall:
     """Wrap a model so that it sees its images at its own resolution; the outputs are of the images' own size, as without.
 
     Args:
         run: the model; it is asked for `logits` where mask or confidence are wanted.
         side: R, in pixels.
+        fit: how an image becomes a square, as in training.
 
     Returns:
         A model with the outputs mask (N, H, W) uint8 and confidence (N, H, W) float32; all others, such as the
@@ -35,7 +38,7 @@ def at_resolution(run: ModelCall, side: int) -> ModelCall:
 
     def call(images: Array, outputs: Sequence[str]) -> list[Array]:
         height, width = images.shape[2:]
-        small = shrunk(images, side)
+        small = shrink(images, side, fit)
         passed_on = [name for name in outputs if name not in ("mask", "confidence")]
         if len(passed_on) == len(outputs):
             return list(run(small, outputs))
@@ -44,50 +47,19 @@ def at_resolution(run: ModelCall, side: int) -> ModelCall:
         results["mask"] = np.empty((len(images), height, width), np.uint8)
         results["confidence"] = np.empty((len(images), height, width), np.float32)
         for i, of_image in enumerate(logits):
-            _decide(of_image, results["mask"][i], results["confidence"][i])
+            _decide(of_image, results["mask"][i], results["confidence"][i], fit)
         return [results[name] for name in outputs]
 
     return call
 
 
-def shrunk(images: Array, side: int) -> npt.NDArray[np.float32]:
-    """Resize (N, C, H, W) to (N, C, side, side), bilinearly with antialiasing, as `inference.served.resize` does."""
-    rows, columns = (_shrinking(size, side) for size in images.shape[2:])
-    result = np.empty((*images.shape[:2], side, side), np.float32)
-    for image, small in zip(images, result, strict=True):
-        np.matmul(np.matmul(rows, image), columns.T, out=small)
-    return result
+def _decide(logits: Array, mask: Array, confidence: Array, fit: Fit) -> None:
+    """Enlarge the logits (K, R, R) of one image, and write the most probable class of each pixel and its probability.
 
-
-@lru_cache(16)
-def _shrinking(size: int, side: int) -> npt.NDArray[np.float32]:
-    """(side, size): how much each of `size` pixels contributes to each of `side`, as triangles as wide as the step."""
-    step = size / side
-    source = np.arange(size, dtype=np.float32) + np.float32(0.5)
-    target = ((np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(step))[:, None]
-    width = np.float32(max(step, 1.0))
-    centre = target if width > 1 else np.clip(target, np.float32(0.5), np.float32(size - 0.5))
-    weights = np.clip(1 - np.abs(source - centre) / width, 0, None)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
-
-
-@lru_cache(16)
-def _enlarging(side: int, size: int) -> npt.NDArray[np.float32]:
-    """(size, side): bilinear without antialiasing, edges repeated (torch's `interpolate` with align_corners=False)."""
-    places = np.maximum((np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(side / size) - np.float32(0.5), 0)
-    below = places.astype(np.intp)
-    share = places - below
-    weights = np.zeros((size, side), np.float32)
-    rows = np.arange(size)
-    weights[rows, below] += 1 - share
-    weights[rows, np.minimum(below + 1, side - 1)] += share
-    return weights
-
-
-def _decide(logits: Array, mask: Array, confidence: Array) -> None:
-    """Enlarge the logits (K, R, R) of one image, and write the most probable class of each pixel and its probability."""
+    Pixels that the network did not see (`fit: crop`) are background, with the confidence of a guess, 1 / K.
+    """
     height, width = mask.shape
-    rows, columns = _enlarging(logits.shape[1], height), _enlarging(logits.shape[2], width)
+    rows, columns = (axis.enlarging() for axis in axes(height, width, logits.shape[1], fit))
     wide = np.matmul(logits, columns.T)  # (K, R, W)
     step = max(1, _VALUES // (width * len(logits)))
     for start in range(0, height, step):

@@ -28,4 +28,4 @@ def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[ModelCall, 
         output_by_name = dict(zip(names, network(torch.tensor(images, device=device)), strict=True))
         return [output_by_name[name].cpu().numpy() for name in outputs]
 
-    return at_resolution(run, settings.resolution), settings
+    return at_resolution(run, settings.resolution, settings.data.fit), settings

@@ -48,11 +48,12 @@ def make_gan(settings: DoubleGanKwargs, half: torch.dtype | None = None) -> dict
         sizes = (s.z_label_dim, s.c_label_dim, s.w_label_dim)
         generators = {"label": (s.G_label_kwargs, sizes, 1), **generators}
         discriminators = {"label": (s.D_label_kwargs, s.c_label_dim, 1), **discriminators}
+    sides = {"img": s.img_resolution, "label": s.label_side}
     networks: dict[str, Generator | Discriminator] = {}
     for kind, (kwargs, (z, c, w), channels) in generators.items():
         pyramid = kwargs.synthesis_kwargs
         networks[f"G_{kind}"] = made = Generator(
-            z, c, w, s.img_resolution, channels, mapping_layers=kwargs.mapping_kwargs.num_layers,
+            z, c, w, sides[kind], channels, mapping_layers=kwargs.mapping_kwargs.num_layers,
             channel_base=pyramid.channel_base, channel_max=pyramid.channel_max,
             label_channels=int(maps and kind == "img"),
             classes=s.label_num_classes if kind == "label" and s.label_head == "classes" else 0,
@@ -61,7 +62,7 @@ def make_gan(settings: DoubleGanKwargs, half: torch.dtype | None = None) -> dict
     for kind, (pyramid, c, channels) in discriminators.items():
         networks[f"D_{kind}"] = discriminator = Discriminator(
             c,
-            s.img_resolution,
+            sides[kind],
             channels,
             mapping_layers=pyramid.mapping_kwargs.num_layers,
             channel_base=pyramid.channel_base,

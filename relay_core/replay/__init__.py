@@ -2,5 +2,6 @@
 
 from relay_core.replay.bank import SiteBank, Slot
 from relay_core.replay.sampler import LabelCodec, Replay, Replayer
+from relay_core.replay.sizes import resize_images, resize_labels
 
-__all__ = ["LabelCodec", "Replay", "Replayer", "SiteBank", "Slot"]
+__all__ = ["LabelCodec", "Replay", "Replayer", "SiteBank", "Slot", "resize_images", "resize_labels"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from relay_core import distributed
 from relay_core.models.stylegan2 import Generator, Noise
 from relay_core.replay.bank import SiteBank, one_hot
+from relay_core.replay.sizes import resize_images, resize_labels
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Replay:
     images: Tensor
     labels: Tensor
     slots: Tensor
+
+    def at(self, side: int, classes: int) -> Replay:
+        """Return the same with images and label maps of `side` pixels; `classes` is how many there are."""
+        return Replay(resize_images(self.images, side), resize_labels(self.labels, side, classes), self.slots)
 
 
 class Replayer:
@@ -105,11 +110,12 @@ class Replayer:
             return Replay(self.image.synthesize(styles, None, self.noise).clamp(-1, 1), classes, slots)
         of_map = slots if self.single_cid else self.bank.draw(n, self.select, device)
         raw = self.label.synthesize(self._styles(self.label, of_map, others, self.c_dims[0]), noise=self.noise)
-        ids = self.codec.decode(raw)
+        side = self.image.resolution  # the label generator may draw smaller maps
+        ids = resize_labels(self.codec.decode(raw), side, self.codec.classes)
         if self.conditioning == "clean":
             condition = self.codec.add_noise(self.codec.encode(ids))
         else:
-            condition = raw.clamp(-1, 1) if self.conditioning == "clipped" else raw
+            condition = resize_images(raw.clamp(-1, 1) if self.conditioning == "clipped" else raw, side)
         styles = self._styles(self.image, slots, others, self.c_dims[1])
         image = self.image.synthesize(styles, condition, self.noise).clamp(-1, 1)
         return Replay(image, ids, slots)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs
 from relay_core.models.stylegan2 import AdaptiveAugment, AugmentPipe, Discriminator, Generator
-from relay_core.replay import LabelCodec
+from relay_core.replay import LabelCodec, resize_labels
 from relay_core.strategies.updater import Updater
 
 PATH_DECAY = 0.01
@@ -218,7 +218,10 @@ class Adversaries:
             return {"img": images}, {"img": self.codec.code(slots, self.pairs[0].c_dim, labels)}
         maps = self._condition(labels) if condition is None else condition
         assert maps is not None
-        real = {"label": maps, "img": torch.cat([images, maps], dim=1)}
+        side = self.settings.label_side
+        small = maps if maps.shape[-1] == side else self._condition(resize_labels(labels, side, self.codec.classes))
+        assert small is not None
+        real = {"label": small, "img": torch.cat([images, maps], dim=1)}
         return real, {pair.kind: self.codec.code(slots, pair.c_dim) for pair in self.pairs}
 
     def _generator_step(

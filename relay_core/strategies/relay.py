@@ -16,10 +16,12 @@ from relay_core.data import SolverAugment
 from relay_core.losses import distillation, make_loss
 from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
-from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank
+from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, resize_images
 from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_
 from relay_core.strategies.base import Position, Strategy
 
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images (N, C, R, R) in [-1, 1], class ids (N, R, R), or (N,) for classification, and the slots (N,) of their sites."""
 GAN = ("G_label", "G_img", "D_label", "D_img")
 SAMPLES_AT_ONCE = 64
 """Pictures that are drawn together where many are wanted, which bounds the memory."""
@@ -190,15 +192,24 @@ class RelayStrategy(Strategy):
         draw = partial(self.known.draw, len(slots), self.s.replay_c_select_mode, self.device)
         return FakeSlots(slots, {pair.kind: draw() for pair in self.gan.pairs})
 
-    def _with_replay(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Join the site's images with replay: images, class ids, slots of the sites; the site's own come first."""
-        slot = next(iter(self.current.slots.values())).id
-        slots = torch.full((len(images),), slot, device=self.device)
+    def _replay(self) -> Replay | None:
+        """Draw this process' part of the replay of a batch; None where there is none."""
         count = self._replay_count() // distributed.world()
-        if count == 0:
-            return images, labels, slots
-        replay = self._replayer("old").draw(count)
-        return _join((images, labels, slots), replay)
+        return self._replayer("old").draw(count) if count else None
+
+    def _with_replay(self, images: Tensor, labels: Tensor, replay: Replay | None, side: int) -> Batch:
+        """Join the site's images with replay, all of `side` pixels: images, class ids, slots; the site's own come first."""
+        slot = next(iter(self.current.slots.values())).id
+        classes = self.codec.classes
+        own = Replay(images, labels, torch.full((len(images),), slot, device=self.device)).at(side, classes)
+        batch = own.images, own.labels, own.slots
+        return batch if replay is None else _join(batch, replay.at(side, classes))
+
+    def _reduced(self, images: Tensor) -> Tensor:
+        """Return a batch of the solver's with some images reduced to the generators' size and enlarged, as replay is."""
+        side, small = images.shape[-1], self.s.img_resolution
+        count = round(self.s.reduced_share * len(images)) if self._replay_count() and side > small else 0
+        return torch.cat([resize_images(resize_images(images[:count], small), side), images[count:]]) if count else images
 
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Train generators, discriminators and solver for one step."""
@@ -209,21 +220,22 @@ class RelayStrategy(Strategy):
             return losses
         of_solver, of_game = self._progress(position)
         images = self._signed(images)
-        batch = self._with_replay(images, labels)
-        share = self.s.corrections.share_replay
+        replay = self._replay()
+        share, side = self.s.corrections.share_replay, self.s.img_resolution
         if turn is not None:
-            played = self._part(batch)
+            played = self._part(self._with_replay(images, labels, replay, side))
             losses |= self.gan.step(
                 played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
-                None if share else self._part(self._with_replay(images, labels)),
+                None if share else self._part(self._with_replay(images, labels, self._replay(), side)),
             )  # fmt: skip
         if learns:
             if not share:
-                batch = self._with_replay(images, labels)
+                replay = self._replay()
+            batch = self._with_replay(self._reduced(images), labels, replay, self.s.solver_side)
             replayed = len(batch[0]) - len(images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
-                batch = _join(batch, mixed)
+                batch = _join(batch, mixed.at(self.s.solver_side, self.codec.classes))
             losses["solver"] = self._solver_step(batch, len(images), replayed, of_solver)
         return losses
 
@@ -234,7 +246,7 @@ class RelayStrategy(Strategy):
         ready, rest = position.solver_steps, position.steps - position.solver_steps
         return min(1.0, position.step / max(1, ready)), max(0.0, (position.step - ready) / max(1, rest))
 
-    def _part(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _part(self, batch: Batch) -> Batch:
         """Return what the game is played on: as many of a batch as `gan_batch_size` says, evenly chosen."""
         count, wanted = len(batch[0]), (self.s.gan_batch_size or 0) // distributed.world()
         if not 0 < wanted < count:
@@ -243,7 +255,7 @@ class RelayStrategy(Strategy):
         images, labels, slots = (tensor[chosen] for tensor in batch)
         return images, labels, slots
 
-    def _solver_step(self, batch: tuple[Tensor, Tensor, Tensor], real: int, replayed: int, progress: float) -> Tensor:
+    def _solver_step(self, batch: Batch, real: int, replayed: int, progress: float) -> Tensor:
         """Train the solver on a batch of `real` images, then `replayed` ones of the sites before, then any of two styles."""
         images, labels, _ = batch
         memory = slice(real, real + replayed)
@@ -324,7 +336,7 @@ class RelayStrategy(Strategy):
         return result
 
 
-def _join(batch: tuple[Tensor, Tensor, Tensor], replay: Replay) -> tuple[Tensor, Tensor, Tensor]:
+def _join(batch: Batch, replay: Replay) -> Batch:
     """Append pseudo data to a batch of images, labels and slots."""
     more = (replay.images, replay.labels, replay.slots)
     images, labels, slots = (torch.cat(pair) for pair in zip(batch, more, strict=True))

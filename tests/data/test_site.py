@@ -79,6 +79,24 @@ def test_spacing_and_original_size_of_a_resized_slice(tmp_path):
     assert (images[0, 0, 0, 0], images[0, 0, 7, 7]) == (1, -1)
 
 
+@pytest.mark.parametrize(("fit", "step"), [("pad", 3), ("crop", 1.5)])
+def test_a_slice_that_keeps_its_aspect_ratio_has_the_same_scale_both_ways(tmp_path, fit, step):
+    for kind, value in (("image", 200), ("mask", 1)):
+        (tmp_path / kind).mkdir()
+        array = np.full((1, 12, 24), value, np.uint8)
+        array[..., :12] = 0
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / kind / "s.nii.gz"))  # pixels of 1 mm
+    kwargs = FolderKwargs(test_share=0, num_classes=2, img_channels=1, fit=fit)
+    data = load_site("folder", kwargs, folder=tmp_path, split="train", resolution=8)
+    images, labels = data.batch([0])
+    assert data.spacing[0] == pytest.approx((step, step))
+    right, rows = torch.arange(8) >= 4, torch.arange(8)
+    within = (rows >= 2) & (rows < 6) if fit == "pad" else rows >= 0
+    assert torch.equal(labels[0].bool(), within[:, None] & right)
+    assert (images[0, 0][~within] == -1).all()  # black
+    assert (images[0, 0][within][:, 5:] > 0.4).all()
+
+
 def test_unknown_spacing_is_none(fundus):
     assert load_site("fundus", FundusKwargs(), folder=fundus, split="train", resolution=8).spacing == [None, None]
 

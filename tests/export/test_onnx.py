@@ -10,11 +10,13 @@ import torch
 
 from relay_core.config import load_run
 from relay_core.config.solvers import SolverSettings
+from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import find
 from relay_core.engine.evaluate import settings_of
 from relay_core.engine.scoring import site_data
 from relay_core.errors import DeviceError, ExportError
 from relay_core.export import onnx as exporting
+from relay_core.export.checkpoint import export_checkpoint
 from relay_core.inference.onnx_model import KEY, ModelFacts, OnnxModel, providers
 from relay_core.inference.served import ServedSolver, resize
 from relay_core.models.factory import make_solver
@@ -217,3 +219,14 @@ def test_devices_by_name(exported):
     session = OnnxModel(exported.content, "cuda")
     assert session.degraded == (session.provider != "CUDAExecutionProvider")
     assert not OnnxModel(exported.content, "auto").degraded
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_model_of_images_that_keep_their_aspect_ratio_is_exported_and_states_it(toy, fit):
+    run = toy.run(sites=1, dataset={"kwargs": {"fit": fit}}, model={"kwargs": {"train_gan": False}})
+    RelayRun(run, toy.folder / "out", toy.data, torch.device("cpu"))()
+    path = toy.folder / "model.onnx"
+    proof, facts = export_checkpoint(find(toy.folder / "out/task_1", print), run, toy.data, path, "fp32")
+    assert (facts["fit"], facts["resolution"]) == (fit, 16)
+    assert {tuple(row["shape"][2:]) for row in proof["parity"]} >= {(32, 23), (53, 16)}  # of other shapes, both ways
+    assert all(row["max_abs_difference"] <= 1e-4 for row in proof["parity"])

@@ -128,7 +128,7 @@ def test_how_much_of_a_batch_is_replay(toy, kwargs, real, replayed):
         strategy.begin_site(name, 8)
     assert strategy.real_count(Position(0, 6, 6)) == real
     images, labels = batch(real)
-    merged = strategy._with_replay(images, labels)
+    merged = strategy._with_replay(images, labels, strategy._replay(), images.shape[-1])
     assert [len(part) for part in merged] == [real + replayed] * 3
     assert torch.equal(merged[0][:real], images)
     assert set(merged[2][:real].tolist()) == {2}

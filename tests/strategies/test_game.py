@@ -59,7 +59,7 @@ def test_a_smaller_batch_of_the_game_keeps_the_share_of_replay(toy):
     strategy.begin_site("B", 8)
     images, labels = batch()
     strategy.real_count(Position(0, 8, 8))
-    whole = strategy._with_replay(images[:4], labels[:4])
+    whole = strategy._with_replay(images[:4], labels[:4], strategy._replay(), images.shape[-1])
     part = strategy._part(whole)
     assert [len(tensor) for tensor in part] == [4, 4, 4]
     assert whole[2].tolist() == [1] * 4 + [0] * 4
@@ -140,7 +140,7 @@ def test_what_no_generator_has_learned_is_neither_drawn_nor_replayed_and_said(to
     assert strategy.not_replayed() == ["Domain3"]
     strategy.begin_site("Domain4", 8)
     strategy.stage = 2
-    assert set(strategy._with_replay(*batch(64))[2].tolist()[64:]) <= {0, 1}
+    assert set(strategy._replayer("old").draw(64).slots.tolist()) <= {0, 1}
 
     fourth = toy.run(sites=2, checkpoint={"load": "task_3"})
     play = RelayRun(fourth, toy.folder / "out2", toy.data, CPU, only=1, emit=warned.append)
