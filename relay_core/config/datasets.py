@@ -15,6 +15,8 @@ from relay_core.errors import RunFileError
 
 Fit = Literal["stretch", "pad", "crop"]
 """How an image that is not square becomes one, see `imaging.fit`."""
+Groups = tuple[tuple[int, ...], ...]
+"""Groups of class ids, see `FolderKwargs.class_groups`."""
 PLATFORMS = ("Windows", "Darwin", "Linux")
 
 
@@ -82,6 +84,16 @@ class CommonDatasetKwargs(Settings):
         return None
 
     @property
+    def groups(self) -> Groups:
+        """Return groups of classes that some sites do not tell apart; label `num_classes + i` stands for group i."""
+        return ()
+
+    @property
+    def merged(self) -> list[int]:
+        """Return the numbers of the groups whose classes this site does not tell apart."""
+        return []
+
+    @property
     def served_otherwise(self) -> str | None:
         """Return why a served model would see other images than in training; None: it sees the same."""
         return None
@@ -110,6 +122,10 @@ class FolderKwargs(CommonDatasetKwargs):
 
     mask_values: dict[int, int] | None = None
     """Mask value -> class id. None: mask values are class ids already, 0 to num_classes - 1."""
+    class_groups: list[list[int]] = Field(default_factory=list)
+    """Partial labels: groups of classes that some sites do not tell apart. The first group is class `num_classes` in
+    `mask_values` (or in the masks), the second `num_classes` + 1, and so on: such a pixel is of one of the group's classes.
+    The same at all sites of a run."""
     image_dir: str = "image"
     """Folder of the images, inside the site's folder (or inside its `train` and `test` folders)."""
     mask_dir: str = "mask"
@@ -157,11 +173,37 @@ class FolderKwargs(CommonDatasetKwargs):
         return self
 
     @model_validator(mode="after")
-    def _mask_values_give_classes(self) -> Self:
-        wrong = sorted({v for v in (self.mask_values or {}).values() if not 0 <= v < self.num_classes})
-        if wrong:
-            raise ValueError(f"mask_values gives class {wrong[0]}, but classes are 0 to {self.num_classes - 1}")
+    def _groups_are_of_foreground_classes(self) -> Self:
+        flat = [c for group in self.class_groups for c in group]
+        unknown = sorted(c for c in flat if not 0 < c < self.num_classes)
+        if unknown:
+            raise ValueError(f"class_groups names class {unknown[0]}; a group has classes from 1 to {self.num_classes - 1}")
+        if len(set(flat)) < len(flat) or any(len(group) < 2 for group in self.class_groups):
+            raise ValueError(f"class_groups is {self.class_groups}; a group has two classes or more, none is in two groups")
+        if flat and self.task == "classification":
+            raise ValueError("class_groups is for segmentation")
         return self
+
+    @model_validator(mode="after")
+    def _mask_values_give_classes(self) -> Self:
+        last = self.num_classes + len(self.class_groups) - 1
+        wrong = sorted({v for v in (self.mask_values or {}).values() if not 0 <= v <= last})
+        if wrong:
+            groups = f", groups of classes {self.num_classes} to {last}" if self.class_groups else ""
+            raise ValueError(f"mask_values gives class {wrong[0]}, but classes are 0 to {self.num_classes - 1}{groups}")
+        return self
+
+    @property
+    def groups(self) -> Groups:
+        """Return `class_groups`."""
+        return tuple(map(tuple, self.class_groups))
+
+    @property
+    def merged(self) -> list[int]:
+        """Return the numbers of the groups that `mask_values` names; without it the masks may name any."""
+        numbers = range(len(self.class_groups))
+        named = set((self.mask_values or {}).values())
+        return [i for i in numbers if self.mask_values is None or self.num_classes + i in named]
 
 
 class SlicedKwargs(CommonDatasetKwargs):

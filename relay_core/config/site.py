@@ -26,6 +26,7 @@ LATER: dict[str, Any] = {
     "dataset.kwargs.test_count": None,
     "dataset.kwargs.class_column": "class",
     "dataset.kwargs.ignore_classes": [],
+    "dataset.kwargs.class_groups": [],
     "model.kwargs.D_img_kwargs.mapping_kwargs": {"num_layers": 8},
     "model.kwargs.D_label_kwargs.mapping_kwargs": {"num_layers": 8},
     "model.kwargs.gan_every": None,

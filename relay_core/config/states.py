@@ -44,6 +44,8 @@ class SlotState(HandedOverState):
     """How many of them are of each class, for classification; a segmentation's bank does not have the key."""
     drawn: bool = True
     """Whether the generators have learned to draw it; a bank has the key where they have not."""
+    merged: Annotated[list[Count], Field(max_length=256)] = Field(default_factory=list)
+    """Groups of classes that its labels do not tell apart; a bank has the key where there are any."""
 
     @model_validator(mode="after")
     def _every_image_has_a_class(self) -> Self:

@@ -86,7 +86,7 @@ def survey(
     by_digest: dict[str, dict[str, list[str]]] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     for split, listing in listings.items():
-        class_pixels = np.zeros(kwargs.num_classes, dtype=np.int64)
+        class_pixels = np.zeros(kwargs.num_classes + len(kwargs.groups), dtype=np.int64)
         usable[split], by_digest[split] = [], {}
         fingerprints = []
         for pair, sample in zip(listing.pairs, decoder.each(listing.pairs), strict=True):

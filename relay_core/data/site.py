@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relay_core.config import CommonDatasetKwargs, Fit
+from relay_core.config import CommonDatasetKwargs, Fit, Groups
 from relay_core.data.pairs import Layout, Pair, Split, relative
 from relay_core.errors import DataError, Problem
 from relay_core.imaging import Spacing, axes, shrink, shrink_mask
@@ -52,7 +52,8 @@ class Sample:
     """Class ids uint8, (R, R) for segmentation and () for classification."""
     original: Original
     class_counts: npt.NDArray[np.int64]
-    """Number of pixels of each class before resizing; for classification 1 for the image's class and 0 elsewhere."""
+    """Number of pixels of each class, then of each group, before resizing; for
+    classification 1 for the image's class and 0 elsewhere."""
     digest: str
     """Hash of the decoded image before resizing, for finding files with the same pixels."""
     fingerprint: str
@@ -79,7 +80,7 @@ class Decoder:
         """
         pixels, ids, spacing = self.read(pair)
         original = Original(pair.image, pixels.shape[1], pixels.shape[2], spacing)
-        counts = np.bincount(ids.ravel(), minlength=self.kwargs.num_classes)
+        counts = np.bincount(ids.ravel(), minlength=self.kwargs.num_classes + len(self.kwargs.groups))
         digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
         identity = hashlib.blake2b(repr((pair.name, pair.subject, spacing, digest, ids.shape)).encode(), digest_size=8)
         identity.update(ids.tobytes())
@@ -151,7 +152,8 @@ class Decoder:
         present_array = np.flatnonzero(np.bincount(values.ravel())) if countable else np.unique(values)
         present_values = [int(v) for v in present_array]
         classes = [self.layout.class_of(v, self.kwargs) for v in present_values]
-        unknown = [v for v, c in zip(present_values, classes, strict=True) if c is None or c >= self.kwargs.num_classes]
+        known = self.kwargs.num_classes + len(self.kwargs.groups)
+        unknown = [v for v, c in zip(present_values, classes, strict=True) if c is None or c >= known]
         if unknown:
             shown = ", ".join(map(str, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
             hint = self.layout.hint(unknown, present_values, self.kwargs)
@@ -181,6 +183,10 @@ class SiteData:
         self.site: str = kwargs.task_name or decoder.folder.name
         self.split: Split = split
         self.num_classes: int = kwargs.num_classes
+        self.merged: Groups = tuple(kwargs.groups[i] for i in kwargs.merged)
+        """Groups of classes that this site's labels do not tell apart."""
+        self.groups: Groups = kwargs.groups
+        """All groups of the run; label `num_classes + i` stands for one of the classes of group i."""
         self.task = kwargs.task
         self.replicas: int = kwargs.num_replica
         """How often an epoch shows each image; `len` and `batch` count each image once."""

@@ -50,7 +50,7 @@ def evaluate(solver: nn.Module, data: SiteData, device: torch.device) -> dict[st
         for index, logits, labels in predict_logits(solver, data, device):
             classes.update(logits.softmax(dim=1), labels, [data.subjects[i] for i in index])
         return classes.compute()
-    scores = SegmentationScores(data.num_classes)
+    scores = SegmentationScores(data.num_classes, data.groups, data.merged)
     for index, logits, labels in predict_logits(solver, data, device):
         subjects, spacing = [data.subjects[i] for i in index], [data.spacing[i] for i in index]
         scores.update(logits.argmax(dim=1), labels, subjects, spacing)

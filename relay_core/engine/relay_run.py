@@ -300,6 +300,8 @@ def _check_processes(sites: list[SiteSettings]) -> None:
 def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> SiteSettings:
     """Return the first site's settings with the training budget of all sites together."""
     first = sites[0]
+    if any(site.data.groups != first.data.groups for site in sites):
+        raise RunFileError("dataset.kwargs.class_groups differs between the sites; put it under common")
     passes = [(s.train, len(images[s.name]) * s.data.num_replica) for s in sites]
     steps, solver_steps = (sum(getattr(train, what)(count) for train, count in passes) for what in ("steps", "solver_steps"))
     budget: dict[str, Any] = {"num_mimgs": steps * first.train.batch_size / 1e6, "num_epochs": None}

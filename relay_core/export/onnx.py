@@ -205,8 +205,12 @@ def _logits(network: ServedSolver, images: np.ndarray[Any, Any]) -> np.ndarray[A
 @torch.no_grad()
 def _compare_on_images(session: OnnxModel, reference: ServedSolver, data: SiteData) -> dict[str, Any]:
     """Compare a model's classes and score on a test set with those of the network; return an entry of `Proof.tests`."""
-    scores_type = SegmentationScores if data.task == "segmentation" else ClassificationScores
-    torch_scores, model_scores = scores_type(data.num_classes), scores_type(data.num_classes)
+    torch_scores, model_scores = (
+        SegmentationScores(data.num_classes, data.groups, data.merged)
+        if data.task == "segmentation"
+        else ClassificationScores(data.num_classes)
+        for _ in range(2)
+    )
     differ = ties = total = 0
     for start in range(0, len(data), BATCH):
         index = range(start, min(start + BATCH, len(data)))

@@ -23,6 +23,7 @@ from relay_core.losses.overlap import (
     soft_dice,
     tversky,
 )
+from relay_core.losses.partial_labels import collapsed, completed, marginal
 from relay_core.losses.pixelwise import bce, cross_entropy, distillation, mse
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "Loss",
     "asymmetric",
     "bce",
+    "collapsed",
+    "completed",
     "cross_entropy",
     "dice",
     "dice_ce",
@@ -40,6 +43,7 @@ __all__ = [
     "generalised_dice",
     "iou",
     "make_loss",
+    "marginal",
     "mse",
     "soft_dice",
     "tversky",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
 
@@ -79,6 +80,10 @@ class SegmentationScores:
 
     num_classes: int
     """Number of classes with the background, 2 or more."""
+    groups: Sequence[Sequence[int]] = ()
+    """Groups of classes that are not told apart; id `num_classes + i` in a target stands for any class of group i."""
+    merged: Sequence[Sequence[int]] = ()
+    """Those of the groups that are scored as one class, their first, because the targets do not tell them apart."""
     _samples: dict[str, _Sample] = field(default_factory=dict, init=False, repr=False)
     _all_spaced: bool = field(default=True, init=False, repr=False)
 
@@ -87,6 +92,8 @@ class SegmentationScores:
             raise ValueError(f"num_classes counts the background too and is at least 2, not {self.num_classes}")
         from torchmetrics.classification import MulticlassAccuracy
 
+        foreground = np.arange(1, self.num_classes)
+        self._scored = ~np.isin(foreground, [c for members in self.merged for c in members[1:]])
         self._accuracy = MulticlassAccuracy(self.num_classes, average="macro", validate_args=False, sync_on_compute=False)
 
     def update(
@@ -98,12 +105,13 @@ class SegmentationScores:
     ) -> None:
         """Add a batch of images.
 
-        Shape: pred_ids and target_ids (N, H, W), integer class ids 0 ... num_classes - 1, any device; `subjects`
-        and `spacing` N each. A spacing is (row, column) in mm, or None where the image says nothing of it.
-        Raises ValueError, before anything is counted, for another shape, type, length, id or spacing.
+        Shape: pred_ids and target_ids (N, H, W), integer class ids 0 ... num_classes - 1, in the target ids of `groups`
+        too, any device; `subjects` and `spacing` N each. A spacing is (row, column) in mm, or None where the image says
+        nothing of it. Raises ValueError, before anything is counted, for another shape, type, length, id or spacing.
         """
         self._check(pred_ids, target_ids, subjects, spacing)
-        predictions, targets = pred_ids.detach().cpu().long(), target_ids.detach().cpu().long()
+        table = self._as_scored()
+        predictions, targets = (table[ids.detach().cpu().long()] for ids in (pred_ids, target_ids))
         self._accuracy.update(predictions.flatten(), targets.flatten())
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -130,12 +138,14 @@ class SegmentationScores:
           a single sample.
         - `samples`: one entry a subject, in order of arrival.
 
+        Of classes that are scored as one (`merged`) the first has the scores; the others have None and are in no mean.
+
         Raises ValueError if nothing was added.
         """
         if not self._samples:
             raise ValueError("no image was scored: the test set is empty")
         unit = "mm" if self._all_spaced else "px"
-        samples = [_sample_entry(name, sample, unit) for name, sample in self._samples.items()]
+        samples = [_sample_entry(name, sample, unit, self._scored) for name, sample in self._samples.items()]
         dices, distances = ([entry[key] for entry in samples] for key in ("dice", "hd95"))
         overall = dice_by_class(np.sum([sample.confusion for sample in self._samples.values()], axis=0))
         occurring = overall[~np.isnan(overall)]
@@ -152,6 +162,15 @@ class SegmentationScores:
             "ci95": {"dice_per_sample": intervals(dices), "hd95": intervals(distances)},
             "samples": samples,
         }
+
+    def _as_scored(self) -> Tensor:
+        """Return for each id the class that it is scored as."""
+        table = torch.arange(self.num_classes + len(self.groups))
+        for i, members in enumerate(self.groups):
+            table[self.num_classes + i] = members[0]
+        for members in self.merged:
+            table[list(members)] = members[0]
+        return table
 
     def _new_sample(self) -> _Sample:
         foreground = range(1, self.num_classes)
@@ -183,25 +202,28 @@ class SegmentationScores:
             )
         if not len(subjects) == len(spacing) == len(pred_ids):
             raise ValueError(f"{len(pred_ids)} images came with {len(subjects)} subjects and {len(spacing)} spacings")
-        for name, ids in (("predictions", pred_ids), ("targets", target_ids)):
+        for name, ids, more in (("predictions", pred_ids, 0), ("targets", target_ids, len(self.groups))):
             if ids.is_floating_point() or ids.is_complex():
                 raise ValueError(f"{name} must be integer class ids, not {ids.dtype}")
-            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_classes:
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_classes + more:
                 raise ValueError(
-                    f"{name} hold ids {int(ids.min())} ... {int(ids.max())}, outside 0 ... {self.num_classes - 1}"
+                    f"{name} hold ids {int(ids.min())} ... {int(ids.max())}, outside 0 ... {self.num_classes + more - 1}"
                 )
         for pair in spacing:
             if pair is not None and not (len(pair) == 2 and all(0 < step < np.inf for step in pair)):
                 raise ValueError("a spacing is two positive lengths in mm (row, column), or None")
 
 
-def _sample_entry(name: str, sample: _Sample, unit: str) -> dict[str, Any]:
+def _sample_entry(name: str, sample: _Sample, unit: str, scored: np.ndarray) -> dict[str, Any]:
     dice, hd95 = sample.dice(), sample.hd95(unit)
+    per_class = {
+        key: [value if counts else None for value, counts in zip(values.tolist(), scored, strict=True)]
+        for key, values in (("dice_per_class", dice), ("hd95_per_class", hd95))
+    }
     return {
         "subject": name,
         "num_images": sample.slices,
-        "dice": float(dice.mean()),
-        "dice_per_class": dice.tolist(),
-        "hd95": float(hd95.mean()),
-        "hd95_per_class": hd95.tolist(),
+        "dice": float(dice[scored].mean()),
+        "hd95": float(hd95[scored].mean()),
+        **per_class,
     }

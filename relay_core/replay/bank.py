@@ -23,13 +23,19 @@ class Slot:
     classes: list[int] | None = None
     drawn: bool = True
     """Whether the generators have learned to draw the site."""
+    merged: list[int] = field(default_factory=list)
+    """Groups of classes that the site's labels do not tell apart, by number."""
 
     def to_json(self) -> dict[str, Any]:
         """The content as a checkpoint's JSON holds it."""
         plain: dict[str, Any] = {"id": self.id, "frequency": self.frequency}
         if self.classes is not None:
             plain["classes"] = self.classes
-        return plain if self.drawn else {**plain, "drawn": False}
+        if not self.drawn:
+            plain["drawn"] = False
+        if self.merged:
+            plain["merged"] = self.merged
+        return plain
 
 
 @dataclass
@@ -93,7 +99,8 @@ class SiteBank:
     def from_json(cls, data: dict[str, Any]) -> SiteBank:
         """Make a bank from what `to_json` returned."""
         slots = {
-            n: Slot(int(s["id"]), int(s["frequency"]), s.get("classes"), bool(s.get("drawn", True))) for n, s in data.items()
+            n: Slot(int(s["id"]), int(s["frequency"]), s.get("classes"), bool(s.get("drawn", True)), s.get("merged", []))
+            for n, s in data.items()
         }
         return cls(slots)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
+from relay_core.losses import make_loss, marginal
 from relay_core.models import HALF, make_solver
 from relay_core.strategies.updater import Updater
 
@@ -61,6 +62,8 @@ class Strategy(ABC):
         self.half = HALF.get(train.precision) if device.type == "cuda" or train.precision == "bf16" else None
         self.dtype = torch.float64 if train.precision == "64" else torch.float32
         self.low, self.high = settings.data.out_range
+        self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
+        self.groups = settings.data.groups
 
     def _make_solver(self) -> nn.Module:
         s = self.settings
@@ -95,6 +98,10 @@ class Strategy(ABC):
         with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=half):
             logits: Tensor = solver(images.to(self.dtype))
         return logits.to(self.dtype)
+
+    def _supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits (N, K, ...) by labels (N, ...), which may be partial (`losses.marginal`)."""
+        return self.loss(*(marginal(logits, labels, self.groups) if self.groups else (logits, labels)))
 
     @property
     def solver(self) -> nn.Module:

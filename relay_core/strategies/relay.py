@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from relay_core import distributed
-from relay_core.config import DoubleGanKwargs, SiteSettings
+from relay_core.config import DoubleGanKwargs, Groups, SiteSettings
 from relay_core.data import SolverAugment
-from relay_core.losses import distillation, make_loss
+from relay_core.losses import collapsed, completed, distillation
 from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
 from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, resize_images
@@ -52,7 +52,6 @@ class RelayStrategy(Strategy):
         scaled = self.half is torch.float16
         self.gan = Adversaries(self.s, self.networks, train.accumulate_grad_batches, scaled, device)
         self.updaters = {"G": self.gan.g_updater, "D": self.gan.d_updater, "solver": self._make_solver_updater()}
-        self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
         self.previous, self.current = SiteBank(), SiteBank()
@@ -74,6 +73,7 @@ class RelayStrategy(Strategy):
         self.plays = self.plays or (self.s.train_gan and not self.previous.slots)  # a relay that begins does not end
         self.current = SiteBank()
         self.current.enter(name, images, self.previous, min(self.s.c_img_dim, self.s.c_label_dim), classes, self.plays)
+        self.current.slots[name].merged = list(self.settings.data.merged)
         self.stage = 1
         if self.previous.slots:
             self._lay_out_memory(["solver", *self.gan_names])
@@ -221,12 +221,13 @@ class RelayStrategy(Strategy):
         of_solver, of_game = self._progress(position)
         images = self._signed(images)
         replay = self._replay()
+        whole = self._completed(images, labels)
         share, side = self.s.corrections.share_replay, self.s.img_resolution
         if turn is not None:
-            played = self._part(self._with_replay(images, labels, replay, side))
+            played = self._part(self._with_replay(images, whole, replay, side))
             losses |= self.gan.step(
                 played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
-                None if share else self._part(self._with_replay(images, labels, self._replay(), side)),
+                None if share else self._part(self._with_replay(images, whole, self._replay(), side)),
             )  # fmt: skip
         if learns:
             if not share:
@@ -269,7 +270,7 @@ class RelayStrategy(Strategy):
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
         if targets == "soft":
             hard[memory] = False
-        loss = self.loss(logits[hard], labels[hard])
+        loss = self._supervised(logits[hard], labels[hard])
         total = loss + self._distillation(images, logits, memory)
         self.updaters["solver"].update(total, progress)
         return loss.detach()
@@ -290,7 +291,28 @@ class RelayStrategy(Strategy):
         teacher = self.solver if own else self.networks["old_solver"]
         with torch.no_grad():
             target = self._logits(teacher, images[part])
-        return self.s.solver_distil_weight * distillation(logits[part], target, self.s.distil_tau)
+        tau, known = self.s.distil_tau, logits[part]
+        if merged := self._untold():  # of a group that no site before told apart, the teacher knows the whole alone
+            return self.s.solver_distil_weight * distillation(
+                collapsed(known / tau, merged), collapsed(target / tau, merged), 1.0
+            )
+        return self.s.solver_distil_weight * distillation(known, target, tau)
+
+    def _untold(self) -> Groups:
+        """Return the groups of classes that no site before this one told apart."""
+        slots = self.previous.slots.values()
+        return tuple(group for i, group in enumerate(self.groups) if all(i in slot.merged for slot in slots))
+
+    @torch.no_grad()
+    def _completed(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return labels without groups, for the game: the previous solver says what each is, at a first site this one."""
+        if not self.groups:
+            return labels
+        judge = self.networks.get("old_solver", self.solver)
+        training = judge.training
+        logits = self._logits(judge.eval(), images)
+        judge.train(training)
+        return completed(labels, logits, self.groups)
 
     def state(self) -> dict[str, Any]:
         """Site banks, stage, augmentation, path-length means, and which networks are frozen."""
