@@ -127,6 +127,10 @@ class DoubleGanKwargs(Settings):
     solver_resolution: int | None = Field(default=None, ge=8)
     """Side of the images that the solver learns from, in pixels, at least `img_resolution`: replay is drawn at the
     generators' size and enlarged to it. None: `img_resolution`."""
+    recolour: Literal["none", "image", "class"] = "none"
+    """What the site's own images learn of replayed ones beside them: their colours, of the whole image or class by class."""
+    recoloured_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the site's own images of a batch that are recoloured as replayed ones."""
     label_resolution: int | None = Field(default=None, ge=8)
     """Side of the label maps that the label generator draws, a power of two, at most `img_resolution`; they are enlarged
     before an image is drawn from them. None: `img_resolution`."""
