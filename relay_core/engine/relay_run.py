@@ -26,12 +26,14 @@ from relay_core.engine.train import SiteTraining, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
-from relay_core.metrics import ScoreMatrix, metrics_of
+from relay_core.metrics import ScoreMatrix, metrics_of, task_of
 from relay_core.strategies import Images, Strategy, make_strategy
 
 SAMPLES = 8
 """Number of generated images a site in a sample grid."""
 UNTRAINED = "untrained.json"
+_OF_A_SUBJECT = {"segmentation": "dice", "classification": "right"}
+"""Key of a subject's own score among a test set's scores, by task."""
 """Name of the file of the untrained solver's scores."""
 
 
@@ -63,6 +65,7 @@ class RelayRun:
     course: Course | None = None
     until: Literal["end", "solver"] = "end"
     tests: dict[str, SiteData] = field(default_factory=dict, init=False)
+    _last_scores: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __call__(self) -> dict[str, ScoreMatrix]:
         """Train and evaluate; return the site x test-set matrix of each metric.
@@ -98,7 +101,18 @@ class RelayRun:
                 previous = checkpoint.find(self.out / settings.folder_name, lambda _: None)
                 if settings is not sites[-1]:  # the heat maps are drawn once, at the end
                     self._write_matrices(rows, sequence == "continues", draw=False)
+        self._last_scores = {} if sequence == "anew" else list(rows.values())[-1]
         return self._write_matrices(rows, sequence == "continues")
+
+    def by_subject(self) -> dict[str, dict[str, float]]:
+        """Return the main score of each subject of each test set after the last training of a call.
+
+        Empty before a call, and where each site has a model of its own, none of which is the last.
+        """
+        return {
+            test: {sample["subject"]: float(sample[_OF_A_SUBJECT[task_of(scores)]]) for sample in scores["samples"]}
+            for test, scores in self._last_scores.items()
+        }
 
     def _load_images(self, sites: list[SiteSettings]) -> dict[str, SiteData]:
         """Decode the training sets of `sites`, and every test set that this machine has; report all faults together."""

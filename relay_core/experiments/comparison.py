@@ -133,7 +133,9 @@ class Comparison:
         course = Course(folder / "course.json", self.points)
         relay_run = RelayRun(run, folder, self.data_root, self.device, None, True, self.emit, self.stop, course)
         trained = [site.name for site in run.sites()]
-        outcome = Outcome(name, seed, relay_run(), course.seconds, course.operations, course.points, trained)
+        outcome = Outcome(
+            name, seed, relay_run(), course.seconds, course.operations, course.points, trained, relay_run.by_subject()
+        )
         test_sets = {site: data.digest for site, data in relay_run.tests.items()}
         write_atomically(result_file, json.dumps({**outcome.to_json(), "test_sets": test_sets}, indent=1).encode())
         return outcome

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from relay_core.config import SEQUENCES, STRATEGIES, strategy_facts
 from relay_core.files import write_atomically
-from relay_core.metrics import Point, ScoreMatrix, cost_to_quality, t_interval, table_row
+from relay_core.metrics import (
+    Point,
+    ScoreMatrix,
+    cost_to_quality,
+    signed_rank,
+    stratified_interval,
+    t_interval,
+    table_row,
+)
 from relay_core.texts import markdown
 
 DASH = "\N{EN DASH}"
@@ -36,6 +44,8 @@ class Outcome:
     """What the training had cost, and what the solver scored, along the way."""
     trained: Sequence[str] = ()
     """Names of the sites that were trained; empty: all that were tested."""
+    subjects: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Score of each subject of each test set after the last training; empty where each site has a model of its own."""
 
     @property
     def main(self) -> ScoreMatrix:
@@ -68,7 +78,8 @@ class Outcome:
         plain = {metric: json.loads(matrix.to_json()) for metric, matrix in self.matrices.items()}
         course = [asdict(point) for point in self.course]
         cost = {"seconds": self.seconds, "operations": self.operations, "course": course}
-        return {"strategy": self.name, "seed": self.seed, **cost, "trained": list(self.trained), "matrices": plain}
+        return {"strategy": self.name, "seed": self.seed, **cost, "trained": list(self.trained), "matrices": plain,
+                "subjects": {site: dict(scores) for site, scores in self.subjects.items()}}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
@@ -77,7 +88,7 @@ class Outcome:
         course = [Point(**point) for point in data.get("course", [])]
         return cls(
             data["strategy"], data["seed"], matrices, data["seconds"], data.get("operations", 0.0), course,
-            data.get("trained", []),
+            data.get("trained", []), data.get("subjects", {}),
         )  # fmt: skip
 
 
@@ -113,7 +124,9 @@ def report_markdown(outcomes: Sequence[Outcome], title: str) -> str:
         "name does not end in `-plain` (not augmented). Average, worst site: over the test sets of the trained sites after "
         "the last training; for `local` means over the sites' own models. External: over sites that were never trained. Own "
         "site: each model on the test set of the site that it was just trained on. In brackets: 95 % interval (t) over "
-        "seeds. Minutes: of training. PFLOP: 10^15 floating-point operations of its matrix products and convolutions, "
+        "seeds. By subjects: the mean over seeds of each subject's difference, its bootstrap interval over the subjects of "
+        "each site, and the p of Wilcoxon's signed-rank test (two-sided, not corrected for the number of comparisons). "
+        "Minutes: of training. PFLOP: 10^15 floating-point operations of its matrix products and convolutions, "
         "forward, backward and in regularisations.", "",
         table_row(["strategy", "average", "each seed", "worst site", "external", "own site", "BWT", "FWT", "forgetting",
                    "minutes", "PFLOP"]),
@@ -200,8 +213,35 @@ def _differences(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
             mean = matrix.text(statistics.fmean(differences), signed=True)
             lines.append(
                 f"- {markdown(first)} minus {markdown(name)}: {mean} ({each_seed}{spread}){_cost(by_name, first, name)}"
+                f"{_over_subjects(by_name[first], by_name[name])}"
             )
     return lines
+
+
+def _over_subjects(ones: Sequence[Outcome], others: Sequence[Outcome]) -> str:
+    """Say how two strategies differ subject by subject, as a mean over the seeds that both have.
+
+    The interval is a bootstrap over subjects within their sites, which count alike; the test is Wilcoxon's signed-rank test.
+    """
+    known = {run.seed: run for run in others if run.subjects}
+    pairs = [(run, known[run.seed]) for run in ones if run.seed in known and run.subjects]
+    if not pairs:
+        return ""
+    by_site = [
+        [
+            statistics.fmean(a.subjects[site][key] - b.subjects[site][key] for a, b in pairs)
+            for key in pairs[0][0].subjects[site]
+        ]
+        for site in pairs[0][0].subjects
+        if site in (pairs[0][0].trained or pairs[0][0].subjects)
+    ]
+    matrix, p = ones[0].main, signed_rank([value for values in by_site for value in values])
+    low, high = stratified_interval(by_site)
+    count = sum(map(len, by_site))
+    return (
+        f"; by {count} subjects {matrix.text(statistics.fmean(map(statistics.fmean, by_site)), signed=True)}, 95 % interval "
+        f"{matrix.text(low, signed=True)} to {matrix.text(high, signed=True)}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    )
 
 
 def _cost(by_name: Mapping[str, Sequence[Outcome]], one: str, other: str) -> str:

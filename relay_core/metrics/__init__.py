@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from relay_core.metrics.course import Point, cost_to_quality, last_points
     from relay_core.metrics.figures import heat_map, png, sample_grid, write_matrix
     from relay_core.metrics.generated import OnnxFeatures, SolverFeatures, generator_scores
-    from relay_core.metrics.intervals import bootstrap_interval, t_interval
+    from relay_core.metrics.intervals import bootstrap_interval, signed_rank, stratified_interval, t_interval
     from relay_core.metrics.matrix import ScoreMatrix, score_matrices, table_row
     from relay_core.metrics.registry import METRICS, Metric, headline, metrics_of, task_of
     from relay_core.metrics.replay import agreement, map_scores
@@ -25,7 +25,7 @@ else:
             "course": ["Point", "cost_to_quality", "last_points"],
             "figures": ["heat_map", "png", "sample_grid", "write_matrix"],
             "generated": ["OnnxFeatures", "SolverFeatures", "generator_scores"],
-            "intervals": ["bootstrap_interval", "t_interval"],
+            "intervals": ["bootstrap_interval", "signed_rank", "stratified_interval", "t_interval"],
             "matrix": ["ScoreMatrix", "score_matrices", "table_row"],
             "replay": ["agreement", "map_scores"],
             "registry": ["METRICS", "Metric", "headline", "metrics_of", "task_of"],

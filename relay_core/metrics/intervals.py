@@ -59,6 +59,29 @@ def bootstrap_interval(values: Sequence[float], draws: int = 5000, seed: int = 0
     return float(low), float(high)
 
 
+def stratified_interval(strata: Sequence[Sequence[float]], draws: int = 5000, seed: int = 0) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of the strata's means, each resampled within itself.
+
+    So every stratum (a site, say) counts alike, however many values it has. Raises ValueError for no stratum, an empty
+    one, or draws < 1.
+    """
+    arrays = [_finite(values) for values in strata]
+    if draws < 1 or not arrays or not all(array.size for array in arrays):
+        raise ValueError("an interval needs one draw or more, and strata with values")
+    rng = np.random.default_rng(seed)
+    means = [array[rng.integers(0, array.size, (draws, array.size))].mean(axis=1) for array in arrays]
+    low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def signed_rank(differences: Sequence[float]) -> float:
+    """Return the two-sided p of Wilcoxon's signed-rank test (scipy's) of differences around 0; 1 if all are 0."""
+    from scipy.stats import wilcoxon
+
+    array = _finite(differences)
+    return float(wilcoxon(array).pvalue) if array.any() else 1.0
+
+
 def intervals(values: Sequence[float]) -> dict[str, list[float] | None]:
     """Return both intervals as lists, by `t` and `bootstrap`, safe for JSON; None each for fewer than 2 values."""
     by_method = {"t": t_interval(values), "bootstrap": bootstrap_interval(values)}

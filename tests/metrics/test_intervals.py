@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from relay_core.metrics import bootstrap_interval, intervals, t_interval
+from relay_core.metrics import bootstrap_interval, intervals, signed_rank, stratified_interval, t_interval
 
 
 def test_t_interval_equals_scipy():
@@ -50,3 +50,19 @@ def test_too_few_or_bad_values(interval):
 def test_no_draws():
     with pytest.raises(ValueError, match="draws"):
         bootstrap_interval([0.1, 0.2], draws=0)
+
+
+def test_strata_count_alike_and_vary_within_themselves():
+    low, high = stratified_interval([[0.1] * 50, [0.3] * 2])
+    assert (low, high) == pytest.approx((0.2, 0.2))
+    low, high = stratified_interval([[0.0, 1.0] * 20, [5.0]])
+    assert 2.6 < low < 2.75 < high < 2.9
+    for strata in ([], [[]], [[1.0], []]):
+        with pytest.raises(ValueError, match="strata with values"):
+            stratified_interval(strata)
+
+
+def test_signed_rank_is_symmetric_and_knows_no_difference():
+    assert signed_rank([0.0] * 9) == 1.0
+    assert signed_rank([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == pytest.approx(2 / 2**6)
+    assert signed_rank([0.1, -0.2, 0.3]) == signed_rank([-0.1, 0.2, -0.3])
