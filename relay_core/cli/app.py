@@ -216,6 +216,9 @@ def evaluate(
     run: Annotated[str, typer.Option(help="Run file or recipe that names the test sets.")],
     data_root: DataRootOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write scores.json and predictions.png here.")] = None,
+    own_size: Annotated[
+        bool, typer.Option(help="Score masks at each image's own size; default: at the size that the solver learned at.")
+    ] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -225,6 +228,14 @@ def evaluate(
     from relay_core.engine import choose_device, evaluate_checkpoint
 
     chosen_device = choose_device(device)
+    if own_size:
+        from relay_core.inference import evaluate_at_own_size
+
+        if out is not None:
+            raise typer.BadParameter("--own-size writes nothing: leave --out out", param_hint="--out")
+        scores = evaluate_at_own_size(_checkpoint(checkpoint), load_run(run), data_root, chosen_device)
+        print(json.dumps(scores) if as_json else scores_table(scores))
+        return
     scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen_device, out)
     for path in written if as_json else ():
         print(json.dumps({"event": "written", "path": str(path)}))

@@ -249,6 +249,18 @@ class SiteData:
         sample = self._decode([position])[0]
         return sample.image, sample.label
 
+    def at_own_size(self, position: int) -> tuple[Tensor, Tensor, Spacing | None]:
+        """Return one image and its label as they are in the files, and the millimetres of a pixel.
+
+        Shape:
+            image (C, H, W) float32 in 0..1; label (H, W), or () for classification, int64.
+
+        Raises:
+            DataError: if a file changed since it was checked.
+        """
+        pixels, ids, spacing = self._decoder.read(self._pairs[position])
+        return to_unit(torch.from_numpy(np.array(pixels))), torch.from_numpy(ids).long(), spacing
+
     def batch_of_one(self, position: int, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `batch` returns for the image at `position`, from what `decoded` returned in another process."""
         return self._in_range(to_unit(image[None])), label[None].long()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from relay_core.inference.isolation import Decoders
     from relay_core.inference.onnx_model import INPUT, KEY, ModelFacts, OnnxModel, Precision
     from relay_core.inference.outputs import ANSWER, OUTPUTS, SCORE, shapes
+    from relay_core.inference.own_size import evaluate_at_own_size
     from relay_core.inference.prediction import classify, predict
     from relay_core.inference.questions import Answer, Form, Question
     from relay_core.inference.served import ServedSolver
@@ -29,6 +30,7 @@ else:
             "isolation": ["Decoders"],
             "onnx_model": ["INPUT", "KEY", "ModelFacts", "OnnxModel", "Precision"],
             "outputs": ["ANSWER", "OUTPUTS", "SCORE", "shapes"],
+            "own_size": ["evaluate_at_own_size"],
             "prediction": ["classify", "predict"],
             "questions": ["Answer", "Form", "Question"],
             "served": ["ServedSolver"],
