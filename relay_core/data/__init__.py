@@ -5,7 +5,6 @@ from relay_core.data.pairs import Layout, Listing, Pair, Split, data_error, rela
 from relay_core.data.phantom import make_phantoms
 from relay_core.data.preflight import PreflightReport, Survey, has_test, image_reader, listed, load_site, preflight, survey
 from relay_core.data.previews import write_previews
-from relay_core.data.recolour import colours, recoloured, recoloured_by_class
 from relay_core.data.site import Original, SiteData, set_digest
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "SolverAugment",
     "Split",
     "Survey",
-    "colours",
     "data_error",
     "has_test",
     "image_reader",
@@ -26,8 +24,6 @@ __all__ = [
     "load_site",
     "make_phantoms",
     "preflight",
-    "recoloured",
-    "recoloured_by_class",
     "relative",
     "set_digest",
     "survey",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs, Groups, SiteSettings
-from relay_core.data import SolverAugment, colours, recoloured, recoloured_by_class
+from relay_core.data import SolverAugment
 from relay_core.losses import collapsed, completed, distillation
 from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
@@ -170,6 +170,7 @@ class RelayStrategy(Strategy):
             self.previous.drawn if age == "old" else self.known, (self.s.c_label_dim, self.s.c_img_dim),
             truncation=self.s.replay_w_truncation, conditioning=self.s.corrections.conditioning,
             noise=self.s.corrections.replay_noise, select=self.s.replay_c_select_mode, single_cid=self.s.single_cid,
+            moves=self.s.replay_map_moves,
         )  # fmt: skip
 
     @property
@@ -211,18 +212,6 @@ class RelayStrategy(Strategy):
         count = round(self.s.reduced_share * len(images)) if self._replay_count() and side > small else 0
         return torch.cat([resize_images(resize_images(images[:count], small), side), images[count:]]) if count else images
 
-    def _recoloured(self, images: Tensor, labels: Tensor, replay: Replay | None) -> Tensor:
-        """Return a batch of the solver's with some images in the colours of replayed ones."""
-        if replay is None or self.s.recolour == "none":
-            return images
-        count = min(round(self.s.recoloured_share * len(images)), len(replay.images))
-        own, like = images[-count:], replay.at(images.shape[-1], self.codec.classes)
-        if self.s.recolour == "image":
-            changed = recoloured(own, *colours(like.images[:count]))
-        else:
-            changed = recoloured_by_class(own, labels[-count:], like.images[:count], like.labels[:count], self.codec.classes)
-        return torch.cat([images[:-count], changed])
-
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Train generators, discriminators and solver for one step."""
         losses: dict[str, Tensor] = {}
@@ -244,8 +233,7 @@ class RelayStrategy(Strategy):
         if learns:
             if not share:
                 replay = self._replay()
-            own = self._recoloured(self._reduced(images), labels, replay)
-            batch = self._with_replay(own, labels, replay, self.s.solver_side)
+            batch = self._with_replay(self._reduced(images), labels, replay, self.s.solver_side)
             replayed = len(batch[0]) - len(images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)

@@ -10,14 +10,35 @@ from torch import Tensor, nn
 
 from relay_core import distributed
 from relay_core.config import SiteSettings, StyleKwargs
-from relay_core.data import colours, recoloured
 from relay_core.errors import RunFileError
 from relay_core.losses import distillation
 from relay_core.strategies.base import Images, Position
 from relay_core.strategies.remembering import RememberingStrategy, frozen_copy
 
+EPSILON = 1e-4
+"""Added to the variance of a channel (images are in [-1, 1]), so that an even image has a colour distribution too."""
 AT_ONCE = 64
 """Images whose colours are measured together."""
+
+
+def colours(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean colour (N, C) of images (N, C, H, W), and the Cholesky factor (N, C, C) of its covariance."""
+    pixels = images.flatten(2)
+    mean = pixels.mean(dim=2)
+    centred = pixels - mean[:, :, None]
+    covariance = centred @ centred.transpose(1, 2) / pixels.shape[2]
+    return mean, torch.linalg.cholesky(covariance + EPSILON * torch.eye(images.shape[1], device=images.device))
+
+
+def recoloured(images: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """Return images (N, C, H, W) with the mean colour (N, C) and the covariance factor (N, C, C) given, cut to [-1, 1].
+
+    A linear map of the colours (Reinhard 2001, Color transfer between images, with the covariance instead of three
+    variances): shapes, and so the label maps, stay.
+    """
+    own_mean, own_factor = colours(images)
+    white = torch.linalg.solve_triangular(own_factor, images.flatten(2) - own_mean[:, :, None], upper=False)
+    return (factor @ white + mean[:, :, None]).reshape(images.shape).clamp(-1, 1)
 
 
 class Styles(nn.Module):

@@ -9,6 +9,7 @@ from relay_core.errors import RunFileError
 from relay_core.experiments import score_generators
 from relay_core.export.checkpoint import export_checkpoint
 from relay_core.replay import resize_images, resize_labels
+from relay_core.replay.sampler import _moved
 from relay_core.strategies import Position
 
 from .test_contract import CPU, equal, make, weights
@@ -108,3 +109,30 @@ def test_a_relay_of_one_size_is_what_it_was(toy):
         strategy.step(images[:real], labels[:real], position)
     for name, network in plain.networks.items():
         assert equal(weights(network), weights(same.networks[name])), name
+
+
+def test_replayed_maps_are_moved_before_an_image_is_drawn_from_them(toy):
+    drawn = {}
+    for moves in (0.0, 0.3):
+        strategy = make(toy, num_stages=1, replay_map_moves=moves)
+        strategy.begin_site("A", 8)
+        strategy.begin_site("B", 8)
+        torch.manual_seed(0)
+        drawn[moves] = strategy._replayer("old").draw(8)
+    assert not torch.equal(drawn[0.0].labels, drawn[0.3].labels)
+    assert not torch.equal(drawn[0.0].images, drawn[0.3].images)
+    with pytest.raises(RunFileError, match=r"replay_map_moves .* needs corrections.conditioning: clean"):
+        make(toy, replay_map_moves=0.3, corrections={"conditioning": "raw"})
+
+
+def test_a_move_scales_and_shifts_by_what_was_asked_at_most():
+    ids = torch.zeros(64, 40, 40, dtype=torch.long)
+    ids[:, 10:30, 10:30] = 1
+    torch.manual_seed(0)
+    moved = _moved(ids, 0.1)
+    side = moved.sum(dim=(1, 2)).float().sqrt()
+    assert 17.5 <= side.min() < 19.5
+    assert 20.5 < side.max() <= 22.5
+    places = torch.arange(40.0)
+    centre = (moved.sum(dim=2) * places).sum(dim=1) / moved.sum(dim=(1, 2)) - 19.5
+    assert 2 < centre.abs().max() <= 4.5
