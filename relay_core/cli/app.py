@@ -353,14 +353,21 @@ def samples(
     checkpoint: CheckpointArgument,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
     per_site: Annotated[int, typer.Option(min=1, max=64, help="Pictures a site.")] = 8,
+    nearest_of: Annotated[
+        str | None,
+        typer.Option(help="Run file that names the sites' images: below each picture the training image nearest to it."),
+    ] = None,
+    data_root: DataRootOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Draw generated images and labels for every site that a relay checkpoint remembers."""
     from relay_core.cli.describe import draw_samples
+    from relay_core.config import load_run
     from relay_core.engine import choose_device
 
-    draw_samples(_checkpoint(checkpoint), out, per_site, choose_device(device))
+    run = None if nearest_of is None else load_run(nearest_of)
+    draw_samples(_checkpoint(checkpoint), out, per_site, choose_device(device), run, data_root)
     print(json.dumps({"path": str(out)}) if as_json else f"wrote {out}")
 
 

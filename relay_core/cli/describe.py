@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from relay_core.config import RunFile
 from relay_core.cuda import backend
 from relay_core.engine import Checkpoint, generated_rows, settings_of, write_picture
 from relay_core.errors import CheckpointError
+from relay_core.experiments import with_nearest
 from relay_core.inference import SCORE
 from relay_core.metrics import metrics_of, table_row, task_of
 
@@ -36,16 +38,21 @@ def proof_text(tests: dict[str, dict[str, Any]]) -> str:
     return f"{metrics_of(task)[0].short} {', '.join(scores)}"
 
 
-def draw_samples(checkpoint: Checkpoint, out: Path, per_site: int, device: torch.device) -> None:
-    """Write a grid of generated images and labels, a row for each site.
+def draw_samples(
+    checkpoint: Checkpoint, out: Path, per_site: int, device: torch.device, run: RunFile | None, data_root: Path | None
+) -> None:
+    """Write a grid of generated images and labels, a row for each site; with `run` the nearest training images below each.
 
     Raises:
         CheckpointError: the checkpoint has no generators.
+        DataError: no site that it remembers is on this machine.
     """
     settings = settings_of(checkpoint)
     rows = generated_rows(settings, checkpoint, device, per_site)
     if not rows:
         raise CheckpointError(f"{checkpoint.path}: trained by {checkpoint.meta['strategy']}, which has no generators")
+    if run is not None:
+        rows = with_nearest(rows, checkpoint, run, data_root, device)
     write_picture(rows, out, settings.data.num_classes)
 
 

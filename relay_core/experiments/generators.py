@@ -67,6 +67,40 @@ def score_generators(
     return scores
 
 
+def with_nearest(
+    rows: list[Any], checkpoint: Checkpoint, run: RunFile, data_root: Path | None, device: torch.device
+) -> list[Any]:
+    """Return the rows of `generated_rows`, each followed by one of the training images nearest to its images.
+
+    Nearest in the features of the checkpoint's own solver, at the generators' size. These are patients' images: a picture of
+    them is for the site's own eyes. A site whose images are not on this machine has no such row.
+
+    Raises:
+        DataError: no site that the checkpoint remembers is on this machine.
+    """
+    solver, settings = load_solver(checkpoint, device)
+    network = SolverFeatures(solver, settings.data.out_range)
+    real_sets = site_data(checkpoint, settings, run, data_root, "train")
+    result: list[Any] = []
+    for row in rows:
+        name, images, _, _ = row
+        result.append(row)
+        if name not in real_sets:
+            continue
+        real, labels = _real(real_sets[name], len(real_sets[name]))
+        side = images.shape[-1]
+        real, labels = resize_images(real, side), resize_labels(labels, side, settings.data.num_classes)
+        features = [
+            torch.cat([network(resize_images(part, settings.resolution)).cpu() for part in each.split(BATCH)])
+            for each in (images, real)
+        ]
+        nearest = torch.cdist(features[0], features[1]).argmin(dim=1)
+        result.append((f"{name}: nearest training image", real[nearest], labels[nearest], None))
+    if len(result) == len(rows):
+        raise DataError(f"none of the sites {', '.join(row[0] for row in rows)} is on this machine; give --data-root")
+    return result
+
+
 @torch.no_grad()
 def _answers(solver: nn.Module, images: Tensor, out_range: tuple[float, float]) -> Tensor:
     """Return the class ids (N, R, R) that a solver gives to images (N, C, R, R) in [-1, 1], on the CPU."""

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
+from relay_core.config import load_run
 from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import find
-from relay_core.errors import RunFileError, Stopped
+from relay_core.errors import DataError, RunFileError, Stopped
 from relay_core.experiments.comparison import Comparison, overrides_of
-from relay_core.experiments.generators import score_generators, scores_text
+from relay_core.experiments.generators import score_generators, scores_text, with_nearest
 from relay_core.experiments.report import Outcome, own_site, report_markdown
 from relay_core.metrics import ScoreMatrix
 
@@ -116,3 +117,21 @@ def test_external_sites_are_told_apart_and_the_worst_site_is_named():
     head, _, *rows = [line for line in text.splitlines() if line.startswith("|")][:4]
     assert {row.count("|") for row in rows} == {head.count("|")}
     assert "\nfedavg: trained at all sites at once" in text
+
+
+def test_samples_are_shown_beside_the_training_images_nearest_to_them(exported, tmp_path):
+    from relay_core.engine import generated_rows, load_solver, site_data
+
+    run, checkpoint = load_run(str(exported.toy.folder / "run.yaml")), find(exported.toy.folder / "out/task_1", print)
+    rows = generated_rows(run.site(1), checkpoint, CPU, 3)
+    shown = with_nearest(rows, checkpoint, run, exported.toy.data, CPU)
+    assert [row[0] for row in shown] == ["Domain1", "Domain1: nearest training image"]
+    real, _ = site_data(checkpoint, load_solver(checkpoint, CPU)[1], run, exported.toy.data, "train")["Domain1"].batch(
+        range(8)
+    )
+    for image in shown[1][1]:
+        assert min(float((image - each).abs().max()) for each in real) < 1e-6, "it is one of the training images"
+    own = with_nearest([("Domain1", real[:4], torch.zeros(4, 16, 16), None)], checkpoint, run, exported.toy.data, CPU)
+    torch.testing.assert_close(own[1][1], real[:4])  # an image that was copied is its own nearest
+    with pytest.raises(DataError, match="none of the sites Domain1 is on this machine"):
+        with_nearest(rows, checkpoint, run, tmp_path, CPU)
