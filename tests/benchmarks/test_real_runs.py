@@ -21,7 +21,7 @@ def test_a_run_file_of_the_benchmark_trains(path, tmp_path):
         pytest.skip("needs the shared folder of real images beside the repository")
     shutil.copytree(path.parent, tmp_path / "real")
     run = load_run(str(tmp_path / "real" / path.name), SMALL)
-    matrices = RelayRun(run, tmp_path / "out", REAL / "wbc", torch.device("cpu"))()
+    matrices = RelayRun(run, tmp_path / "out", REAL / path.stem.partition("-")[0], torch.device("cpu"))()
     main = next(iter(matrices.values()))
     assert main.rows == [site.name for site in run.sites()]
     assert set(main.rows) <= set(main.columns)
