@@ -77,7 +77,7 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
 
 def _size(settings: SiteSettings) -> str:
     side, kwargs = settings.resolution, settings.model.kwargs
-    drawn = kwargs.img_resolution if isinstance(kwargs, DoubleGanKwargs) else side
+    drawn = kwargs.img_resolution if settings.facts.has_generators and isinstance(kwargs, DoubleGanKwargs) else side
     fit = {"stretch": "", "pad": ", padded to a square", "crop": ", cropped to a square"}[settings.data.fit]
     return f"{side} x {side} pixels{fit}" + (f" (generated images {drawn} x {drawn})" if drawn != side else "")
 

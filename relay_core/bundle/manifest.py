@@ -175,12 +175,14 @@ def require_fit(made: Manifest, records: Sequence[Mapping[str, Any]], run: RunFi
     banks = [state["previous"], state["current"]] if issubclass(settings.facts.handed_over, RelayState) else []
     slots = {name: slot["id"] for bank in banks for name, slot in bank.items()}
     slot_count = min(getattr(settings.model.kwargs, key, 0) for key in ("c_img_dim", "c_label_dim"))
+    merged = [group for bank in banks for slot in bank.values() for group in slot.get("merged", [])]
     class_counts = [slot.get("classes") for bank in banks for slot in bank.values()]
     num_classes = settings.data.num_classes if settings.data.task == "classification" else None
     if (
         made["checkpoint"]["strategy"] != settings.strategy.name
         or not slots.keys() <= {name for _, name in expected_order}
         or any(slot >= slot_count for slot in slots.values())
+        or any(group >= len(settings.data.groups) for group in merged)
         or any((None if counts is None else len(counts)) != num_classes for counts in class_counts)
         or (banks and ("label" in state) != (num_classes is None))
         or (issubclass(settings.facts.handed_over, SiteCountState) and state["sites"] != len(records))

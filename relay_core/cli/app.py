@@ -366,6 +366,8 @@ def samples(
     from relay_core.config import load_run
     from relay_core.engine import choose_device
 
+    if nearest_of is None and data_root is not None:
+        raise typer.BadParameter("--data-root is where --nearest-of finds the sites' images: give both")
     run = None if nearest_of is None else load_run(nearest_of)
     draw_samples(_checkpoint(checkpoint), out, per_site, choose_device(device), run, data_root)
     print(json.dumps({"path": str(out)}) if as_json else f"wrote {out}")

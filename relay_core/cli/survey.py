@@ -36,7 +36,9 @@ def survey_json(found: Survey, previews: Sequence[str]) -> dict[str, Any]:
 def survey_text(found: Survey) -> str:
     """Return a survey without problems as text for a person."""
     report = found.report
-    classes = [f"class {i}" for i in range(len(report.class_shares["train"]))]
+    kwargs = found.decoder.kwargs
+    groups_of_classes = [f"class {' or '.join(map(str, members))}" for members in kwargs.groups]
+    classes = [*(f"class {i}" for i in range(kwargs.num_classes)), *groups_of_classes]
     head = ["split", "images", "patients", *classes]
     lines = [table_row(head), table_row(["---"] * len(head))]
     for split, count in report.counts.items():

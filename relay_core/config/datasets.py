@@ -123,9 +123,9 @@ class FolderKwargs(CommonDatasetKwargs):
     mask_values: dict[int, int] | None = None
     """Mask value -> class id. None: mask values are class ids already, 0 to num_classes - 1."""
     class_groups: list[list[int]] = Field(default_factory=list)
-    """Partial labels: groups of classes that some sites do not tell apart. The first group is class `num_classes` in
-    `mask_values` (or in the masks), the second `num_classes` + 1, and so on: such a pixel is of one of the group's classes.
-    The same at all sites of a run."""
+    """Partial labels: groups of classes that some sites do not tell apart, the same at all sites of a run. The first group
+    is class `num_classes` in `mask_values`, the second `num_classes` + 1, and so on: such a pixel is of one of its classes.
+    Only a site whose masks have such values names them: its scores do not tell the group's classes apart."""
     image_dir: str = "image"
     """Folder of the images, inside the site's folder (or inside its `train` and `test` folders)."""
     mask_dir: str = "mask"
@@ -182,6 +182,10 @@ class FolderKwargs(CommonDatasetKwargs):
             raise ValueError(f"class_groups is {self.class_groups}; a group has two classes or more, none is in two groups")
         if flat and self.task == "classification":
             raise ValueError("class_groups is for segmentation")
+        if flat and self.mask_values is None:
+            raise ValueError("class_groups needs mask_values, which says at which sites a mask value stands for a group")
+        if self.num_classes + len(self.class_groups) > 256:
+            raise ValueError(f"{self.num_classes} classes and {len(self.class_groups)} groups are more than 256")
         return self
 
     @model_validator(mode="after")
@@ -200,10 +204,9 @@ class FolderKwargs(CommonDatasetKwargs):
 
     @property
     def merged(self) -> list[int]:
-        """Return the numbers of the groups that `mask_values` names; without it the masks may name any."""
-        numbers = range(len(self.class_groups))
+        """Return the numbers of the groups that `mask_values` names."""
         named = set((self.mask_values or {}).values())
-        return [i for i in numbers if self.mask_values is None or self.num_classes + i in named]
+        return [i for i in range(len(self.class_groups)) if self.num_classes + i in named]
 
 
 class SlicedKwargs(CommonDatasetKwargs):

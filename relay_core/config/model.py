@@ -127,9 +127,6 @@ class DoubleGanKwargs(Settings):
     solver_resolution: int | None = Field(default=None, ge=8)
     """Side of the images that the solver learns from, in pixels, at least `img_resolution`: replay is drawn at the
     generators' size and enlarged to it. None: `img_resolution`."""
-    replay_map_moves: float = Field(default=0.0, ge=0, lt=1)
-    """How far a replayed label map is moved before an image is drawn from it: scaled by up to this share, shifted by up to
-    this share of its side."""
     label_resolution: int | None = Field(default=None, ge=8)
     """Side of the label maps that the label generator draws, a power of two, at most `img_resolution`; they are enlarged
     before an image is drawn from them. None: `img_resolution`."""
@@ -300,8 +297,6 @@ class DoubleGanKwargs(Settings):
                 f"label_resolution must be a power of two and at most img_resolution ({self.img_resolution}), not "
                 f"{self.label_resolution}"
             )
-        if self.replay_map_moves and self.corrections.conditioning != "clean":
-            raise ValueError("replay_map_moves moves the map as it was decoded: it needs corrections.conditioning: clean")
         solver = self.solver_kwargs
         if solver.in_channels != self.img_channels or solver.num_classes != self.label_num_classes:
             raise ValueError(

@@ -182,6 +182,13 @@ def _check_names(run: RunFile) -> None:
         name = str(entry.get("task_name", f"site_{task_id}"))
         if names.setdefault(name, task_id) != task_id:
             raise RunFileError(f"{run.path}: sites {names[name]} and {task_id} have the same task_name {name!r}")
+        for key in ("fit", "class_groups"):
+            first, own = (getattr(s.data, key, None) for s in (run.site(run.all_ids[0]), site))
+            if first != own:
+                raise RunFileError(
+                    f"{run.path}: dataset.kwargs.{key} is {own} at site {name} and {first} at the first; put it under "
+                    "common: it is the same at all sites"
+                )
         folder = site.checkpoint.save.dir or f"task_{task_id}"
         if task_id in run.task_ids and folders.setdefault(folder, task_id) != task_id:
             raise RunFileError(f"{run.path}: sites {folders[folder]} and {task_id} would both write to {folder!r}")

@@ -108,6 +108,10 @@ class SiteSettings(Settings):
                                f"and dataset.kwargs.task is {self.data.task}")  # fmt: skip
         if isinstance(self.model.kwargs, DoubleGanKwargs) and self.model.kwargs.gan_after_solver:
             self._check_solver_first(self.model.kwargs)
+        if self.data.groups and self.train.loss.name == "bce":
+            raise RunFileError(
+                "train.loss bce asks of each class alone, dataset.kwargs.class_groups of several together: take another loss"
+            )
         self._check_sizes()
 
     def _check_solver_first(self, kwargs: DoubleGanKwargs) -> None:

@@ -88,7 +88,7 @@ class FolderLayout(Layout):
         """Return the class id by `mask_values`, or without it the value itself; None for a value that has no class."""
         if kwargs.mask_values is not None:
             return kwargs.mask_values.get(value)
-        return value if 0 <= value < kwargs.num_classes + len(kwargs.groups) else None
+        return value if 0 <= value < kwargs.num_classes else None
 
     def hint(self, unknown: list[int], values: list[int], kwargs: FolderKwargs) -> str:
         """Return which setting to change, for an error message."""
@@ -96,9 +96,7 @@ class FolderLayout(Layout):
             return f"mask_values names only {', '.join(map(str, sorted(kwargs.mask_values)))}"
         if unknown == [255] and set(values) <= {0, 255}:
             return f"num_classes is {kwargs.num_classes}; for a 0/255 mask set mask_values: {{0: 0, 255: 1}}"
-        last = kwargs.num_classes + len(kwargs.groups) - 1
-        groups = f", groups of them {kwargs.num_classes} to {last}" if kwargs.groups else ""
-        return f"classes are 0 to {kwargs.num_classes - 1}{groups}; set mask_values to give each value its class"
+        return f"classes are 0 to {kwargs.num_classes - 1}; set mask_values to give each value its class"
 
     def _list_split_folders(self, folder: Path, kwargs: FolderKwargs, split: Split) -> Listing:
         """List a split that has its own folder; the other split's folder is read only to find patients in both splits."""

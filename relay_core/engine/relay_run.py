@@ -26,14 +26,12 @@ from relay_core.engine.train import SiteTraining, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
-from relay_core.metrics import ScoreMatrix, metrics_of, task_of
+from relay_core.metrics import ScoreMatrix, metrics_of
 from relay_core.strategies import Images, Strategy, make_strategy
 
 SAMPLES = 8
 """Number of generated images a site in a sample grid."""
 UNTRAINED = "untrained.json"
-_OF_A_SUBJECT = {"segmentation": "dice", "classification": "right"}
-"""Key of a subject's own score among a test set's scores, by task."""
 """Name of the file of the untrained solver's scores."""
 
 
@@ -104,13 +102,14 @@ class RelayRun:
         self._last_scores = {} if sequence == "anew" else list(rows.values())[-1]
         return self._write_matrices(rows, sequence == "continues")
 
-    def by_subject(self) -> dict[str, dict[str, float]]:
-        """Return the main score of each subject of each test set after the last training of a call.
+    def by_subject(self) -> dict[str, list[float]]:
+        """Return the scores of each test set's subjects after the last training of a call, nameless, in the set's order.
 
-        Empty before a call, and where each site has a model of its own, none of which is the last.
+        Of a segmentation a subject's Dice, of a classification whether it was right (1 or 0). Empty before a call, and where
+        each site has a model of its own, none of which is the last.
         """
         return {
-            test: {sample["subject"]: float(sample[_OF_A_SUBJECT[task_of(scores)]]) for sample in scores["samples"]}
+            test: [float(sample["dice" if "dice" in sample else "right"]) for sample in scores["samples"]]
             for test, scores in self._last_scores.items()
         }
 
@@ -314,8 +313,6 @@ def _check_processes(sites: list[SiteSettings]) -> None:
 def _joint_settings(sites: list[SiteSettings], images: dict[str, SiteData]) -> SiteSettings:
     """Return the first site's settings with the training budget of all sites together."""
     first = sites[0]
-    if any(site.data.groups != first.data.groups for site in sites):
-        raise RunFileError("dataset.kwargs.class_groups differs between the sites; put it under common")
     passes = [(s.train, len(images[s.name]) * s.data.num_replica) for s in sites]
     steps, solver_steps = (sum(getattr(train, what)(count) for train, count in passes) for what in ("steps", "solver_steps"))
     budget: dict[str, Any] = {"num_mimgs": steps * first.train.batch_size / 1e6, "num_epochs": None}

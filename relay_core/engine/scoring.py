@@ -84,7 +84,7 @@ def test_set_digests(run: RunFile, data_root: Path | None) -> dict[str, str]:
 def site_data(
     checkpoint: Checkpoint, trained: SiteSettings, run: RunFile, data_root: Path | None, split: Split
 ) -> dict[str, SiteData]:
-    """Load the training or test images of every site of a run that are on this machine, at the solver's resolution.
+    """Load the training or test images of every site of a run that are on this machine, sized as the solver's were.
 
     Raises:
         RunFileError: the run has other classes or channels than the checkpoint.
@@ -99,7 +99,8 @@ def site_data(
                 f"site {settings.name} of {run.path} has {actual[0]} and {actual[1]} ({actual[2]})"
             )
         if folder.is_dir() and (split == "train" or has_test(settings.dataset.name, settings.data, folder)):
+            as_trained = settings.data.model_copy(update={"fit": trained.data.fit})
             sites[settings.name] = load_site(
-                settings.dataset.name, settings.data, folder=folder, split=split, resolution=trained.resolution
+                settings.dataset.name, as_trained, folder=folder, split=split, resolution=trained.resolution
             )
     return sites

@@ -13,7 +13,7 @@ from relay_core.data import SiteData
 from relay_core.engine import BATCH, Checkpoint, generated_rows, load_solver, site_data
 from relay_core.errors import CheckpointError, DataError
 from relay_core.experiments.report import DASH
-from relay_core.metrics import OnnxFeatures, SolverFeatures, agreement, generator_scores, map_scores, table_row
+from relay_core.metrics import OnnxFeatures, SolverFeatures, agreement, generator_scores, map_scores, scored_as, table_row
 from relay_core.replay import resize_images, resize_labels
 from relay_core.texts import markdown
 
@@ -52,14 +52,17 @@ def score_generators(
         if name not in real_sets:
             continue
         drawn, side = resize_images(images, solver_side), images.shape[-1]
-        real, real_maps = _real(real_sets[name], count)
-        real, real_maps = resize_images(resize_images(real, side), solver_side), resize_labels(real_maps, side, classes)
+        data = real_sets[name]
+        real, real_maps = _real(data, count)
+        real = resize_images(resize_images(real, side), solver_side)
         scores[name] = generator_scores(real, drawn, network)
         if maps.ndim > 1:
-            answers = _answers(solver, drawn, settings.data.out_range)
+            told = scored_as(classes, data.groups, data.merged)  # of the classes that the site's labels tell apart
+            told_maps, real_maps = told[maps], resize_labels(told[real_maps], side, classes)
+            answers = told[_answers(solver, drawn, settings.data.out_range)]
             scores[name] |= {
-                "agreement": agreement(answers, resize_labels(maps, solver_side, classes), classes),
-                "maps": map_scores(maps, classes),
+                "agreement": agreement(answers, resize_labels(told_maps, solver_side, classes), classes),
+                "maps": map_scores(told_maps, classes),
                 "real_maps": map_scores(real_maps, classes),
             }
     if not scores:
@@ -89,6 +92,8 @@ def with_nearest(
             continue
         real, labels = _real(real_sets[name], len(real_sets[name]))
         side = images.shape[-1]
+        if labels.ndim > 1:
+            labels = scored_as(settings.data.num_classes, settings.data.groups, ())[labels]
         real, labels = resize_images(real, side), resize_labels(labels, side, settings.data.num_classes)
         features = [
             torch.cat([network(resize_images(part, settings.resolution)).cpu() for part in each.split(BATCH)])

@@ -44,8 +44,8 @@ class Outcome:
     """What the training had cost, and what the solver scored, along the way."""
     trained: Sequence[str] = ()
     """Names of the sites that were trained; empty: all that were tested."""
-    subjects: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Score of each subject of each test set after the last training; empty where each site has a model of its own."""
+    subjects: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Scores of the subjects of each test set after the last training; empty where each site has a model of its own."""
 
     @property
     def main(self) -> ScoreMatrix:
@@ -79,7 +79,7 @@ class Outcome:
         course = [asdict(point) for point in self.course]
         cost = {"seconds": self.seconds, "operations": self.operations, "course": course}
         return {"strategy": self.name, "seed": self.seed, **cost, "trained": list(self.trained), "matrices": plain,
-                "subjects": {site: dict(scores) for site, scores in self.subjects.items()}}  # fmt: skip
+                "subjects": {site: list(scores) for site, scores in self.subjects.items()}}  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
@@ -219,28 +219,35 @@ def _differences(by_name: Mapping[str, Sequence[Outcome]]) -> list[str]:
 
 
 def _over_subjects(ones: Sequence[Outcome], others: Sequence[Outcome]) -> str:
-    """Say how two strategies differ subject by subject, as a mean over the seeds that both have.
+    """Say how two strategies differ subject by subject, as a mean over the seeds that both have; nothing where none compare.
 
     The interval is a bootstrap over subjects within their sites, which count alike; the test is Wilcoxon's signed-rank test.
     """
-    known = {run.seed: run for run in others if run.subjects}
-    pairs = [(run, known[run.seed]) for run in ones if run.seed in known and run.subjects]
-    if not pairs:
+    known = {run.seed: run for run in others}
+    pairs = [(run, known[run.seed]) for run in ones if run.seed in known]
+    sites = [site for site in ones[0].subjects if site in (ones[0].trained or ones[0].subjects)]
+    counts = {site: len(ones[0].subjects[site]) for site in sites}
+    if (
+        not pairs
+        or not sites
+        or any(len(run.subjects.get(site, ())) != counts[site] for p in pairs for run in p for site in sites)
+    ):
         return ""
     by_site = [
-        [
-            statistics.fmean(a.subjects[site][key] - b.subjects[site][key] for a, b in pairs)
-            for key in pairs[0][0].subjects[site]
-        ]
-        for site in pairs[0][0].subjects
-        if site in (pairs[0][0].trained or pairs[0][0].subjects)
+        [statistics.fmean(a.subjects[site][i] - b.subjects[site][i] for a, b in pairs) for i in range(counts[site])]
+        for site in sites
     ]
+    interval = stratified_interval(by_site)
+    if interval is None:
+        return ""
     matrix, p = ones[0].main, signed_rank([value for values in by_site for value in values])
-    low, high = stratified_interval(by_site)
-    count = sum(map(len, by_site))
+    mean, low, high = (
+        matrix.text(value, signed=True) for value in (statistics.fmean(map(statistics.fmean, by_site)), *interval)
+    )
+    what = "" if matrix.metric.startswith("dice") else "right answers "
     return (
-        f"; by {count} subjects {matrix.text(statistics.fmean(map(statistics.fmean, by_site)), signed=True)}, 95 % interval "
-        f"{matrix.text(low, signed=True)} to {matrix.text(high, signed=True)}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+        f"; {what}by {sum(counts.values())} subjects {mean}, 95 % interval {low} to {high}, "
+        f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
     )
 
 

@@ -51,8 +51,8 @@ class Axis:
 
     def nearest(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
         """Return for each pixel of the square the nearest one of the image, and whether it lies inside it."""
-        places = np.floor((np.arange(self.side) + 0.5) * self.step + self.start).astype(np.intp)
-        return places.clip(0, self.size - 1), (places >= 0) & (places < self.size)
+        centres = (np.arange(self.side) + 0.5) * self.step + self.start
+        return np.floor(centres).astype(np.intp).clip(0, self.size - 1), (centres > 0) & (centres < self.size)
 
 
 def axes(height: int, width: int, side: int, fit: Fit) -> tuple[Axis, Axis]:

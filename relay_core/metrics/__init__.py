@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from relay_core.metrics.matrix import ScoreMatrix, score_matrices, table_row
     from relay_core.metrics.registry import METRICS, Metric, headline, metrics_of, task_of
     from relay_core.metrics.replay import agreement, map_scores
-    from relay_core.metrics.segmentation import SegmentationScores
+    from relay_core.metrics.segmentation import SegmentationScores, scored_as
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
@@ -29,6 +29,6 @@ else:
             "matrix": ["ScoreMatrix", "score_matrices", "table_row"],
             "replay": ["agreement", "map_scores"],
             "registry": ["METRICS", "Metric", "headline", "metrics_of", "task_of"],
-            "segmentation": ["SegmentationScores"],
+            "segmentation": ["SegmentationScores", "scored_as"],
         },
     )

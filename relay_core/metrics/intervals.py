@@ -49,28 +49,32 @@ def bootstrap_interval(values: Sequence[float], draws: int = 5000, seed: int = 0
         raise ValueError(f"draws must be at least 1, not {draws}")
     if array.size < 2:
         return None
-    rng = np.random.default_rng(seed)
+    low, high = np.quantile(_resampled_means(array, draws, np.random.default_rng(seed)), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resampled_means(array: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     block = max(1, _BLOCK // array.size)
     means = [
         array[rng.integers(0, array.size, (min(block, draws - done), array.size))].mean(axis=1)
         for done in range(0, draws, block)
     ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
+    return np.concatenate(means)
 
 
-def stratified_interval(strata: Sequence[Sequence[float]], draws: int = 5000, seed: int = 0) -> tuple[float, float]:
+def stratified_interval(strata: Sequence[Sequence[float]], draws: int = 5000, seed: int = 0) -> tuple[float, float] | None:
     """Return the percentile bootstrap interval of the mean of the strata's means, each resampled within itself.
 
-    So every stratum (a site, say) counts alike, however many values it has. Raises ValueError for no stratum, an empty
-    one, or draws < 1.
+    So every stratum (a site, say) counts alike, however many values it has. None where one has fewer than 2 values, whose
+    spread is not known. Raises ValueError for no stratum, or draws < 1.
     """
     arrays = [_finite(values) for values in strata]
-    if draws < 1 or not arrays or not all(array.size for array in arrays):
-        raise ValueError("an interval needs one draw or more, and strata with values")
+    if draws < 1 or not arrays:
+        raise ValueError("an interval needs one draw or more, and one stratum or more")
+    if any(array.size < 2 for array in arrays):
+        return None
     rng = np.random.default_rng(seed)
-    means = [array[rng.integers(0, array.size, (draws, array.size))].mean(axis=1) for array in arrays]
-    low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
+    low, high = np.quantile(np.mean([_resampled_means(array, draws, rng) for array in arrays], axis=0), [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -70,6 +70,16 @@ def dice_by_class(confusion: np.ndarray) -> np.ndarray:
     return np.divide(overlap, size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
+def scored_as(num_classes: int, groups: Sequence[Sequence[int]], merged: Sequence[Sequence[int]]) -> Tensor:
+    """Return the class (num_classes + len(groups),) that each id is scored as, see `SegmentationScores`."""
+    table = torch.arange(num_classes + len(groups))
+    for i, members in enumerate(groups):
+        table[num_classes + i] = members[0]
+    for members in merged:
+        table[list(members)] = members[0]
+    return table
+
+
 @dataclass
 class SegmentationScores:
     """Collects predictions batch by batch; `compute` gives all scores of the test set.
@@ -110,7 +120,7 @@ class SegmentationScores:
         nothing of it. Raises ValueError, before anything is counted, for another shape, type, length, id or spacing.
         """
         self._check(pred_ids, target_ids, subjects, spacing)
-        table = self._as_scored()
+        table = scored_as(self.num_classes, self.groups, self.merged)
         predictions, targets = (table[ids.detach().cpu().long()] for ids in (pred_ids, target_ids))
         self._accuracy.update(predictions.flatten(), targets.flatten())
         from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -162,15 +172,6 @@ class SegmentationScores:
             "ci95": {"dice_per_sample": intervals(dices), "hd95": intervals(distances)},
             "samples": samples,
         }
-
-    def _as_scored(self) -> Tensor:
-        """Return for each id the class that it is scored as."""
-        table = torch.arange(self.num_classes + len(self.groups))
-        for i, members in enumerate(self.groups):
-            table[self.num_classes + i] = members[0]
-        for members in self.merged:
-            table[list(members)] = members[0]
-        return table
 
     def _new_sample(self) -> _Sample:
         foreground = range(1, self.num_classes)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from relay_core import distributed
@@ -75,8 +74,6 @@ class Replayer:
         noise: inside both generators.
         select: sites drawn alike or by their numbers of images.
         single_cid: label map and image of a sample are of the same site.
-        moves: how far a label map is moved before an image is drawn from it: scaled by up to this share, shifted by up to
-            this share of its side.
     """
 
     def __init__(
@@ -92,11 +89,10 @@ class Replayer:
         noise: Noise = "none",
         select: Literal["uniform", "frequency"] = "uniform",
         single_cid: bool = True,
-        moves: float = 0.0,
     ) -> None:
         self.label, self.image, self.codec, self.bank, self.c_dims = label, image, codec, bank, c_dims
         self.truncation, self.conditioning, self.noise, self.select = truncation, conditioning, noise, select
-        self.single_cid, self.moves = single_cid, moves
+        self.single_cid = single_cid
 
     @torch.no_grad()
     def draw(self, n: int, two_styles: bool = False, slots: Tensor | None = None) -> Replay:
@@ -116,8 +112,6 @@ class Replayer:
         raw = self.label.synthesize(self._styles(self.label, of_map, others, self.c_dims[0]), noise=self.noise)
         side = self.image.resolution  # the label generator may draw smaller maps
         ids = resize_labels(self.codec.decode(raw), side, self.codec.classes)
-        if self.moves > 0:
-            ids = _moved(ids, self.moves)
         if self.conditioning == "clean":
             condition = self.codec.add_noise(self.codec.encode(ids))
         else:
@@ -137,12 +131,3 @@ class Replayer:
         other_z = distributed.randn(n, generator.z_dim, device=device)
         crossover = distributed.randint(1, generator.num_ws, n, device=device)
         return generator.mixed_styles(z, c, other_z, self.codec.code(others, c_dim, classes), crossover, self.truncation)
-
-
-def _moved(ids: Tensor, most: float) -> Tensor:
-    """Scale and shift label maps (N, H, W) at random by up to the share `most`; their borders are continued outwards."""
-    random = (2 * distributed.rand(len(ids), 4, device=ids.device) - 1) * most
-    theta = torch.diag_embed(1 / (1 + random[:, :2]))
-    theta = torch.cat([theta, 2 * random[:, 2:, None]], dim=2)  # a side is 2 long in the grid
-    grid = F.affine_grid(theta, [len(ids), 1, *ids.shape[1:]], align_corners=False)
-    return F.grid_sample(ids[:, None].float(), grid, "nearest", "border", align_corners=False)[:, 0].long()

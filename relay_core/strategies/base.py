@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
-from relay_core.losses import make_loss, marginal
+from relay_core.losses import Loss, marginal
 from relay_core.models import HALF, make_solver
 from relay_core.strategies.updater import Updater
 
@@ -49,6 +49,9 @@ class Strategy(ABC):
     ends: ClassVar[bool] = False
     """Whether `end_site` takes something from the site: then a site that has ended cannot be trained on."""
 
+    loss: Loss
+    """Loss of a strategy that learns from labels, by `supervised`."""
+
     holds_real_images: ClassVar[bool] = False
     """Whether `networks` or `state` hold images of patients. Once True it is True of every subclass, and the settings must
     state the same in their `facts`."""
@@ -62,7 +65,6 @@ class Strategy(ABC):
         self.half = HALF.get(train.precision) if device.type == "cuda" or train.precision == "bf16" else None
         self.dtype = torch.float64 if train.precision == "64" else torch.float32
         self.low, self.high = settings.data.out_range
-        self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.groups = settings.data.groups
 
     def _make_solver(self) -> nn.Module:
@@ -99,8 +101,8 @@ class Strategy(ABC):
             logits: Tensor = solver(images.to(self.dtype))
         return logits.to(self.dtype)
 
-    def _supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of logits (N, K, ...) by labels (N, ...), which may be partial (`losses.marginal`)."""
+    def supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return `loss` of logits (N, K, ...) by labels (N, ...), which may be partial (`losses.marginal`)."""
         return self.loss(*(marginal(logits, labels, self.groups) if self.groups else (logits, labels)))
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from relay_core.config import SiteSettings
 from relay_core.data import SolverAugment
+from relay_core.losses import make_loss
 from relay_core.strategies.base import Position, Strategy
 
 
@@ -20,6 +21,7 @@ class BaselineStrategy(Strategy):
         train = settings.train
         self.networks = {"solver": self._make_solver().to(device)}
         self.updaters = {"solver": self._make_solver_updater()}
+        self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
 
     def begin_site(self, name: str, images: int, classes: Sequence[int] | None = None) -> None:
@@ -35,7 +37,7 @@ class BaselineStrategy(Strategy):
             return {}
         images, labels = self.augment(self._signed(images), labels)
         logits = self._logits(self.solver, images)
-        loss = self._supervised(logits, labels)
+        loss = self.supervised(logits, labels)
         penalties = self._penalties(images, logits)
         self.updaters["solver"].update(sum(penalties.values(), start=loss), position.progress)
         return {"solver": loss.detach()} | {name: value.detach() for name, value in penalties.items()}

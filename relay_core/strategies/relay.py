@@ -13,7 +13,7 @@ from torch import Tensor
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs, Groups, SiteSettings
 from relay_core.data import SolverAugment
-from relay_core.losses import collapsed, completed, distillation
+from relay_core.losses import collapsed, completed, distillation, make_loss
 from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
 from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, resize_images
@@ -52,6 +52,7 @@ class RelayStrategy(Strategy):
         scaled = self.half is torch.float16
         self.gan = Adversaries(self.s, self.networks, train.accumulate_grad_batches, scaled, device)
         self.updaters = {"G": self.gan.g_updater, "D": self.gan.d_updater, "solver": self._make_solver_updater()}
+        self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
         self.previous, self.current = SiteBank(), SiteBank()
@@ -170,7 +171,6 @@ class RelayStrategy(Strategy):
             self.previous.drawn if age == "old" else self.known, (self.s.c_label_dim, self.s.c_img_dim),
             truncation=self.s.replay_w_truncation, conditioning=self.s.corrections.conditioning,
             noise=self.s.corrections.replay_noise, select=self.s.replay_c_select_mode, single_cid=self.s.single_cid,
-            moves=self.s.replay_map_moves,
         )  # fmt: skip
 
     @property
@@ -206,11 +206,22 @@ class RelayStrategy(Strategy):
         batch = own.images, own.labels, own.slots
         return batch if replay is None else _join(batch, replay.at(side, classes))
 
-    def _reduced(self, images: Tensor) -> Tensor:
-        """Return a batch of the solver's with some images reduced to the generators' size and enlarged, as replay is."""
-        side, small = images.shape[-1], self.s.img_resolution
-        count = round(self.s.reduced_share * len(images)) if self._replay_count() and side > small else 0
-        return torch.cat([resize_images(resize_images(images[:count], small), side), images[count:]]) if count else images
+    def _reduced(self, images: Tensor, step: int) -> Tensor:
+        """Return a batch of the solver's with some images reduced to the generators' size and enlarged, as replay is.
+
+        At a first site too: the solver that learns there will teach the next one on such images. Which of them, counted over
+        all steps and processes, is every so-manieth, as `reduced_share` says.
+        """
+        side, share = images.shape[-1], self.s.reduced_share
+        if side == self.s.img_resolution:
+            return images
+        world = distributed.world()
+        numbers = (step * len(images) + torch.arange(len(images))) * world + distributed.rank()
+        chosen = ((numbers + 1).double() * share).floor() > (numbers.double() * share).floor()
+        if not chosen.any():
+            return images
+        small = resize_images(images[chosen.to(images.device)], self.s.img_resolution)
+        return images.index_copy(0, chosen.nonzero()[:, 0].to(images.device), resize_images(small, side))
 
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Train generators, discriminators and solver for one step."""
@@ -222,9 +233,9 @@ class RelayStrategy(Strategy):
         of_solver, of_game = self._progress(position)
         images = self._signed(images)
         replay = self._replay()
-        whole = self._completed(images, labels)
         share, side = self.s.corrections.share_replay, self.s.img_resolution
         if turn is not None:
+            whole = self._completed(images, labels)
             played = self._part(self._with_replay(images, whole, replay, side))
             losses |= self.gan.step(
                 played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
@@ -233,11 +244,12 @@ class RelayStrategy(Strategy):
         if learns:
             if not share:
                 replay = self._replay()
-            batch = self._with_replay(self._reduced(images), labels, replay, self.s.solver_side)
+            batch = self._with_replay(self._reduced(images, position.step), labels, replay, self.s.solver_side)
             replayed = len(batch[0]) - len(images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
                 batch = _join(batch, mixed.at(self.s.solver_side, self.codec.classes))
+            batch = batch[0], self._as_known(batch[1], len(images)), batch[2]
             losses["solver"] = self._solver_step(batch, len(images), replayed, of_solver)
         return losses
 
@@ -266,12 +278,13 @@ class RelayStrategy(Strategy):
             labels = labels.clone()
             with torch.no_grad():
                 labels[memory] = self._logits(self.networks["old_solver"], images[memory]).argmax(dim=1)
+            labels = self._as_known(labels, real)
         images, labels = self._augmented(images, labels, real)
         logits = self._logits(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
         if targets == "soft":
             hard[memory] = False
-        loss = self._supervised(logits[hard], labels[hard])
+        loss = self.supervised(logits[hard], labels[hard])
         total = loss + self._distillation(images, logits, memory)
         self.updaters["solver"].update(total, progress)
         return loss.detach()
@@ -298,6 +311,14 @@ class RelayStrategy(Strategy):
                 collapsed(known / tau, merged), collapsed(target / tau, merged), 1.0
             )
         return self.s.solver_distil_weight * distillation(known, target, tau)
+
+    def _as_known(self, labels: Tensor, real: int) -> Tensor:
+        """Return labels whose replayed part, from `real` on, says of an untold group's classes only that they are of it."""
+        for group in self._untold() if len(labels) > real else ():
+            of_group = torch.isin(labels[real:], torch.tensor(group, device=labels.device))
+            known = torch.where(of_group, self.codec.classes + self.groups.index(group), labels[real:])
+            labels = torch.cat([labels[:real], known])
+        return labels
 
     def _untold(self) -> Groups:
         """Return the groups of classes that no site before this one told apart."""

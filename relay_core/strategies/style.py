@@ -119,7 +119,7 @@ class StyleStrategy(RememberingStrategy):
             images = torch.cat([restyled, images[count:]])
         images, labels = self.augment(images, labels)
         logits = self._logits(self.solver, images)
-        losses = {"solver": self._supervised(logits, labels)}
+        losses = {"solver": self.supervised(logits, labels)}
         if count and self.kwargs.weight:
             with torch.no_grad():
                 target = self._logits(self.networks["old_solver"], images[:count])

@@ -49,7 +49,7 @@ def test_a_study_runs_stops_goes_on_and_reports(toy):
     assert text.count("; by 8 subjects ") == 2  # of two sites, 4 each
     saved = json.loads((toy.folder / "study/sequential/seed-1/result.json").read_text())
     final = saved["matrices"]["dice_per_sample"]["values"][-1]
-    assert [sum(s.values()) / len(s) for s in saved["subjects"].values()] == pytest.approx(final)
+    assert [sum(s) / len(s) for s in saved["subjects"].values()] == pytest.approx(final)
     assert "## joint: mean of 2 seeds" in text
     assert "| si strategy.kwargs.c=9 |" in text.partition("## Other metrics")[2]
     saved = json.loads((toy.folder / "study/study.json").read_text())

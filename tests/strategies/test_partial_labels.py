@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from relay_core.config import FolderKwargs
 from relay_core.config.states import RelayState
 from relay_core.data import load_site, preflight
-from relay_core.engine import RelayRun
+from relay_core.engine import RelayRun, generated_rows
 from relay_core.engine.checkpoint import find, newest
 from relay_core.errors import RunFileError
+from relay_core.experiments import score_generators, with_nearest
 from relay_core.export.checkpoint import export_checkpoint
 from relay_core.losses import collapsed, completed, cross_entropy, explog, marginal
 from relay_core.metrics import SegmentationScores
-from relay_core.strategies import make_strategy
+from relay_core.strategies import Position, make_strategy
 
 CPU = torch.device("cpu")
 GROUPS = ((1, 2),)
@@ -21,14 +22,15 @@ WHOLE = {"mask_values": {255: 0, 128: 3, 0: 3}}
 PARTS = {"mask_values": {255: 0, 128: 1, 0: 2}}
 
 
-def run_of(toy, first=WHOLE, second=PARTS, name="relay", **strategy):
+def run_of(toy, first=WHOLE, second=PARTS, name="relay", strategy=None, **common):
     """A run of two sites of which the first sees disc and cup as one."""
     import yaml
 
     from relay_core.config import load_run
 
     folder = {"image_dir": "ROIs/image", "mask_dir": "ROIs/mask", "class_groups": [[1, 2]]}
-    path = toy.write(dataset={"name": "folder", "kwargs": folder}, strategy={"name": name, "kwargs": strategy})
+    chosen = {"name": name, "kwargs": strategy or {}}
+    path = toy.write(dataset={"name": "folder", "kwargs": folder}, strategy=chosen, **common)
     raw = yaml.safe_load(path.read_text())
     for entry, values in zip(raw["all_tasks_datasets"], (first, second), strict=True):
         entry["kwargs"] |= values
@@ -91,11 +93,10 @@ def test_groups_are_read_from_masks_and_counted(toy):
 
 @pytest.mark.parametrize("name", ["relay", "fedavg", "lwf", "rehearsal", "style"])
 def test_a_run_whose_first_site_labels_less(toy, name):
-    run = run_of(toy, name=name, **({"local_steps": 1} if name == "fedavg" else {}))
-    rows = RelayRun(run, toy.folder / "out", toy.data, CPU)()
-    scores = list(rows.values())[-1] if isinstance(rows, dict) else None
+    run = run_of(toy, name=name, strategy={"local_steps": 1} if name == "fedavg" else {})
+    matrices = RelayRun(run, toy.folder / "out", toy.data, CPU)()
     last = newest(toy.folder / ("out/joint" if name == "fedavg" else "out/task_2"), print)
-    assert scores is not None
+    assert all(value is not None for value in matrices["dice_per_sample"].values[-1])
     if name == "relay":
         state = last.meta["state"]
         assert state["previous"]["Domain1"]["merged"] == [0]
@@ -123,6 +124,37 @@ def test_what_no_site_before_told_apart_is_distilled_as_a_whole(toy):
     assert float(third._distillation(images, logits, memory)) != float(third._distillation(images, swapped, memory))
 
 
+@pytest.mark.parametrize("targets", ["teacher", "map"])
+def test_hard_targets_of_replay_say_no_more_than_the_sites_before_knew(toy, targets, monkeypatch):
+    run = run_of(toy, model={"kwargs": {"num_stages": 1, "corrections": {"replay_targets": targets}}})
+    strategy = make_strategy(run.site(2), CPU)
+    first = make_strategy(run.site(1), CPU)
+    first.begin_site("Domain1", 8)
+    strategy.load_handed_over(first.state())
+    strategy.begin_site("Domain2", 8)
+    seen = []
+    monkeypatch.setattr(strategy, "supervised", lambda logits, labels: seen.append(labels) or logits.sum() * 0)
+    monkeypatch.setattr(strategy, "augment", lambda images, labels: (images, labels))
+    position = Position(0, 8, 8)
+    real = strategy.real_count(position)
+    labels = torch.randint(1, 3, (real, 16, 16))
+    strategy.step(torch.rand(real, 3, 16, 16) * 2 - 1, labels, position)
+    assert torch.equal(seen[0][:real], labels)
+    assert set(seen[0][real:].unique().tolist()) <= {0, 3}
+
+
+def test_a_replay_is_scored_and_shown_where_the_site_labels_less(toy):
+    run = run_of(toy, model={"kwargs": {"gan_at_last_site": True}})
+    RelayRun(run, toy.folder / "out", toy.data, CPU)()
+    last = newest(toy.folder / "out/task_2", print)
+    scores = score_generators(last, run, toy.data, None, 8, CPU)
+    assert scores["Domain1"]["real_maps"]["present"] == [1.0, 0.0]  # disc and cup are one there
+    assert scores["Domain2"]["real_maps"]["present"][1] > 0
+    rows = with_nearest(generated_rows(run.site(2), last, CPU, 2), last, run, toy.data, CPU)
+    assert len(rows) == 4
+    assert int(rows[1][2].max()) <= 2
+
+
 def test_groups_that_make_no_sense_are_refused(toy):
     for groups, said in (
         ([[0, 1]], "class_groups names class 0; a group has classes from 1 to 2"),
@@ -130,11 +162,12 @@ def test_groups_that_make_no_sense_are_refused(toy):
         ([[1, 2], [2, 1]], "none is in two groups"),
     ):
         with pytest.raises(ValueError, match=said):
-            FolderKwargs(class_groups=groups)
+            FolderKwargs(class_groups=groups, mask_values={0: 0})
     with pytest.raises(ValueError, match="mask_values gives class 4, but classes are 0 to 2, groups of classes 3 to 3"):
         FolderKwargs(class_groups=[[1, 2]], mask_values={0: 4})
-    run = run_of(
-        toy, first={**WHOLE, "class_groups": [[1, 2]]}, second={**PARTS, "class_groups": []}, name="fedavg", local_steps=1
-    )
-    with pytest.raises(RunFileError, match="class_groups differs between the sites; put it under common"):
-        RelayRun(run, toy.folder / "out", toy.data, CPU)()
+    with pytest.raises(ValueError, match="class_groups needs mask_values"):
+        FolderKwargs(class_groups=[[1, 2]])
+    with pytest.raises(RunFileError, match=r"class_groups is \[\] at site Domain2 and .* at the first; put it under"):
+        run_of(toy, second={**PARTS, "class_groups": []})
+    with pytest.raises(RunFileError, match="loss bce asks of each class alone"):
+        run_of(toy, train={"loss": {"name": "bce"}}).site(1).require_consistent()

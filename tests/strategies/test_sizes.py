@@ -9,7 +9,6 @@ from relay_core.errors import RunFileError
 from relay_core.experiments import score_generators
 from relay_core.export.checkpoint import export_checkpoint
 from relay_core.replay import resize_images, resize_labels
-from relay_core.replay.sampler import _moved
 from relay_core.strategies import Position
 
 from .test_contract import CPU, equal, make, weights
@@ -51,17 +50,24 @@ def test_some_of_the_sites_own_images_are_as_smooth_as_replay(toy):
     strategy = make(toy, num_stages=1, **SIZES)
     strategy.begin_site("A", 8)
     images, _ = batch()
-    assert torch.equal(strategy._reduced(images), images)  # nothing is replayed at a first site
-    strategy.begin_site("B", 8)
-    strategy.real_count(Position(0, 8, 8))
-    reduced = strategy._reduced(images)
-    assert torch.equal(reduced[2:], images[2:])  # a quarter
-    assert torch.equal(reduced[:2], resize_images(resize_images(images[:2], 16), 32))
-    sharp = make(toy, num_stages=1, reduced_share=0, **SIZES)
-    for name in "AB":
-        sharp.begin_site(name, 8)
-    sharp.real_count(Position(0, 8, 8))
-    assert torch.equal(sharp._reduced(images), images)
+    smooth = resize_images(resize_images(images, 16), 32)
+    reduced = strategy._reduced(images, 0)  # at a first site too, whose solver will teach on such images
+    alike = [torch.equal(image, each) for image, each in zip(reduced, smooth, strict=True)]
+    assert alike == [False, False, False, True] * 2  # a quarter
+    assert all(torch.equal(reduced[i], images[i]) for i in range(8) if not alike[i])
+    two = [not torch.equal(strategy._reduced(images[:2], step), images[:2]) for step in range(8)]
+    assert two == [False, True] * 4  # a quarter in the long run, where a batch has too few for one
+    assert torch.equal(make(toy, num_stages=1, reduced_share=0, **SIZES)._reduced(images, 0), images)
+
+
+def test_processes_reduce_together_what_one_would(toy, monkeypatch):
+    strategy = make(toy, num_stages=1, **SIZES)
+    images, _ = batch()
+    whole = strategy._reduced(images, 3)
+    monkeypatch.setattr("relay_core.distributed.world", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("relay_core.distributed.rank", lambda rank=rank: rank)
+        assert torch.equal(strategy._reduced(images[rank::2], 3), whole[rank::2])
 
 
 def test_labels_are_resized_by_the_largest_share():
@@ -109,30 +115,3 @@ def test_a_relay_of_one_size_is_what_it_was(toy):
         strategy.step(images[:real], labels[:real], position)
     for name, network in plain.networks.items():
         assert equal(weights(network), weights(same.networks[name])), name
-
-
-def test_replayed_maps_are_moved_before_an_image_is_drawn_from_them(toy):
-    drawn = {}
-    for moves in (0.0, 0.3):
-        strategy = make(toy, num_stages=1, replay_map_moves=moves)
-        strategy.begin_site("A", 8)
-        strategy.begin_site("B", 8)
-        torch.manual_seed(0)
-        drawn[moves] = strategy._replayer("old").draw(8)
-    assert not torch.equal(drawn[0.0].labels, drawn[0.3].labels)
-    assert not torch.equal(drawn[0.0].images, drawn[0.3].images)
-    with pytest.raises(RunFileError, match=r"replay_map_moves .* needs corrections.conditioning: clean"):
-        make(toy, replay_map_moves=0.3, corrections={"conditioning": "raw"})
-
-
-def test_a_move_scales_and_shifts_by_what_was_asked_at_most():
-    ids = torch.zeros(64, 40, 40, dtype=torch.long)
-    ids[:, 10:30, 10:30] = 1
-    torch.manual_seed(0)
-    moved = _moved(ids, 0.1)
-    side = moved.sum(dim=(1, 2)).float().sqrt()
-    assert 17.5 <= side.min() < 19.5
-    assert 20.5 < side.max() <= 22.5
-    places = torch.arange(40.0)
-    centre = (moved.sum(dim=2) * places).sum(dim=1) / moved.sum(dim=(1, 2)) - 19.5
-    assert 2 < centre.abs().max() <= 4.5
