@@ -146,6 +146,12 @@ class SiteSettings(Settings):
             raise RunFileError(
                 f"train.loss.kwargs.weight has {len(weight)} numbers, one for each of {data_shape[1]} classes is needed"
             )
+        solver = self.solver.kwargs
+        if getattr(solver, "norm", None) == "instance" and self.resolution <= solver.reduction:
+            raise RunFileError(
+                f"norm: instance needs feature maps of more than one pixel, and at {self.resolution} pixels the deepest of "
+                f"{self.solver.name} are 1 x 1: take norm group, or at least {2 * solver.reduction} pixels"
+            )
         side = self.model.kwargs.solver_side if isinstance(self.model.kwargs, DoubleGanKwargs) else self.resolution
         if self.facts.has_generators and self.resolution != side:
             raise RunFileError(

@@ -31,6 +31,11 @@ class SolverKwargs(Settings):
     num_classes: int = Field(default=3, ge=2)
     """Classes, background included."""
 
+    @property
+    def reduction(self) -> int:
+        """Return how many times smaller than the image the deepest feature maps are."""
+        return 1
+
 
 class PretrainedKwargs(SolverKwargs):
     """A solver whose encoder may start from ImageNet weights."""
@@ -56,6 +61,11 @@ class UNetKwargs(PretrainedKwargs):
     activation: Activation = "lrelu"
     """Activation of the decoder (and of the plain encoder)."""
 
+    @property
+    def reduction(self) -> int:
+        """Return 16 for the plain encoder, 32 for a ResNet."""
+        return 16 if self.backbone in (None, "plain") else 32
+
     @model_validator(mode="after")
     def _pretrained_weights_are_a_resnets(self) -> Self:
         if self.pretrain and self.backbone in (None, "plain"):
@@ -76,6 +86,11 @@ class ResNetKwargs(PretrainedKwargs):
     activation: Activation = "relu"
     """Activation."""
 
+    @property
+    def reduction(self) -> int:
+        """Return 32."""
+        return 32
+
 
 class CifarResNetKwargs(SolverKwargs):
     """ResNet for small images, as on CIFAR: classification."""
@@ -86,6 +101,11 @@ class CifarResNetKwargs(SolverKwargs):
     """Normalisation."""
     activation: Activation = "relu"
     """Activation."""
+
+    @property
+    def reduction(self) -> int:
+        """Return 4."""
+        return 4
 
 
 class OwmNetKwargs(SolverKwargs):

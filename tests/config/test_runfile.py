@@ -301,3 +301,10 @@ def test_a_file_of_masses_of_values_is_refused_before_it_is_built(monkeypatch):
     for text in ("a: [" + "[]," * 340_000 + "]", "? " * 500_000, "a: &x [1]\nb: [" + "*x, " * 250_000 + "]"):
         with pytest.raises(RunFileError, match=r"values|not valid YAML"):
             parse_run(text)
+
+
+def test_instance_norm_of_single_pixels_is_refused_before_the_training(toy):
+    kwargs = {"solver_kwargs": {"norm": "instance"}}
+    with pytest.raises(RunFileError, match="at 16 pixels the deepest of U-Net are 1 x 1: take norm group, or at least 32"):
+        toy.run(model={"kwargs": kwargs}).site(1).require_consistent()
+    toy.run(model={"kwargs": kwargs | {"solver_resolution": 32}}).site(1).require_consistent()
