@@ -26,3 +26,9 @@ def test_a_run_file_of_the_benchmark_trains(path, tmp_path):
     assert main.rows == [site.name for site in run.sites()]
     assert set(main.rows) <= set(main.columns)
     assert all(value is not None for row in main.values for value in row)
+
+
+def test_the_relay_of_ten_sites_has_ten():
+    sites = load_run(str(ROOT / "benchmarks/order/ten.yaml")).sites()
+    assert [site.name for site in sites] == [f"Domain{i}" for i in range(1, 11)]
+    assert [site.last for site in sites] == [False] * 9 + [True]
