@@ -1,5 +1,6 @@
 """Scores at the images' own size, as a clinic sees its masks."""
 
+import io
 import json
 
 import numpy as np
@@ -10,9 +11,12 @@ from typer.testing import CliRunner
 
 from relay_core.cli.app import app
 from relay_core.config import load_run
+from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import find
 from relay_core.errors import RunFileError
-from relay_core.inference import evaluate_at_own_size, predict_files
+from relay_core.export.checkpoint import export_checkpoint
+from relay_core.inference import OnnxModel, Question, evaluate_at_own_size, predict_files
+from relay_core.inference.answers import answer
 
 CPU = torch.device("cpu")
 
@@ -42,3 +46,24 @@ def test_a_classifier_has_no_size(classifier):
     run = load_run(str(classifier.toy.folder / "run.yaml"))
     with pytest.raises(RunFileError, match="is a classifier: its answers have no size"):
         evaluate_at_own_size(find(classifier.checkpoint, print), run, classifier.toy.data, CPU)
+
+
+def test_the_service_the_terminal_and_the_training_see_a_long_image_alike(toy, tmp_path):
+    """A model that learned padded squares gives the same mask by the service's question as by `relay predict`."""
+    run = toy.run(sites=1, dataset={"kwargs": {"fit": "pad"}}, model={"kwargs": {"train_gan": False}})
+    RelayRun(run, toy.folder / "out", toy.data, CPU)()
+    checkpoint = find(toy.folder / "out/task_1", print)
+    export_checkpoint(checkpoint, run, toy.data, tmp_path / "model.onnx", "fp32")
+    model = OnnxModel((tmp_path / "model.onnx").read_bytes(), "cpu")
+    long = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 61, 3), dtype=np.uint8))
+    (tmp_path / "images").mkdir()
+    long.save(tmp_path / "images/long.png")
+    question = Question.of(Question.about(model.facts, "toy", 1, model.provider, "mask").to_json())
+    assert question.fit == "pad"
+    served = answer((tmp_path / "images/long.png").read_bytes(), question, model)
+    predict_files(checkpoint, [tmp_path / "images"], tmp_path / "masks", "png", None, CPU)
+    terminal = np.asarray(Image.open(tmp_path / "masks/long.png"))
+    assert terminal.shape == (24, 61)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(served.body))), terminal)
+    whole_graph = model(np.asarray(long, np.float32).transpose(2, 0, 1)[None] / 255, ("mask",))[0][0]
+    assert (whole_graph != terminal).mean() < 0.01  # the graph by itself does the same, up to rounding
