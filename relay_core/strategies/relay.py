@@ -209,8 +209,8 @@ class RelayStrategy(Strategy):
     def _reduced(self, images: Tensor, step: int) -> Tensor:
         """Return a batch of the solver's with some images reduced to the generators' size and enlarged, as replay is.
 
-        At a first site too: the solver that learns there will teach the next one on such images. Which of them, counted over
-        all steps and processes, is every so-manieth, as `reduced_share` says.
+        At a first site too: the solver that learns there will teach the next one on such images. Counted over all steps and
+        processes it is one in every 1 / `reduced_share`, the same ones however the batches are cut.
         """
         side, share = images.shape[-1], self.s.reduced_share
         if side == self.s.img_resolution:
