@@ -355,7 +355,9 @@ def samples(
     per_site: Annotated[int, typer.Option(min=1, max=64, help="Pictures a site.")] = 8,
     nearest_of: Annotated[
         str | None,
-        typer.Option(help="Run file that names the sites' images: below each picture the training image nearest to it."),
+        typer.Option(
+            help="Run file that names the sites' images: below each picture the training image nearest to it, a patient's."
+        ),
     ] = None,
     data_root: DataRootOption = None,
     device: DeviceOption = "auto",

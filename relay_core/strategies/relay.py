@@ -249,7 +249,6 @@ class RelayStrategy(Strategy):
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
                 batch = _join(batch, mixed.at(self.s.solver_side, self.codec.classes))
-            batch = batch[0], self._as_known(batch[1], len(images)), batch[2]
             losses["solver"] = self._solver_step(batch, len(images), replayed, of_solver)
         return losses
 
@@ -278,7 +277,7 @@ class RelayStrategy(Strategy):
             labels = labels.clone()
             with torch.no_grad():
                 labels[memory] = self._logits(self.networks["old_solver"], images[memory]).argmax(dim=1)
-            labels = self._as_known(labels, real)
+        labels = self._as_known(labels, real)
         images, labels = self._augmented(images, labels, real)
         logits = self._logits(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
