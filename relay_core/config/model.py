@@ -198,6 +198,9 @@ class DoubleGanKwargs(Settings):
     """Replay takes its place within batch_size; false: it comes on top."""
     replay_data_ratio: Literal["half", "even"] = "half"
     """As many replayed images as real ones, or as many for each previous site as for the current one."""
+    recoloured_share: float = Field(default=0, ge=0, le=1)
+    """Share of the replayed images of the solver's batch that are not generated, but the site's own in the colours of sites
+    before, of which colour statistics travel (as `style` does). 0: no statistics travel."""
     replay_c_select_mode: Literal["uniform", "frequency"] = "uniform"
     """Previous sites are drawn alike, or in proportion to their numbers of images."""
     replay_post_aug: bool = False

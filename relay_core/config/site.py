@@ -38,6 +38,7 @@ LATER: dict[str, Any] = {
     "model.kwargs.solver_resolution": None,
     "model.kwargs.label_resolution": None,
     "model.kwargs.reduced_share": 0.25,
+    "model.kwargs.recoloured_share": 0,
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 

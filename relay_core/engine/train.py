@@ -326,7 +326,7 @@ def _take_over(site: SiteTraining, strategy: Strategy, base: Checkpoint) -> None
     checkpoint.load_networks(strategy, base, names)
     if not same_strategy:
         site.warn(f"{base.path} is of strategy {base.meta['strategy']}: only its solver is taken over")
-    for name in missing:
+    for name in (name for name in missing if name.endswith("_ema")):
         strategy.networks[name].load_state_dict(base.network(name.removesuffix("_ema")))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -14,6 +14,9 @@ from relay_core.config import SiteSettings
 from relay_core.losses import Loss, marginal
 from relay_core.models import HALF, make_solver
 from relay_core.strategies.updater import Updater
+
+AT_ONCE = 64
+"""Images that are looked at together where a whole site is."""
 
 
 class Images(Protocol):
@@ -83,6 +86,11 @@ class Strategy(ABC):
         if (self.low, self.high) == (-1, 1):
             return images
         return (images - self.low) * (2 / (self.high - self.low)) - 1
+
+    def _signed_batches(self, images: Images) -> Iterator[Tensor]:
+        """Yield all of a site's images in [-1, 1], `AT_ONCE` at a time, on the device."""
+        for part in torch.arange(len(images)).split(AT_ONCE):
+            yield self._signed(images.batch(part)[0].to(self.device))
 
     def _ranged(self, images: Tensor) -> Tensor:
         """Map images from [-1, 1] to the data set's `out_range`: the inverse of `_signed`."""
@@ -165,7 +173,7 @@ class Strategy(ABC):
         return []
 
     def missing_from(self, networks: list[str]) -> list[str]:
-        """Names of averaged networks (EMA) that a checkpoint with these `networks` lacks; they start as copies."""
+        """Names of networks that a checkpoint with these `networks` need not have: averages (EMA), which start as copies."""
         return [name for name in self.hand_over() if name.endswith("_ema") and name not in networks]
 
     def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -16,15 +16,13 @@ from relay_core.data import SolverAugment
 from relay_core.losses import collapsed, completed, distillation, make_loss
 from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
-from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, resize_images
+from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, Styles, recoloured, resize_images
 from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_
-from relay_core.strategies.base import Position, Strategy
+from relay_core.strategies.base import AT_ONCE, Images, Position, Strategy
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images (N, C, R, R) in [-1, 1], class ids (N, R, R), or (N,) for classification, and the slots (N,) of their sites."""
 GAN = ("G_label", "G_img", "D_label", "D_img")
-SAMPLES_AT_ONCE = 64
-"""Pictures that are drawn together where many are wanted, which bounds the memory."""
 
 
 class RelayStrategy(Strategy):
@@ -44,6 +42,8 @@ class RelayStrategy(Strategy):
         if self.s.generator_ema_kimg > 0:
             for name in self._generators():
                 self.networks[f"{name}_ema"] = copy.deepcopy(self.networks[name]).eval()
+        if self.s.recoloured_share:
+            self.networks["styles"] = Styles(min(self.s.c_img_dim, self.s.c_label_dim), self.s.img_channels)
         for name, network in self.networks.items():
             network.to(device)
             if name != "solver" or device.type == "cuda":  # a CPU filters far faster so; its U-Net is slower
@@ -89,6 +89,20 @@ class RelayStrategy(Strategy):
             if name.startswith("G_") and self.s.corrections.frozen == "train":
                 frozen.train()
             self.networks[f"old_{name}"] = frozen
+
+    def end_site(self, images: Images) -> None:
+        """Keep the colours of this site, if later sites are to recolour their own images by them."""
+        if self.s.recoloured_share:
+            (slot,) = self.current.slots.values()
+            self._styles.keep(slot.id, self._signed_batches(images))
+
+    @property
+    def _styles(self) -> Styles:
+        return cast(Styles, self.networks["styles"])
+
+    def missing_from(self, networks: list[str]) -> list[str]:
+        """Averages, and colours: those of sites whose model had none are not known."""
+        return [*super().missing_from(networks), *({"styles"} & {*self.networks} - {*networks})]
 
     def real_count(self, position: Position) -> int:
         """Enter the stage of this position, merging where stage 2 begins; return how much of the batch is real."""
@@ -223,6 +237,18 @@ class RelayStrategy(Strategy):
         small = resize_images(images[chosen.to(images.device)], self.s.img_resolution)
         return images.index_copy(0, chosen.nonzero()[:, 0].to(images.device), resize_images(small, side))
 
+    @torch.no_grad()
+    def _recolour(self, batch: Batch, images: Tensor) -> None:
+        """Put the site's own images, in the colours of sites before, in the place of the last replayed ones of a batch.
+
+        Their shapes fit their labels, their sharpness is real, and generators need not have learned what they show.
+        """
+        sites = [slot.id for slot in self.previous.slots.values() if self.s.recoloured_share and self._styles.knows(slot.id)]
+        count = min(len(images), round((len(batch[0]) - len(images)) * self.s.recoloured_share)) if sites else 0
+        if count:
+            batch[0][-count:] = recoloured(images[:count], *self._styles.draw(count, sites, self.device))
+            batch[1][-count:], batch[2][-count:] = batch[1][:count], batch[2][:count]
+
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Train generators, discriminators and solver for one step."""
         losses: dict[str, Tensor] = {}
@@ -246,6 +272,7 @@ class RelayStrategy(Strategy):
                 replay = self._replay()
             batch = self._with_replay(self._reduced(images, position.step), labels, replay, self.s.solver_side)
             replayed = len(batch[0]) - len(images)
+            self._recolour(batch, images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
                 batch = _join(batch, mixed.at(self.s.solver_side, self.codec.classes))
@@ -371,7 +398,7 @@ class RelayStrategy(Strategy):
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.settings.random_seed)
             for name, slot in replayer.bank.slots.items():
-                slots = torch.full((per_site,), slot.id, device=self.device).split(SAMPLES_AT_ONCE)
+                slots = torch.full((per_site,), slot.id, device=self.device).split(AT_ONCE)
                 drawn = [replayer.draw(len(part), slots=part) for part in slots]
                 result[name] = (torch.cat([d.images for d in drawn]), torch.cat([d.labels for d in drawn]))
         for name in self._generators():

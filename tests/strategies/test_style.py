@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from relay_core.errors import RunFileError
+from relay_core.replay import Styles, colours, recoloured
 from relay_core.strategies import Position, make_strategy
-from relay_core.strategies.style import Styles, colours, recoloured
 
 from .test_contract import CPU
 
@@ -47,7 +47,7 @@ def test_drawn_colours_are_distributed_as_the_sites_are():
     for number, images in enumerate((first, second)):
         styles.keep(number, images.split(64))
     torch.manual_seed(0)
-    mean, factor = styles.draw(4000, 2, CPU)
+    mean, factor = styles.draw(4000, range(2), CPU)
     of_first = mean[:, 0] > 0
     assert 0.45 < of_first.float().mean() < 0.55
     for chosen, images in ((of_first, first), (~of_first, second)):
@@ -82,3 +82,49 @@ def test_one_site_too_many_is_refused(toy):
     strategy.end_site(Images(site()))
     with pytest.raises(RunFileError, match=r"room for 1 sites: set strategy\.kwargs\.sites"):
         strategy.begin_site("B", 16)
+
+
+def a_relay(toy, **kwargs):
+    run = toy.run(strategy={"name": "relay"}, model={"kwargs": {"num_stages": 1, **kwargs}}, train={"augment": "none"})
+    torch.manual_seed(0)
+    return make_strategy(run.site(1), CPU)
+
+
+def test_a_part_of_a_relays_replay_is_the_sites_own_images_in_the_colours_before(toy, monkeypatch):
+    strategy = a_relay(toy, recoloured_share=0.5)
+    strategy.begin_site("A", 16)
+    strategy.end_site(Images(site(tint=(0.5, 0.0, 0.0))))
+    strategy.begin_site("B", 16)
+    seen = []
+    monkeypatch.setattr(strategy, "augment", lambda images, labels: (seen.append((images, labels)), (images, labels))[1])
+    own, labels = site(8, tint=(-0.5, 0.0, 0.0), seed=5), torch.arange(8)[:, None, None].repeat(1, 16, 16) % 3
+    position = Position(0, 8, 8)
+    real = strategy.real_count(position)
+    assert real == 4
+    strategy.step(own[:real], labels[:real], position)
+    images, ids = seen[0]
+    assert len(images) == 8
+    assert torch.equal(images[:4], own[:4]), "the site's own images stay as they are"
+    assert (images[6:, 0].mean(dim=(1, 2)) > 0.2).all(), "in the colours of the site before"
+    for changed, source in zip(images[6:], own[:2], strict=True):
+        grey = [each[0].flatten() for each in (changed, source)]
+        assert torch.corrcoef(torch.stack(grey))[0, 1] > 0.7, "and with its own shapes"
+    assert torch.equal(ids[6:], labels[:2]), "which its label fits"
+
+
+def test_colours_travel_only_where_they_are_asked_for(toy):
+    assert "styles" not in a_relay(toy).hand_over()
+    with_colours = a_relay(toy, recoloured_share=0.5)
+    assert "styles" in with_colours.hand_over()
+    assert "styles" in with_colours.missing_from(["solver"]), "a model that came without is taken over"
+    assert with_colours.missing_from(with_colours.hand_over()) == []
+
+
+def test_a_site_whose_colours_are_not_known_is_replayed_by_generators_alone(toy):
+    strategy = a_relay(toy, recoloured_share=1.0)
+    strategy.begin_site("A", 16)  # and nothing of its colours was kept
+    strategy.begin_site("B", 16)
+    batch = torch.rand(8, 3, 16, 16), torch.zeros(8, 16, 16).long(), torch.zeros(8).long()
+    before = batch[0].clone()
+    strategy._recolour(batch, torch.rand(4, 3, 16, 16))
+    assert torch.equal(batch[0], before)
