@@ -157,8 +157,8 @@ class StyleKwargs(StrategyKwargs):
 
     share: float = Field(default=0.5, gt=0, lt=1)
     """Share of a batch that is recoloured."""
-    weight: float = Field(default=1.0, ge=0)
-    """Weight of the previous solver's answers on recoloured images (distillation)."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of the loss on recoloured images, which the previous solver teaches (distillation)."""
     tau: float = Field(default=2.0, gt=0)
     """Its temperature."""
     sites: int = Field(default=32, ge=1)

@@ -128,3 +128,20 @@ def test_a_site_whose_colours_are_not_known_is_replayed_by_generators_alone(toy)
     before = batch[0].clone()
     strategy._recolour(batch, torch.rand(4, 3, 16, 16))
     assert torch.equal(batch[0], before)
+
+
+def test_what_a_recoloured_image_is_labelled_as_here_teaches_nothing(toy):
+    """Its colours are of another site, which may outline otherwise: the solver of then answers for it."""
+    after = []
+    for changed in (False, True):
+        torch.manual_seed(0)
+        run = toy.run(strategy={"name": "style", "kwargs": {"share": 0.25}})
+        strategy = make_strategy(run.site(1), CPU)
+        strategy.begin_site("A", 16)
+        strategy.end_site(Images(site(tint=(0.5, 0.0, 0.0))))
+        strategy.begin_site("B", 16)
+        labels = torch.zeros(8, 16, 16, dtype=torch.long)
+        labels[: 2 if changed else 0] = 1
+        strategy.step(site(8, seed=5), labels, Position(0, 8, 8))
+        after.append({name: value.clone() for name, value in strategy.solver.state_dict().items()})
+    assert all(torch.equal(value, after[1][name]) for name, value in after[0].items())
