@@ -86,7 +86,7 @@ class BundleError(RelayError):
         "bundle_damaged", "bundle_version_unknown", "bundle_newer", "bundle_too_large", "signature_invalid",
         "signer_unknown", "signer_revoked", "bundle_other_run", "hop_out_of_order", "bundle_used", "bundle_stale",
         "wrong_recipient", "history_broken", "weights_invalid", "key_missing", "key_locked", "bundle_incomplete",
-        "parent_differs",
+        "parent_differs", "audit_invalid", "release_refused",
     })  # fmt: skip
 
     def __init__(self, code: str, message: str) -> None:

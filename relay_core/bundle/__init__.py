@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from relay_core.bundle.audit import Gate, Policy, Verdict, audit_words, judge, read_audit, sign_audit
     from relay_core.bundle.collected import collected_matrices
     from relay_core.bundle.compare import differences, differences_text
     from relay_core.bundle.container import Progress
@@ -25,6 +26,7 @@ else:
         __name__,
         [],
         {
+            "audit": ["Gate", "Policy", "Verdict", "audit_words", "judge", "read_audit", "sign_audit"],
             "collected": ["collected_matrices"],
             "compare": ["differences", "differences_text"],
             "container": ["Progress"],

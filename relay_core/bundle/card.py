@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from relay_core.bundle.audit import audit_words
 from relay_core.bundle.history import Record
 from relay_core.bundle.values import spoken_fingerprint
 from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings
@@ -70,7 +71,9 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "",
         "- Not a medical device: nobody has validated it for a decision about a patient.",
         "- The scores above are of the sites' own test sets; on other scanners and populations expect less.",
-        "- Generators can remember training images. No membership test has been made on this model.",
+        "- Generators can remember training images. What each site's test found before it released the model, which is no "
+        "proof that nothing else can be found:",
+        *(f"  - {_plain(r['site'])}: {markdown(audit_words(r.get('audit')))}" for r in records),
         "",
     ])  # fmt: skip
 

@@ -47,7 +47,8 @@ class BundleFacts:
     metrics: Scores
     """Test set -> metric -> mean."""
     history: list[dict[str, Any]]
-    """One entry per hop: {hop, task_id, site, signer, fingerprint, trusted, images, metrics, bundle, created_at}."""
+    """One entry per hop: {hop, task_id, site, signer, fingerprint, trusted, images, metrics, bundle, created_at,
+    audit}; `audit` is None where the site said nothing of a privacy audit."""
     size: int
     """The size of the bundle file in bytes."""
     file_sha256: str
@@ -71,6 +72,7 @@ class BundleFacts:
                 "signer": record["signer"]["name"], "fingerprint": record["signer"]["fingerprint"],
                 "trusted": is_trusted(roster, record["signer"]["fingerprint"], record["run"]), "images": record["images"],
                 "metrics": record["metrics"], "bundle": bundle, "created_at": record["created_at"],
+                "audit": record.get("audit"),
             }
             for record, bundle in zip(records, bundles, strict=True)
         ]  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import relay_core
 from relay_core.bundle import canonical, card, container, encryption, history, manifest, signing, weights
+from relay_core.bundle.audit import Gate
 from relay_core.bundle.container import Progress, no_progress
 from relay_core.bundle.facts import BundleFacts
 from relay_core.bundle.keys import KeyFolder
@@ -51,7 +52,8 @@ class Provenance:
 
 def export_bundle(
     checkpoint: Path, run: RunFile, keys: KeyFolder, target: Path, *, scores: Path | None = None,
-    parent: Provenance | None = None, recipient: str | None = None, half: bool = False, progress: Progress = no_progress,
+    parent: Provenance | None = None, recipient: str | None = None, half: bool = False, gate: Gate | None = None,
+    progress: Progress = no_progress, warn: Callable[[str], object] = lambda message: None,
 ) -> BundleFacts:  # fmt: skip
     """Write a bundle, and its readable members to the folder `bundle/` beside it.
 
@@ -65,11 +67,14 @@ def export_bundle(
         recipient: the name or fingerprint, in the roster, of the one site that may read the bundle; None: the bundle is not
             encrypted, and whoever has the file can read it.
         half: whether to carry the weights in half precision.
+        gate: the site's policy of release with the privacy audit of the checkpoint; None asks for none.
         progress: called with the bytes of the weights that are done, and in all.
+        warn: told what the gate's policy warns of.
 
     Raises:
         BundleError: `bundle_incomplete`, `bundle_other_run`, `weights_invalid`, `bundle_too_large`, `key_missing`,
-            `key_locked`, `signer_unknown`, `signer_revoked`, `history_broken`, `hop_out_of_order`, `parent_differs`.
+            `key_locked`, `signer_unknown`, `signer_revoked`, `history_broken`, `hop_out_of_order`, `parent_differs`,
+            `release_refused`, `audit_invalid`.
         CheckpointError: the checkpoint is damaged.
         OSError: the target is not writable, or the disk is full.
     """
@@ -81,6 +86,9 @@ def export_bundle(
     if recipient_entry is not None:
         keys.roster.require(recipient_entry.card.fingerprint, run.digest, f"the recipient {recipient_entry.card.name}")
     metrics = manifest.scores_of(scores, source.digest) if scores is not None else {}
+    audit, warning = (gate or Gate()).clear(source.digest)
+    if warning is not None:
+        warn(warning)
     with private_folder(target.parent) as staging:
         weights_file = staging / container.WEIGHTS
         table = weights.select(checkpoint, _handed_over_tensors(meta, stored), weights_file, half, progress)
@@ -110,6 +118,7 @@ def export_bundle(
         }
         digests = {container.WEIGHTS: weights.file_digest(weights_file)}
         record |= {"weights": digests[container.WEIGHTS], "images": meta["images"], "steps": meta["steps"]}
+        record |= {"audit": audit} if audit is not None else {}
         records = history.add(earlier_records, record, keys)
         members = {
             "manifest.json": canonical.dump(manifest_data),

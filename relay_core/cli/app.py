@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 import relay_core
-from relay_core.cli import bundles, convert
+from relay_core.cli import bundles, convert, privacy
 from relay_core.cli.prepare import prepare_app
 from relay_core.cli.release import release_app
 from relay_core.cli.training import run_relay
@@ -423,6 +423,7 @@ def catalogue() -> None:
 
 
 bundles.register(app)
+privacy.register(app)
 convert.register(app)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(release_app, name="release")

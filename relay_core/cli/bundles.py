@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from relay_core.bundle import BundleFacts, Progress
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", exists=True, dir_okay=False, help="A .relay file.")]
+PolicyOption = Annotated[
+    Literal["off", "warn", "require"],
+    typer.Option(envvar="RELAY_RELEASE_POLICY", help="require: nothing leaves without a privacy audit that passed."),
+]
+MaxAucOption = Annotated[
+    float, typer.Option(envvar="RELAY_RELEASE_MAX_AUC", min=0.5, max=1, help="AUC that an audit must exclude; 0.5: chance.")
+]
+AlphaOption = Annotated[
+    float, typer.Option(envvar="RELAY_RELEASE_ALPHA", min=0.001, max=0.5, help="False alarms that are put up with.")
+]
+MinPatientsOption = Annotated[
+    int, typer.Option(envvar="RELAY_RELEASE_MIN_PATIENTS", min=2, help="Fewest patients of either side of an audit.")
+]
 RunOption = Annotated[str, typer.Option("--run", help="Run file or recipe of the relay.")]
 
 bundle_app = typer.Typer(help="Look at bundles, without a service.", no_args_is_help=True)
@@ -77,18 +90,31 @@ def export_(
         str | None, typer.Option("--to", help="Encrypt for this site of the roster: its name or fingerprint.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Carry the weights in half precision.")] = False,
+    audit: Annotated[Path | None, typer.Option(help="audit.signed.json of relay privacy-audit, of this checkpoint.")] = None,
+    policy: PolicyOption = "off",
+    max_auc: MaxAucOption = 0.60,
+    alpha: AlphaOption = 0.05,
+    min_patients: MinPatientsOption = 20,
+    override: Annotated[
+        str | None, typer.Option(help="Release although the audit did not pass, for this reason; it travels along, signed.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a signed bundle of a finished training, for the next site."""
-    from relay_core.bundle import Provenance, export_bundle
+    from relay_core.bundle import Gate, Policy, Provenance, export_bundle, read_audit
     from relay_core.config import load_run
 
+    if override is not None and not (override.isprintable() and 1 <= len(override) <= 500):
+        raise typer.BadParameter("is one line of 1 to 500 letters", param_hint="--override")
+    report = read_audit(audit, key_folder(keys)) if audit else None
+    gate = Gate(policy, Policy(max_auc, alpha, min_patients), report, override)
     checkpoint_file = newest_file(checkpoint)
     beside = checkpoint_file.parent / "scores.json"
     with _clean_exit():
         facts = export_bundle(
             checkpoint_file, load_run(run), key_folder(keys), out, scores=scores or (beside if beside.is_file() else None),
-            parent=Provenance.read(parent) if parent else None, recipient=to, half=half, progress=_progress(as_json),
+            parent=Provenance.read(parent) if parent else None, recipient=to, half=half, gate=gate,
+            progress=_progress(as_json), warn=lambda message: print(f"warning: {message}", file=sys.stderr),
         )  # fmt: skip
     _print_facts(facts, as_json, f"wrote {out}, {facts.size / 1e6:.1f} MB")
 

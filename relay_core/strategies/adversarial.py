@@ -205,6 +205,17 @@ class Adversaries:
         losses |= self._discriminator_step(real, fakes, slots, step, progress, batch_global)
         return losses
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the discriminators' networks."""
+        return [f"D_{pair.kind}" for pair in self.pairs]
+
+    @torch.no_grad()
+    def logits(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        """Logits (N,) of a batch as in `step`, not augmented, by the name of the discriminator's network."""
+        real, codes = self._real(batch, None)
+        return {f"D_{pair.kind}": pair.discriminator(real[pair.kind], codes[pair.kind])[:, 0] for pair in self.pairs}
+
     def _condition(self, labels: Tensor) -> Tensor | None:
         """Noisy label maps that images are made for; None for classification."""
         return self.codec.add_noise(self.codec.encode(labels)) if labels.ndim > 1 else None

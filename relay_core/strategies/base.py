@@ -109,6 +109,10 @@ class Strategy(ABC):
             logits: Tensor = solver(images.to(self.dtype))
         return logits.to(self.dtype)
 
+    def answers(self, images: Tensor) -> Tensor:
+        """Return the solver's logits for images (N, C, R, R) in [-1, 1], in full precision."""
+        return self._logits(self.solver, images, exact=True)
+
     def supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return `loss` of logits (N, K, ...) by labels (N, ...), which may be partial (`losses.marginal`)."""
         return self.loss(*(marginal(logits, labels, self.groups) if self.groups else (logits, labels)))

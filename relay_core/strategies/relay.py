@@ -261,7 +261,7 @@ class RelayStrategy(Strategy):
         replay = self._replay()
         share, side = self.s.corrections.share_replay, self.s.img_resolution
         if turn is not None:
-            whole = self._completed(images, labels)
+            whole = self.completed(images, labels)
             played = self._part(self._with_replay(images, whole, replay, side))
             losses |= self.gan.step(
                 played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
@@ -352,7 +352,7 @@ class RelayStrategy(Strategy):
         return tuple(group for i, group in enumerate(self.groups) if all(i in slot.merged for slot in slots))
 
     @torch.no_grad()
-    def _completed(self, images: Tensor, labels: Tensor) -> Tensor:
+    def completed(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return labels without groups, for the game: the previous solver says what each is, at a first site this one."""
         if not self.groups:
             return labels
@@ -388,6 +388,15 @@ class RelayStrategy(Strategy):
             pair.load_state(state[pair.kind])
         self._lay_out_memory(list(state["frozen"]))
 
+    def draw(self, slots: Tensor) -> Replay:
+        """Draw one picture for each slot (N,) of a site from the generators as they would be handed over."""
+        return self._replayer("new").draw(len(slots), slots=slots)
+
+    @property
+    def image_generator(self) -> Generator:
+        """The image generator as it would be handed over: its average (EMA) where there is one."""
+        return self._replayer("new").image
+
     @torch.no_grad()
     def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Draw pictures of each site so far from the generators as they would be handed over; no random state changes."""
@@ -399,7 +408,7 @@ class RelayStrategy(Strategy):
             torch.manual_seed(self.settings.random_seed)
             for name, slot in replayer.bank.slots.items():
                 slots = torch.full((per_site,), slot.id, device=self.device).split(AT_ONCE)
-                drawn = [replayer.draw(len(part), slots=part) for part in slots]
+                drawn = [self.draw(part) for part in slots]
                 result[name] = (torch.cat([d.images for d in drawn]), torch.cat([d.labels for d in drawn]))
         for name in self._generators():
             self.networks[name].train()

@@ -19,8 +19,8 @@ from relay_core.strategies.remembering import RememberingStrategy, frozen_copy
 class StyleStrategy(RememberingStrategy):
     """From the second site on, a share of each batch is recoloured as the images of earlier sites are.
 
-    There the solver learns from the previous solver's answers alone: shapes stay, so the label map would fit, but it is drawn
-    by this site's habits, and taught with the others' colours it overwrites theirs (measured: docs/method.md).
+    There the solver learns from the previous solver's answers alone: shapes stay, so the label map would fit, but it is
+    drawn by this site's habits, and taught with the others' colours it overwrites theirs (measured: docs/method.md).
     """
 
     def __init__(self, settings: SiteSettings, device: torch.device) -> None:

@@ -1,0 +1,248 @@
+"""Privacy audits as a release gate reads them: the signed report, what a policy makes of it, and what of it travels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from relay_core.bundle import canonical, signing
+from relay_core.bundle.keys import KeyFolder
+from relay_core.bundle.values import is_count, is_digest, is_moment, is_name, is_number
+from relay_core.errors import BundleError
+
+FORMAT = 1
+MAX_BYTES = 1 << 20
+PAYLOAD = "application/vnd.relay.audit+json"
+SIGNED = "audit.signed.json"
+"""Name of the file of a signed report."""
+Outcome = Literal["passed", "failed", "inconclusive"]
+Mode = Literal["off", "warn", "require"]
+MAX_REASON = 500
+"""Most letters of the reason of an override."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What an audit must show before a bundle may leave. docs/privacy.md says how the numbers were chosen."""
+
+    max_auc: float = 0.60
+    """Largest AUC that the 95 % interval of all attacks together may reach; 0.5 is a coin's."""
+    alpha: float = 0.05
+    """How often a single audit may raise a false alarm."""
+    min_patients: int = 20
+    """Fewest patients, on the side that has fewer, from which on an audit can pass."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a bundle may leave: a site's policy, the audit of what leaves, and who leaves it nevertheless."""
+
+    mode: Mode = "off"
+    """`off`: no audit is asked for; `warn`: its absence or outcome is said; `require`: it must have passed."""
+    policy: Policy = Policy()
+    audit: Mapping[str, Any] | None = None
+    """The checked report."""
+    override: str | None = None
+    """Why it may leave although the audit did not pass: it travels in the history, signed."""
+
+    def clear(self, checkpoint: str) -> tuple[dict[str, Any] | None, str | None]:
+        """Return what of the audit travels (None: nothing is said), and a warning.
+
+        Args:
+            checkpoint: digest of the checkpoint that leaves.
+
+        Raises:
+            BundleError: `release_refused`: the policy requires what the audit does not show; `audit_invalid`: it is of
+                another checkpoint.
+        """
+        if self.audit is None:
+            if self.mode == "require" and self.override is None:
+                raise BundleError(
+                    "release_refused",
+                    "the site's policy requires a privacy audit of this checkpoint, and there is none: relay privacy-audit",
+                )
+            warning = "no privacy audit was made of this checkpoint" if self.mode != "off" else None
+            none: dict[str, Any] = {"outcome": "none", "override": self.override}
+            return none if self.override is not None else None, warning
+        if self.audit["checkpoint"] != checkpoint:
+            raise BundleError(
+                "audit_invalid",
+                f"the audit is of checkpoint {self.audit['checkpoint'][:16]}, not of {checkpoint[:16]}, which is to leave",
+            )
+        verdict = judge(self.audit, self.policy)
+        reasons = "; ".join(verdict.reasons)
+        refused = verdict.outcome != "passed"
+        if refused and self.mode == "require" and self.override is None:
+            raise BundleError(
+                "release_refused",
+                f"the privacy audit of this checkpoint is {verdict.outcome}, and the site's policy requires that it passed: "
+                f"{reasons}",
+            )
+        combined = self.audit["combined"]
+        fact = {
+            "outcome": verdict.outcome,
+            "override": self.override if refused else None,
+            **{key: round(combined[key], 4) for key in ("auc", "tpr", "at_fpr")},
+            "auc_high": round(combined["auc_interval"][1], 4),
+            **{key: self.audit["counts"][key] for key in ("member_patients", "other_patients")},
+        }
+        return fact, f"the privacy audit is {verdict.outcome}: {reasons}" if refused and self.mode != "off" else None
+
+
+def is_audit_fact(value: Any) -> bool:
+    """Return whether a value is what `Gate.clear` lets travel: an outcome, and no number of a single image."""
+    if not isinstance(value, dict) or not _is_reason(value.get("override")):
+        return False
+    if value.get("outcome") == "none":
+        return value.keys() == {"outcome", "override"}
+    shares, numbers = ("auc", "auc_high", "tpr", "at_fpr"), ("member_patients", "other_patients")
+    return (
+        value.keys() == {"outcome", "override", *shares, *numbers}
+        and value["outcome"] in ("passed", "failed", "inconclusive")
+        and all(_is_share(value[key]) for key in shares)
+        and all(is_count(value[key]) for key in numbers)
+    )
+
+
+def audit_words(fact: Mapping[str, Any] | None) -> str:
+    """Return what a history says of an audit, for people."""
+    if fact is None:
+        return "no privacy audit"
+    override = f"; released nevertheless: {fact['override']}" if fact["override"] is not None else ""
+    if fact["outcome"] == "none":
+        return f"no privacy audit{override}"
+    return (
+        f"privacy audit {fact['outcome']}: AUC {fact['auc']:.2f}, at most {fact['auc_high']:.2f}, "
+        f"{fact['member_patients']} patients against {fact['other_patients']}{override}"
+    )
+
+
+def _is_reason(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and 1 <= len(value) <= MAX_REASON and value.isprintable())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a policy makes of an audit, and why."""
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+
+
+def sign_audit(report: Mapping[str, Any], keys: KeyFolder) -> bytes:
+    """Return a report, signed by this site, as its gate reads it. Raises BundleError as `KeyFolder.sign`."""
+    return canonical.dump(signing.envelope(canonical.dump(dict(report)), PAYLOAD, keys))
+
+
+def read_audit(path: Path, keys: KeyFolder) -> dict[str, Any]:
+    """Read a report that this site signed.
+
+    Raises:
+        BundleError: `audit_invalid`: it is none, or was changed after it was signed, or signed elsewhere; `key_missing`.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    try:
+        if len(content) > MAX_BYTES:
+            raise ValueError("it is larger than an audit can be")
+        payload = signing.opened(canonical.load(content, path.name), PAYLOAD, keys.card.public_key, path.name)
+        report = canonical.load(payload, path.name)
+        _check(report)
+    except (BundleError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, BundleError) and error.code.startswith("key"):
+            raise
+        raise BundleError(
+            "audit_invalid", f"{path.name} is not a privacy audit that this site signed ({error!s:.200}): audit again"
+        ) from None
+    checked: dict[str, Any] = report
+    return checked
+
+
+def _check(report: Any) -> None:
+    if report["format"] != FORMAT:
+        raise ValueError(f"its format is {report['format']!r}, this version reads {FORMAT}")
+    sound = (
+        is_digest(report["checkpoint"])
+        and is_digest(report["run"])
+        and is_name(report["site"])
+        and is_moment(report["created_at"])
+        and all(is_count(report["counts"][key]) for key in ("members", "others", "member_patients", "other_patients"))
+        and isinstance(report["attacks"], list)
+        and 1 <= len(report["attacks"]) <= 100
+        and isinstance(report["copies"], list)
+    )
+    for attack in (*report["attacks"], report["combined"]):
+        low, high = attack["auc_interval"]
+        shares = [attack[key] for key in ("auc", "p", "tpr", "at_fpr", "tpr_p")]
+        sound = sound and is_name(attack["name"]) and isinstance(attack["counts"], bool)
+        sound = sound and all(_is_share(value) for value in (low, high, *shares))
+    for space in report["copies"]:
+        sound = sound and is_name(space["name"])
+        shares = [space[key] for key in _COPY_SHARES]
+        sound = sound and all(map(_is_share, shares))
+    if not sound:
+        raise ValueError("a value is missing or out of its range")
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def judge(report: Mapping[str, Any], policy: Policy) -> Verdict:
+    """Return what a policy makes of a checked audit.
+
+    Failed: an attack or a copy is found, so surely that luck would do it in `alpha` of all audits (Holm 1979). Inconclusive:
+    nothing is found, but a larger leak than the policy allows could have been missed. Passed: neither.
+    """
+    tests = [(f"attack {attack['name']}", attack) for attack in (*report["attacks"], report["combined"]) if attack["counts"]]
+    p_values = [attack["tpr_p"] for _, attack in tests] + [space[key] for space in report["copies"] for key in _COPIES]
+    names = [f"{name} finds {_percent(a['tpr'])} of them at {_percent(a['at_fpr'])} false alarms" for name, a in tests]
+    names += [f"{_COPIES[key]} ({space['name']})" for space in report["copies"] for key in _COPIES]
+    found = [name for name, p in zip(names, holm(p_values), strict=True) if p < policy.alpha]
+    found += [
+        f"{_percent(space['duplicates'])} of the training images have a duplicate among the generated ones ({space['name']})"
+        for space in report["copies"]
+        if space["duplicates"] > space["other_duplicates"]
+    ]
+    combined, few = report["combined"], min(report["counts"]["member_patients"], report["counts"]["other_patients"])
+    high = combined["auc_interval"][1]
+    auc_found = [
+        f"{name} tells members from others with an AUC of {attack['auc']:.2f}"
+        for (name, attack), p in zip(tests, holm([attack["p"] for _, attack in tests]), strict=True)
+        if p < policy.alpha and attack["auc_interval"][1] > policy.max_auc
+    ]
+    if found or auc_found:
+        return Verdict("failed", (*auc_found, *found))
+    doubts = []
+    if few < policy.min_patients:
+        doubts.append(f"there are {few} patients on one side, fewer than {policy.min_patients}: too few to tell")
+    if high > policy.max_auc:
+        allowed = f"{policy.max_auc:.2f} is allowed"
+        doubts.append(f"an AUC of up to {high:.2f} cannot be excluded, {allowed}: too few images to tell")
+    if doubts:
+        return Verdict("inconclusive", tuple(doubts))
+    return Verdict("passed", (f"no attack found anything; an AUC above {high:.2f} is excluded with 95 % confidence",))
+
+
+_COPY_SHARES = ("nearest_member", "expected", "nearest_p", "close", "close_p", "duplicates", "other_duplicates")
+_COPIES = {
+    "nearest_p": "generated images are nearer to training images than to others",
+    "close_p": "more generated images are close to a training image than the control allows",
+}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for that they are several (Holm 1979): one below 0.05 is found by luck in 5 % of audits."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    result, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        result[i] = largest
+    return result

@@ -1,0 +1,352 @@
+"""A privacy audit: attacks on the networks of a checkpoint, on images of its site that were trained on and others.
+
+Members are the site's training images, others those of its test set, which no network has seen; images of other sites never
+take part, since what tells sites apart tells nothing of membership.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import relay_core
+from relay_core import events
+from relay_core.config import RunFile, SiteSettings
+from relay_core.data import SiteData, load_site
+from relay_core.engine import Checkpoint, settings_of
+from relay_core.errors import DataError, RunFileError, Stopped
+from relay_core.events import Stop
+from relay_core.files import write_atomically
+from relay_core.metrics import SolverFeatures
+from relay_core.privacy import attacks
+from relay_core.privacy.attacks import Target
+from relay_core.privacy.combined import combined_attack
+from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
+from relay_core.privacy.shadow import Part, shadow_steps, train_shadow
+from relay_core.privacy.statistics import Groups, attack_scores
+from relay_core.replay import resize_images
+
+FORMAT = 1
+SAMPLES = 10_000
+MOST = 2000
+"""Most images of either side; a larger set is thinned evenly."""
+PARTS = ".audit-parts.json"
+SHADOW = "shadow"
+
+
+@dataclass
+class Audit:
+    """One audit: what is audited, on which images, and where progress goes.
+
+    Args:
+        source: the checkpoint of a finished training.
+        run: its run file.
+        out: folder of the report, and of what a stopped audit goes on from.
+        data_root: folder that the site's images lie in; None takes the run file's `root_path`.
+        device: the device to compute on.
+        reference: the checkpoint that the site's training began from, if it received one.
+        samples: generated images that are searched for copies.
+        progress: called with (done, total) units of work.
+        stop: asked after each of them whether to stop.
+        warn: told of what a reader of the report should know.
+    """
+
+    source: Checkpoint
+    run: RunFile
+    out: Path
+    data_root: Path | None
+    device: torch.device
+    reference: Checkpoint | None = None
+    samples: int = SAMPLES
+    progress: Callable[[int, int], object] = lambda done, total: None
+    stop: Stop = events.never
+    warnings: list[str] = field(default_factory=list, init=False)
+    _done: int = field(default=0, init=False)
+    _total: int = field(default=1, init=False)
+
+    def __call__(self) -> tuple[dict[str, Any], Pairs | None]:
+        """Return the report, and the generated images nearest to training images, for the site's own eyes.
+
+        Raises:
+            DataError: the site has no test set here, or its training images are not those that it was trained on.
+            RunFileError: the run file is not the checkpoint's; `reference` is not where the training began.
+            CheckpointError: a checkpoint cannot be read in this version.
+            Stopped: it was asked to stop; called again, it goes on.
+        """
+        start = time.monotonic()
+        settings = self._settings()
+        sides = _Sides.load(settings, self.run, self.source, self.data_root, self.warnings)
+        parts = _Parts(self.out / PARTS, self._context(sides))
+        target = Target.of(self.source, self.device, settings.name)
+        shadow_half = sides.half() if self.reference is None else None
+        self._plan(target, settings, sides, shadow_half is not None)
+        reference, kind = self._reference(settings, sides, shadow_half)
+        own = self._scores(target, sides, parts, "own")
+        other = self._scores(reference, sides, parts, "reference")
+        copies, pairs = self._copies(target, sides, own, parts)
+        # a shadow's own images are its members: calibrated scores leave them out
+        fair = np.ones(len(sides.groups.member), bool)
+        if shadow_half is not None:
+            fair[shadow_half] = False
+        rows, combined = _judged(own, other, sides.groups, fair)
+        report = {
+            "format": FORMAT,
+            "relay": relay_core.__version__,
+            "created_at": round(time.time(), 3),
+            "checkpoint": self.source.digest,
+            "run": self.source.meta["run"],
+            "task_id": self.source.meta["task_id"],
+            "site": settings.name,
+            "strategy": self.source.meta["strategy"],
+            "counts": sides.counts,
+            "reference": {"kind": kind, "checkpoint": self.reference.digest if self.reference else None},
+            "attacks": rows,
+            "combined": combined,
+            "copies": copies,
+            "samples": self.samples if target.relay else 0,
+            "seconds": round(time.monotonic() - start, 1),
+            "warnings": self.warnings,
+        }
+        parts.path.unlink(missing_ok=True)
+        shutil.rmtree(self.out / SHADOW, ignore_errors=True)
+        self.progress(self._total, self._total)
+        return report, pairs
+
+    def _settings(self) -> SiteSettings:
+        meta = self.source.meta
+        if meta["run"] != self.run.digest:
+            raise RunFileError(f"{self.source.path} was trained with another run file than {self.run.path}")
+        if meta["step"] < meta["steps"]:
+            raise RunFileError(f"{self.source.path}: the training is not finished; an audit is of what leaves: --resume it")
+        settings = self.run.site(meta["task_id"])
+        base = meta.get("base")
+        if self.reference is None and base is not None:
+            raise RunFileError(
+                f"the training of {settings.name} began from checkpoint {base['checkpoint'][:16]}: name it with "
+                "--reference, it is what the attacks are compared with"
+            )
+        if self.reference is not None and base is not None and self.reference.digest != base["checkpoint"]:
+            raise RunFileError(
+                f"{self.reference.path} is not the checkpoint that the training of {settings.name} began from "
+                f"({base['checkpoint'][:16]})"
+            )
+        if self.reference is not None and settings.name in self.reference.meta.get("sites", []):
+            self.warnings.append("the reference was at this site before: what it learned there is not seen as a leak")
+        return settings
+
+    def _context(self, sides: _Sides) -> str:
+        """Digest of all that the parts of an audit depend on."""
+        reference = self.reference.digest if self.reference else None
+        content = [relay_core.__version__, self.source.digest, reference, sides.digest, self.samples, self.device.type]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _plan(self, target: Target, settings: SiteSettings, sides: _Sides, shadow: bool) -> None:
+        batches = -(-len(sides.images) // 32)
+        each = batches
+        if target.relay:
+            each += batches * (attacks.MATES + attacks.INVERSION_STEPS * len(target.slots))
+        self._total = 2 * each + (-(-self.samples // 256) + 72 if target.relay else 0)
+        self._total += shadow_steps(settings, sides.counts["members"]) if shadow else 0
+
+    def _tick(self, count: int = 1) -> None:
+        self._done += count
+        self.progress(min(self._done, self._total - 1), self._total)
+        if self.stop():
+            raise Stopped("the audit was stopped; called again with the same --out, it goes on")
+
+    def _reference(self, settings: SiteSettings, sides: _Sides, half: list[int] | None) -> tuple[Target, str]:
+        if half is None:
+            assert self.reference is not None
+            reference = Target.of(self.reference, self.device, settings.name)
+            return reference, "received"
+        steps = shadow_steps(settings, sides.counts["members"])
+
+        def emit(event: events.Event) -> None:
+            if isinstance(event, events.Step):
+                self._done = event.step
+                self.progress(self._done, self._total)
+
+        folder = self.out / SHADOW
+        part = Part(sides.train, [sides.place_of[i] for i in half])
+        shadow = train_shadow(settings, part, sides.counts["members"], folder, self.device, emit, self.stop)
+        self._done = steps
+        return Target.of(shadow, self.device, settings.name), "shadow"
+
+    def _scores(self, target: Target, sides: _Sides, parts: _Parts, whose: str) -> dict[str, np.ndarray]:
+        images, labels = sides.images, sides.labels
+        scores = {"solver": parts.get(f"{whose}/solver", lambda: attacks.solver_scores(target, images, labels, self._tick))}
+        if target.relay:
+            small, maps = attacks.of_game(target, images, labels)
+            logits = functools.cache(lambda: attacks.discriminator_scores(target, small, maps, self._tick))
+            for name in target.relay.gan.names:
+                scores[name] = parts.get(f"{whose}/{name}", functools.partial(lambda name: logits()[name], name))
+            scores["inversion"] = parts.get(
+                f"{whose}/inversion", lambda: attacks.inversion_scores(target, small, maps, self._tick)
+            )
+        return {name: np.array(values) for name, values in scores.items()}
+
+    def _copies(
+        self, target: Target, sides: _Sides, own: dict[str, np.ndarray], parts: _Parts
+    ) -> tuple[list[dict[str, Any]], Pairs | None]:
+        """Search generated images for copies; the distance to the nearest one is an attack as well, added to `own`."""
+        if not target.relay:
+            return [], None
+        generated = attacks.drawn(target, self.samples, self._tick)
+        real = resize_images(sides.images, generated.shape[-1])
+        pixels = pixel_distances(generated, real, self._tick), pixel_distances(real, real, self._tick)
+        features = SolverFeatures(target.strategy.solver, target.strategy.settings.data.out_range)
+        made, known = (_features(features, each, target.strategy.settings.resolution) for each in (generated, real))
+        mean, spread = known.mean(dim=0), known.std(dim=0) + 1e-6
+        made, known = (made - mean) / spread, (known - mean) / spread
+        spaces = {"pixels": pixels, "solver_features": (torch.cdist(made, known), torch.cdist(known, known))}
+        for name, (distances, _) in spaces.items():
+            own[f"nearest_{name}"] = -distances.min(dim=0).values.double().numpy()
+        pairs = closest_pairs(pixels[0], sides.counts["members"])
+        rows = [{"name": name, **copying(*distances, sides.groups)} for name, distances in spaces.items()]
+        chosen = [torch.tensor([pair[i] for pair in pairs]) for i in range(2)]
+        return rows, Pairs(generated[chosen[0]], real[chosen[1]])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Generated images and, for each, the training image that it is nearest to: patients' images."""
+
+    generated: Tensor
+    members: Tensor
+
+
+@dataclass
+class _Sides:
+    """The images of both sides at the solver's size, members first, in [-1, 1], and their labels and groups."""
+
+    images: Tensor
+    labels: Tensor
+    groups: Groups
+    counts: dict[str, int]
+    train: SiteData
+    place_of: list[int]
+    """Place of each member in `train`."""
+    digest: str
+
+    @classmethod
+    def load(
+        cls, settings: SiteSettings, run: RunFile, source: Checkpoint, data_root: Path | None, warnings: list[str]
+    ) -> _Sides:
+        trained, folder = settings_of(source), settings.data_folder(data_root, run.base)
+        kwargs = settings.data.model_copy(update={"fit": trained.data.fit})
+        train, test = (
+            load_site(settings.dataset.name, kwargs, folder=folder, split=split, resolution=trained.resolution)
+            for split in ("train", "test")
+        )
+        trained_on = set(source.meta.get("training_set") or train.fingerprints)
+        members = [i for i, print_ in enumerate(train.fingerprints) if print_ in trained_on]
+        if not members:
+            raise DataError(
+                f"none of the training images of {settings.name} in {folder} is one that the checkpoint was trained on"
+            )
+        if changed := len(train) - len(members):
+            warnings.append(f"{changed} training images are new or have changed since the training, and were left out")
+        members = _thinned(members)
+        images, labels = train.unit_batch(members)
+        named = {train.subjects[i] for i in members if train.subjects[i] != train.names[i]}  # else it is a file's name
+        pixels = {_digest(image) for image in images}
+        candidates = _thinned(range(len(test)))
+        other_images, other_labels = test.unit_batch(candidates)
+        fine = [
+            n for n, i in enumerate(candidates) if test.subjects[i] not in named and _digest(other_images[n]) not in pixels
+        ]
+        if left_out := len(candidates) - len(fine):
+            warnings.append(f"{left_out} test images are of patients, or equal to images, that were trained on: left out")
+        if len(fine) < 2 or len(members) < 2:
+            raise DataError(
+                f"{settings.name} has {len(fine)} test images of patients that it was not trained on: an audit compares "
+                "training images with such, and needs some (dataset.kwargs.test_share)"
+            )
+        of_patient = [train.subjects[i] for i in members], [test.subjects[candidates[n]] for n in fine]
+        groups = Groups.of(*of_patient)
+        if len(set(of_patient[0])) == len(members) and len(set(of_patient[1])) == len(fine):
+            warnings.append(
+                "every image counts as a patient of its own; where patients have several, name them (patient_pattern), or "
+                "the intervals are too narrow"
+            )
+        counts = {
+            "members": len(members), "others": len(fine), "member_patients": len(groups.patients(True)),
+            "other_patients": len(groups.patients(False)),
+        }  # fmt: skip
+        return cls(
+            torch.cat([images, other_images[fine]]) * 2 - 1, torch.cat([labels, other_labels[fine]]), groups, counts, train,
+            list(members), hashlib.sha256(f"{train.digest}{test.digest}".encode()).hexdigest(),
+        )  # fmt: skip
+
+    def half(self) -> list[int]:
+        """Return the places of the images of every second member patient."""
+        patients = np.random.default_rng(0).permutation(self.groups.patients(True))
+        chosen = set(patients[::2].tolist())
+        return [i for i in range(self.counts["members"]) if int(self.groups.patient[i]) in chosen]
+
+
+def _thinned(positions: Any) -> list[int]:
+    """At most `MOST` of the positions, evenly."""
+    number = min(len(positions), MOST)
+    return [positions[(2 * i + 1) * len(positions) // (2 * number)] for i in range(number)]
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+
+
+def _features(network: SolverFeatures, images: Tensor, side: int) -> Tensor:
+    return torch.cat([network(resize_images(part, side)).cpu() for part in images.split(256)])
+
+
+class _Parts:
+    """Scores that are done already, in a file, so that a stopped audit goes on; removed at the end."""
+
+    def __init__(self, path: Path, context: str) -> None:
+        self.path, self.context = path, context
+        saved = json.loads(path.read_text()) if path.is_file() else {}
+        self.values: dict[str, list[float]] = saved["values"] if saved.get("context") == context else {}
+
+    def get(self, key: str, compute: Callable[[], Tensor]) -> list[float]:
+        """Return the scores of this key, computed unless they are there."""
+        if key not in self.values:
+            self.values[key] = compute().double().tolist()
+            write_atomically(self.path, json.dumps({"context": self.context, "values": self.values}).encode(), 0o600)
+        return self.values[key]
+
+
+def _judged(
+    own: dict[str, np.ndarray], other: dict[str, np.ndarray], groups: Groups, fair: np.ndarray
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return each attack, raw and calibrated by the reference, and all together.
+
+    The reference never saw the members: where its scores tell the two sides apart (`control`), the sides differ by
+    themselves, and the raw attack does not count (`counts`).
+    """
+    part = Groups(groups.member[fair], np.unique(groups.patient[fair], return_inverse=True)[1])
+    rows, features = [], []
+    for name, scores in own.items():
+        control = attack_scores(other[name][fair], part) if name in other else None
+        counts = control is None or control["p"] >= 0.05
+        row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups)}
+        rows.append({**row, "control": None if control is None else {key: control[key] for key in ("auc", "p")}})
+        features.append(scores[fair])
+        if name in other:
+            difference = (scores - other[name])[fair]
+            rows.append(
+                {"name": f"{name}, calibrated", "calibrated": True, "counts": True, **attack_scores(difference, part)}
+            )
+            features.append(difference)
+    combined = {"name": "all together", "counts": True, **combined_attack(np.stack(features, axis=1), part)}
+    return rows, combined

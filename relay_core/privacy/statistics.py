@@ -1,0 +1,146 @@
+"""What an attack's scores say: how well they tell members from non-members, with intervals over patients.
+
+Members are images that a model was trained on, non-members are others of the same site. The higher the score, the more an
+image looks like a member to the attacker. Images of one patient stand and fall together: intervals and tests draw patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 2000
+"""Draws of a bootstrap, and permutations of a test."""
+CONFIDENCE = 0.95
+POWER = 0.8
+"""How surely a leak of the size that is named as detectable would have been found."""
+FEW = 20
+"""Fewest patients on either side from which on anything is said of a site."""
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which scores are of members, and which patient each is of.
+
+    Args:
+        member: True for a member's score, (N,).
+        patient: number of the patient, (N,); a patient is on one side alone.
+    """
+
+    member: npt.NDArray[np.bool_]
+    patient: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, members: Sequence[str], others: Sequence[str]) -> Groups:
+        """Return the groups of scores that begin with the members', from the patient of each image."""
+        names = [*(f"m{name}" for name in members), *(f"n{name}" for name in others)]
+        _, patient = np.unique(names, return_inverse=True)
+        return cls(np.arange(len(names)) < len(members), patient)
+
+    def patients(self, member: bool) -> npt.NDArray[np.int64]:
+        """Return the numbers of the patients of one side."""
+        return np.unique(self.patient[self.member == member])
+
+    @property
+    def few(self) -> int:
+        """The number of patients on the side that has fewer."""
+        return min(len(self.patients(True)), len(self.patients(False)))
+
+
+def auc(scores: Scores, member_weight: Scores, other_weight: Scores) -> Scores:
+    """Return the area under the ROC curve, P(member > other) + P(equal) / 2, for each row of weights.
+
+    Args:
+        scores: N scores.
+        member_weight: how often each score counts as a member's, (B, N).
+        other_weight: how often as a non-member's, (B, N).
+    """
+    values, place = np.unique(scores, return_inverse=True)
+    members, others = (_summed(weight, place, len(values)) for weight in (member_weight, other_weight))
+    below = np.cumsum(others, axis=1) - others
+    won = (members * (below + others / 2)).sum(axis=1)
+    return won / (members.sum(axis=1) * others.sum(axis=1))
+
+
+def true_positive_rate(scores: Scores, member_weight: Scores, other_weight: Scores, level: float) -> Scores:
+    """Return the share of members above a threshold that at most `level` of the others are above, by row of weights."""
+    values, place = np.unique(scores, return_inverse=True)
+    members, others = (_summed(weight, place, len(values))[:, ::-1] for weight in (member_weight, other_weight))
+    allowed = np.cumsum(others, axis=1) <= level * others.sum(axis=1, keepdims=True) + 1e-9
+    return (members * allowed).sum(axis=1) / members.sum(axis=1)
+
+
+def _summed(weight: Scores, place: npt.NDArray[np.int64], count: int) -> Scores:
+    return np.stack([np.bincount(place, row, count) for row in weight])
+
+
+def level_for(patients: int) -> float:
+    """Return the false-positive rate to report a true-positive rate at: 1 % needs 300 patients that are no members."""
+    return 0.01 if patients >= 300 else 0.05 if patients >= 60 else 0.1
+
+
+def attack_scores(scores: Scores, groups: Groups, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Return what one attack's scores (N,) tell of membership.
+
+    `auc` and `auc_interval` (95 %, bootstrap over patients), `p` (members score as high by luck: patients permuted), `tpr`,
+    `tpr_interval`, `at_fpr`, `tpr_p`, and `detectable_auc`: the AUC that this test finds with a probability of 80 %.
+    """
+    rng = np.random.default_rng(seed)
+    whole = (groups.member.astype(float)[None], (~groups.member).astype(float)[None])
+    level = level_for(len(groups.patients(False)))
+    point, rate = float(auc(scores, *whole)[0]), float(true_positive_rate(scores, *whole, level)[0])
+    drawn = _bootstrap(groups, rng, resamples)
+    aucs, rates = auc(scores, *drawn), true_positive_rate(scores, *drawn, level)
+    shuffled = _permuted(groups, rng, resamples)
+    chance, chance_rates = auc(scores, *shuffled), true_positive_rate(scores, *shuffled, level)
+    return {
+        "auc": point,
+        "auc_interval": _interval(aucs),
+        "p": float((1 + (chance >= point - 1e-12).sum()) / (resamples + 1)),
+        "tpr": rate,
+        "tpr_interval": _interval(rates),
+        "at_fpr": level,
+        "tpr_p": float((1 + (chance_rates >= rate - 1e-12).sum()) / (resamples + 1)),
+        "detectable_auc": float(0.5 + (_quantile(CONFIDENCE) + _quantile(POWER)) * chance.std()),
+    }
+
+
+def _interval(values: Scores) -> list[float]:
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return [float(bound) for bound in np.percentile(values, [tail, 100 - tail])]
+
+
+def _quantile(probability: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(probability))
+
+
+def _bootstrap(groups: Groups, rng: np.random.Generator, resamples: int) -> tuple[Scores, Scores]:
+    """Weights of members and non-members where the patients of each side are drawn anew."""
+    weights = []
+    for side in (True, False):
+        patients = groups.patients(side)
+        times = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), resamples)
+        by_patient = np.zeros((resamples, int(groups.patient.max()) + 1))
+        by_patient[:, patients] = times
+        weights.append(by_patient[:, groups.patient] * (groups.member == side))
+    return weights[0], weights[1]
+
+
+def _permuted(groups: Groups, rng: np.random.Generator, resamples: int) -> tuple[Scores, Scores]:
+    """Weights where it is drawn anew which patients are members."""
+    member = permuted_members(groups, rng, resamples).astype(float)
+    return member, 1 - member
+
+
+def permuted_members(groups: Groups, rng: np.random.Generator, count: int) -> npt.NDArray[np.bool_]:
+    """Return `count` draws (count, N) of which images are members, where patients change sides by luck."""
+    sides = np.zeros(int(groups.patient.max()) + 1, bool)
+    sides[groups.patients(True)] = True
+    return np.stack([rng.permutation(sides)[groups.patient] for _ in range(count)])
