@@ -227,6 +227,9 @@ def exports(
     to: Annotated[str | None, typer.Option("--to", help="Encrypt for this site: its name or fingerprint.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Carry the weights in half precision.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; default: named after the bundle.")] = None,
+    override: Annotated[
+        str | None, typer.Option(help="Why it may leave though no privacy audit passed; it travels along.")
+    ] = None,
     url: UrlOption = URL,
     token: TokenOption = None,
 ) -> None:
@@ -237,7 +240,7 @@ def exports(
         if checkpoint is None:
             exports_table(list(client.pages("/api/v1/exports")))
         else:
-            print(export_checkpoint(client, checkpoint, to, half, out))
+            print(export_checkpoint(client, checkpoint, to, half, out, override))
 
 
 def imports(

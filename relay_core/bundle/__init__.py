@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from relay_core.bundle.audit import Gate, Policy, Verdict, audit_words, judge, read_audit, sign_audit
+    from relay_core.bundle.audit import Gate, Policy, Verdict, audit_words, judge
     from relay_core.bundle.collected import collected_matrices
     from relay_core.bundle.compare import differences, differences_text
     from relay_core.bundle.container import Progress
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from relay_core.bundle.provenance import KnownRelays
     from relay_core.bundle.reader import opened
     from relay_core.bundle.release import sign_folder, verify_folder
+    from relay_core.bundle.signed_audit import read_audit, sign_audit
     from relay_core.bundle.signed_report import SignedReport, read_report, sign_report
     from relay_core.bundle.statements import read_statement, sign_statement
     from relay_core.bundle.trust import Card, Roster
@@ -26,7 +27,7 @@ else:
         __name__,
         [],
         {
-            "audit": ["Gate", "Policy", "Verdict", "audit_words", "judge", "read_audit", "sign_audit"],
+            "audit": ["Gate", "Policy", "Verdict", "audit_words", "judge"],
             "collected": ["collected_matrices"],
             "compare": ["differences", "differences_text"],
             "container": ["Progress"],
@@ -36,6 +37,7 @@ else:
             "provenance": ["KnownRelays"],
             "reader": ["opened"],
             "release": ["sign_folder", "verify_folder"],
+            "signed_audit": ["read_audit", "sign_audit"],
             "signed_report": ["SignedReport", "read_report", "sign_report"],
             "statements": ["read_statement", "sign_statement"],
             "trust": ["Card", "Roster"],

@@ -33,8 +33,9 @@ def combined_attack(features: Scores, groups: Groups, seed: int = 0) -> dict[str
         _auc(_scored(standard, member, folds), member) for member in permuted_members(groups, rng, PERMUTATIONS)
     ])  # fmt: skip
     shift = 0.5 - float(chance.mean())
-    result["auc"] = min(1.0, result["auc"] + shift)
-    result["auc_interval"] = [min(1.0, bound + shift) for bound in result["auc_interval"]]
+    result["auc"], *result["auc_interval"] = (
+        min(1.0, max(0.0, value + shift)) for value in (result["auc"], *result["auc_interval"])
+    )
     result["p"] = float((1 + (chance >= found - 1e-12).sum()) / (PERMUTATIONS + 1))
     return result
 

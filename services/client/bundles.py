@@ -11,13 +11,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from relay_core.bundle import audit_words
 from relay_core.metrics import headline
 from services.client.http import Client
 from services.client.http import Progress as Show
 from services.client.tables import show_table, watch_job
 
 
-def export_checkpoint(client: Client, checkpoint_id: str, to: str | None, half: bool, out: Path | None) -> Path:
+def export_checkpoint(
+    client: Client, checkpoint_id: str, to: str | None, half: bool, out: Path | None, override: str | None = None
+) -> Path:
     """Have a checkpoint's bundle built, follow the job and fetch the file; return its path.
 
     Args:
@@ -26,11 +29,13 @@ def export_checkpoint(client: Client, checkpoint_id: str, to: str | None, half: 
         to: name or fingerprint of the site that the bundle is encrypted for; None: it is not encrypted.
         half: carry the weights in half precision.
         out: file to write; None: a file in the current folder, named after the bundle.
+        override: why it may leave although no privacy audit of it passed.
 
     Raises:
         ServiceRefused, ServiceUnreachable, DownloadDamaged: see `Client`.
     """
-    job = client.export({"checkpoint_id": checkpoint_id, "recipient": to, "half": half})
+    request = {"checkpoint_id": checkpoint_id, "recipient": to, "half": half}
+    job = client.export(request | ({"override": override} if override is not None else {}))
     watch_job(client, job["id"])
     bundle_id = client.call("GET", f"/api/v1/jobs/{job['id']}")["result"]["bundle"]
     target = out or Path(f"{bundle_id}.relay")
@@ -111,7 +116,7 @@ def _hop_line(hop: dict[str, Any]) -> str:
     day = time.strftime("%Y-%m-%d", time.gmtime(hop["created_at"]))
     trust = "" if hop["trusted"] else " (NOT trusted here)"
     return f"  hop {hop['hop']:<3} {hop['site']}, {hop['images']} images, {day}, signed by {hop['signer']}{trust}; " + (
-        ", ".join(scores) if scores else "no scores"
+        ", ".join([*scores, audit_words(hop.get("audit"))]) if scores else f"no scores, {audit_words(hop.get('audit'))}"
     )
 
 

@@ -101,6 +101,8 @@ CATALOGUE: dict[str, Entry] = {
     "history_broken": Entry(422, "The history of the relay is broken"),
     "weights_invalid": Entry(422, "The weights cannot be used"),
     "bundle_other_run": Entry(409, "The bundle belongs to no run of this site"),
+    "release_refused": Entry(409, "The site's policy does not let it leave"),
+    "audit_invalid": Entry(422, "The privacy audit cannot be used"),
     "parent_differs": Entry(409, "The training began from another bundle"),
     "hop_out_of_order": Entry(409, "It is not this site's turn"),
     "bundle_used": Entry(409, "The bundle was imported already"),

@@ -15,6 +15,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
+from relay_core.bundle.audit import MAX_REASON, Mode
 from relay_core.config import strategy_facts
 from services.site import artifacts, runs, trust, workers
 from services.site.db import Base, Bundle, Checkpoint, Dataset, Evaluation, Job, Run
@@ -187,7 +188,39 @@ def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> JobPla
     return JobPlan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})
 
 
-def export(session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False) -> JobPlan:
+def privacy_audit(
+    session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None, samples: int = 10_000
+) -> JobPlan:
+    """Plan the attacks on a checkpoint that was trained here, by the images of its site.
+
+    Raises:
+        Refusal: `not_found`; `dataset_missing`; `conflict` for a checkpoint that was imported, whose images are elsewhere;
+            `bundle_incomplete` for one whose training is not finished.
+    """
+    checkpoint = need(session, Checkpoint, checkpoint_id, hold=True)
+    run = need(session, Run, checkpoint.run_id)
+    if not checkpoint.finished:
+        raise Refusal("bundle_incomplete", f"the training of {checkpoint.id} is not finished; an audit is of what leaves")
+    if (imported := _newest_bundle(session, checkpoint.id, "import")) is not None:
+        raise Refusal(
+            "conflict",
+            f"{checkpoint.id} was brought here, by {imported.id}: the images that it was trained on are elsewhere",
+        )
+    dataset_rows = _datasets(session, run, datasets or {})
+    if checkpoint.task_id not in dataset_rows:
+        raise _dataset_missing(run, checkpoint.task_id)
+    params = {"datasets": {str(checkpoint.task_id): dataset_rows[checkpoint.task_id].id}, "samples": samples}
+    return JobPlan(params, 1, run.id, checkpoint.id)
+
+
+AUDIT = "audit.signed.json"
+"""Name of the attachment of a checkpoint that is the newest privacy audit of it, signed by this site."""
+
+
+def export(
+    session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False, policy: Mode = "off",
+    override: str | None = None,
+) -> JobPlan:  # fmt: skip
     """Plan the building of the bundle that carries a checkpoint to the next site.
 
     Args:
@@ -195,9 +228,12 @@ def export(session: Session, checkpoint_id: str, *, recipient: str | None = None
         checkpoint_id: id of the checkpoint.
         recipient: name or fingerprint of a trusted key: only its owner can open the file; None: everybody can.
         half: whether to carry weights in half precision.
+        policy: the site's policy of release.
+        override: why it may leave although its privacy audit did not pass.
 
     Raises:
-        Refusal: `not_found`; `real_images` where the run's strategy keeps images of patients in its checkpoints;
+        Refusal: `release_refused` where the policy requires a privacy audit, and there is none and no reason to do without;
+            `not_found`; `real_images` where the run's strategy keeps images of patients in its checkpoints;
             `bundle_incomplete` for a checkpoint whose generators are not trained to their end;
             `conflict` for a checkpoint that was imported; `bundle_incomplete` where the checkpoint that it was trained
             from is of this site too, and was never exported; `signer_revoked` or `signer_unknown` as in `train`.
@@ -211,13 +247,27 @@ def export(session: Session, checkpoint_id: str, *, recipient: str | None = None
         )
     if (imported := _newest_bundle(session, checkpoint.id, "import")) is not None:
         raise Refusal("conflict", f"{checkpoint.id} was brought here, by {imported.id}: export what is trained from it")
+    if policy == "require" and override is None and AUDIT not in artifacts.attached(session, checkpoint.id):
+        raise Refusal(
+            "release_refused",
+            f"this site lets no model leave without a privacy audit that passed: have {checkpoint.id} audited first",
+        )
     parent_bundle = None
     if (parent_id := checkpoint.parent_id) is not None:
         parent_bundle = _newest_bundle(session, parent_id, "import") or _newest_bundle(session, parent_id, "export")
         if parent_bundle is None:
             raise Refusal("bundle_incomplete", f"{checkpoint.id} grew out of {parent_id}; export that one first")
     params = {"recipient": recipient, "half": half, "parent": parent_bundle.id if parent_bundle else None}
+    params |= {"override": one_line(override)} if override is not None else {}
     return JobPlan(params, 0, checkpoint.run_id, checkpoint.id)
+
+
+def one_line(reason: str) -> str:
+    """Return a person's reason as a bundle can carry it. Raises Refusal `reason_missing` where nothing is left of it."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in reason).split())[:MAX_REASON]
+    if not line:
+        raise Refusal("reason_missing", "the reason has no letter that can be read")
+    return line
 
 
 def _newest_bundle(session: Session, checkpoint_id: str, direction: str) -> Bundle | None:

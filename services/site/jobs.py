@@ -30,6 +30,7 @@ Kind = Literal[
     "export_onnx",
     "predict",
     "predict_study",
+    "privacy_audit",
 ]
 
 MOVES: dict[State, frozenset[State]] = {

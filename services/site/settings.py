@@ -109,6 +109,15 @@ class Settings(BaseSettings):
     """Minutes without a step after which a training counts as hung."""
     stop_grace: float = Field(default=30.0, gt=0)
     """Seconds that a training has to checkpoint and leave after SIGTERM."""
+    release_policy: Literal["off", "warn", "require"] = "warn"
+    """What an export needs. `require`: a privacy audit of the checkpoint that passed, or an operator's reason; `warn`:
+    nothing, but the job says that there is none, or what it found; `off`: nothing."""
+    release_max_auc: float = Field(default=0.60, ge=0.5, le=1)
+    """AUC that an audit must exclude to pass; 0.5 is chance. docs/privacy.md says how this was chosen."""
+    release_alpha: float = Field(default=0.05, ge=0.001, le=0.5)
+    """Share of audits that may raise a false alarm."""
+    release_min_patients: int = Field(default=20, ge=2)
+    """Fewest patients, trained on or not, from which on an audit can pass."""
     min_free_mib: int = Field(default=512, ge=0)
     """Free space of the artifact volume in MiB below which the site is not ready and takes no job."""
     trash_days: float = Field(default=7.0, gt=0)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from relay_core.config import strategy_facts
 from services.site import ArtifactStore, CheckpointFile, Refusal, artifacts, audit, bundle_exchange, need, registry
 from services.site.db import Checkpoint, Dataset, Evaluation, Job, Run
+from services.site.job_plans import AUDIT
 from services.trainer.folder import newest_checkpoints
 from services.trainer.training_process import NOTE
 from services.trainer.work import PREDICTIONS, STAGED, PreparedJob
@@ -90,6 +91,12 @@ def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str
         if not name.startswith("evaluation/"):
             result["files"].append(name.replace("/", "."))
             artifacts.attach(session, job.id, name.replace("/", "."), digest, size, media_type)
+    if job.kind == "privacy_audit":
+        summary = last["audit"]
+        artifacts.attach(session, str(job.checkpoint_id), AUDIT, *stored.files[AUDIT])
+        details = {"outcome": summary["outcome"], "reasons": summary["reasons"], "job": job.id}
+        audit.record(session, job.created_by, "privacy_audit", str(job.checkpoint_id), **details)
+        return {**result, **{key: summary[key] for key in ("outcome", "reasons")}}
     if job.kind == "predict_study":
         return {**result, "slices": last["slices"], "warnings": last["warnings"]}
     return {**result, **last} if job.kind == "predict" else result

@@ -31,6 +31,7 @@ from services.site import (
     trust,
 )
 from services.site.db import Bundle, Checkpoint, Database, Dataset, Job, Run
+from services.site.job_plans import AUDIT
 from services.trainer.folder import write_run_files
 
 INPUT = "input"
@@ -207,6 +208,29 @@ def _evaluate(session: Session, settings: Settings, claim: Claim, work: Prepared
     work.command = _core_command(claim, "evaluate", str(checkpoint), "--run", str(run_path), "--out", str(work.folder))
 
 
+def _privacy_audit(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
+    trust.require_keys(session, settings.keys_folder)
+    work.keys = settings.keys_folder
+    checkpoint = _input_checkpoint(session, work)
+    row = need(session, Checkpoint, str(work.job.checkpoint_id))
+    run = run_file(need(session, Run, str(work.job.run_id)))
+    run_path = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
+    work.command = _core_command(
+        claim, "privacy-audit", str(checkpoint), "--run", str(run_path), "--out", str(work.folder), "--keys",
+        str(settings.keys_folder), "--samples", str(work.job.params["samples"]), *_policy_options(settings),
+    )  # fmt: skip
+    if row.parent_id is not None:
+        before = need(session, Checkpoint, row.parent_id)
+        path = work.folder / INPUT / f"before-{before.step:08d}.safetensors"
+        work.wanted.append((before.digest, path))
+        work.command += ["--reference", str(path)]
+
+
+def _policy_options(settings: Settings) -> list[str]:
+    limits = (settings.release_max_auc, settings.release_alpha, settings.release_min_patients)
+    return [f"--{name}={limit}" for name, limit in zip(("max-auc", "alpha", "min-patients"), limits, strict=True)]
+
+
 def _samples(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     count = str(work.job.params["per_site"])
@@ -258,6 +282,10 @@ def _export(session: Session, settings: Settings, claim: Claim, work: PreparedJo
         claim, "export", str(checkpoint), *_run_and_keys_options(session, settings, work), "--out", bundle_path
     )
     _add_input(work, "--scores", artifacts.attached(session, work.inputs[INPUT]).get("scores.json"), "scores.json")
+    _add_input(work, "--audit", artifacts.attached(session, work.inputs[INPUT]).get(AUDIT), AUDIT)
+    work.command += [f"--policy={settings.release_policy}", *_policy_options(settings)]
+    if params.get("override") is not None:
+        work.command += [f"--override={params['override']}"]
     if params["parent"] is not None:
         provenance = artifacts.attached(session, params["parent"]).get("provenance.json")
         if provenance is None:
@@ -327,5 +355,5 @@ def _add_input(work: PreparedJob, flag: str, artifact: artifacts.Artifact | None
 _MAKERS: dict[str, Callable[[Session, Settings, Claim, PreparedJob], None]] = {
     "train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight, "export": _export,
     "import": _import, "report": _report, "export_onnx": _export_onnx, "predict": _predict,
-    "predict_study": _predict_study,
+    "predict_study": _predict_study, "privacy_audit": _privacy_audit,
 }  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from relay_core.bundle import Policy, judge
-from relay_core.bundle.audit import _check
+from relay_core.bundle.audit import check_audit
 from relay_core.data import make_phantoms
 from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import find
@@ -36,7 +36,7 @@ def without_time(report):
 def test_a_later_site_is_compared_with_what_it_received(toy):
     run, (first, second) = trained(toy)
     report, pairs = audit(toy, run, second, first)()
-    _check(json.loads(json.dumps(report)))
+    check_audit(json.loads(json.dumps(report)))
     assert report["checkpoint"] == second.digest
     assert report["site"] == "Domain2"
     assert report["reference"] == {"kind": "received", "checkpoint": first.digest}

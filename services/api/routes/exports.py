@@ -11,7 +11,7 @@ from services.api.deps import IdempotencyKey, Operator, Site, Viewer, need_room
 from services.api.docs import LOCATION, REPLAYED, SIGNERS, changes, refusals, success
 from services.api.pages import PageQuery
 from services.api.streaming import Fetch, PartQuery, in_parts, stored
-from services.site import JobPlan, Refusal, artifacts, bundle_exchange, job_plans, jobs, need
+from services.site import JobPlan, Refusal, artifacts, audit, bundle_exchange, job_plans, jobs, need
 from services.site.db import Bundle
 
 router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/api/v1/exports", tags=["hand-off"])
         **success(202, "Accepted: a job builds it.", headers=LOCATION | REPLAYED),
         **changes(
             "real_images", "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "conflict",
-            "bundle_incomplete", *SIGNERS, "queue_full", "storage_full", "volume_away",
+            "bundle_incomplete", "release_refused", "reason_missing", *SIGNERS, "queue_full", "storage_full", "volume_away",
         ),
     },
 )  # fmt: skip
@@ -33,6 +33,8 @@ def submit_export(
 ) -> schemas.Job:
     """Build the signed bundle of a checkpoint, or sign the scores of an evaluation. The job's result names what it made."""
     request_body = body.model_dump(mode="json")
+    if request_body.get("override", "") is None:  # requests that are older than the field are repeated by their key
+        del request_body["override"]
     with site.database.write() as session:
         job = jobs.replayed(session, caller.actor, key, request_body)
         is_new = job is None
@@ -40,7 +42,14 @@ def submit_export(
             need_room(site)
             kind: jobs.Kind = "export" if isinstance(body, schemas.ExportRequest) else "report"
             plan: JobPlan = (
-                job_plans.export(session, body.checkpoint_id, recipient=body.recipient, half=body.half)
+                job_plans.export(
+                    session,
+                    body.checkpoint_id,
+                    recipient=body.recipient,
+                    half=body.half,
+                    policy=site.settings.release_policy,
+                    override=body.override,
+                )
                 if isinstance(body, schemas.ExportRequest)
                 else job_plans.report(session, body.evaluation_id)
             )
@@ -48,6 +57,8 @@ def submit_export(
                 session, kind=kind, params=plan.params, actor=caller.actor, key=key, body=request_body, gpus=plan.gpus,
                 run_id=plan.run_id, checkpoint_id=plan.checkpoint_id, queue_limit=site.settings.queue_limit,
             )  # fmt: skip
+            if is_new and (reason := plan.params.get("override")) is not None:
+                audit.record(session, caller.actor, "export.override", str(plan.checkpoint_id), reason=reason, job=job.id)
         submitted = schemas.Job.model_validate(job)
     if is_new:
         site.doorbell.ring(submitted.id)

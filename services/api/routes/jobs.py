@@ -24,14 +24,15 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
         **success(202, "Accepted: it is in the queue, and is not lost.", headers=LOCATION | REPLAYED),
         **changes(
             "run_file_invalid", "idempotency_key_missing", "idempotency_key_reused", "not_found", "dataset_missing",
-            "checkpoint_invalid", *SIGNERS, "device_unavailable", "queue_full", "storage_full", "volume_away",
+            "checkpoint_invalid", "conflict", "bundle_incomplete", *SIGNERS, "device_unavailable", "queue_full",
+            "storage_full", "volume_away",
         ),
     },
 )  # fmt: skip
 def submit_job(
     body: Annotated[schemas.JobRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
 ) -> schemas.Job:
-    """Queue a job: train, evaluate, samples, preflight, export_onnx, predict. Other kinds come from exports and imports."""
+    """Queue a job: train, evaluate, samples, preflight, export_onnx, predict, privacy_audit. Exports and imports: apart."""
     request_body = body.model_dump(mode="json")
     if request_body.get("until") == "end":  # requests that are older than the field are repeated by their key
         del request_body["until"]
@@ -55,7 +56,7 @@ def submit_job(
     return submitted
 
 
-def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:
+def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:  # noqa: PLR0911 (one for each kind)
     match body:
         case schemas.TrainRequest():
             return job_plans.train(
@@ -74,6 +75,10 @@ def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:
             )
         case schemas.PredictRequest():
             return job_plans.predict(session, body.checkpoint_id, body.dataset_id)
+        case schemas.PrivacyAuditRequest():
+            return job_plans.privacy_audit(
+                session, body.checkpoint_id, datasets=_by_task_id(body.datasets), samples=body.samples
+            )
         case _:
             assert_never(body)
 

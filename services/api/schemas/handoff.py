@@ -34,6 +34,10 @@ Reason = Annotated[
     str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00]*$"), Field(examples=["Dice fell on Domain1"])
 ]
 
+Override = Annotated[
+    str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00]*$"), Field(examples=["All images are public"])
+]
+
 _FACTS: dict[str, JsonValue] = {
     "digest": EXAMPLE_RUN, "run": EXAMPLE_RUN, "hop": 1, "task_id": 1, "site": "Domain1",
     "signer": {"name": "North Clinic", "fingerprint": EXAMPLE_RUN}, "recipient": None, "parent": None,
@@ -54,6 +58,9 @@ class ExportRequest(RequestBody):
     """Name or fingerprint of a trusted key that the file is encrypted for; null: whoever has the file can read it."""
     half: bool = False
     """Says whether the weights are carried in half precision, in a file of half the size."""
+    override: Override | None = None
+    """Is the reason to let it leave although no privacy audit passed; it stands in the audit log, and travels signed in the
+    bundle's history."""
 
 
 class ReportRequest(RequestBody):

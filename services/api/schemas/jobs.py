@@ -121,8 +121,32 @@ class PredictRequest(RequestBody):
     dataset_id: DatasetId
 
 
+class PrivacyAuditRequest(RequestBody):
+    """Attack a checkpoint's networks as its receiver could: which images was it trained on, and are any copied?
+
+    The job's result is the outcome by the site's policy of release: passed, failed or inconclusive.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"kind": "privacy_audit", "checkpoint_id": EXAMPLE_CHECKPOINT}]}
+    )
+
+    kind: Literal["privacy_audit"]
+    checkpoint_id: CheckpointId
+    datasets: DatasetsBySite = Field(default_factory=dict)
+    """Maps the site's task_id to its data set; default: the data set of the site's own name."""
+    samples: Annotated[int, Field(ge=100, le=100_000)] = 10_000
+    """Is the number of generated images that are searched for copies."""
+
+
 JobRequest = Annotated[
-    TrainRequest | EvaluateRequest | SamplesRequest | PreflightRequest | ExportOnnxRequest | PredictRequest,
+    TrainRequest
+    | EvaluateRequest
+    | SamplesRequest
+    | PreflightRequest
+    | ExportOnnxRequest
+    | PredictRequest
+    | PrivacyAuditRequest,
     Field(discriminator="kind"),
 ]
 
