@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,15 +42,16 @@ class Gate:
     override: str | None = None
     """Why it may leave although the audit did not pass: it travels in the history, signed."""
 
-    def clear(self, checkpoint: str) -> tuple[dict[str, Any] | None, str | None]:
+    def clear(self, checkpoint: str, networks: Collection[str]) -> tuple[dict[str, Any] | None, str | None]:
         """Return what of the audit travels (None: nothing is said), and a warning.
 
         Args:
             checkpoint: digest of the checkpoint that leaves.
+            networks: names of the networks of it that leave.
 
         Raises:
             BundleError: `release_refused`: the policy requires what the audit does not show; `audit_invalid`: it is of
-                another checkpoint.
+                another checkpoint, or not of all that leaves.
         """
         if self.audit is None:
             if self.mode == "require" and self.override is None:
@@ -65,6 +66,11 @@ class Gate:
             raise BundleError(
                 "audit_invalid",
                 f"the audit is of checkpoint {self.audit['checkpoint'][:16]}, not of {checkpoint[:16]}, which is to leave",
+            )
+        if missed := sorted({*networks} - {*self.audit["networks"]}):
+            raise BundleError(
+                "audit_invalid",
+                f"the audit did not attack {', '.join(missed)}, which are to leave too: audit them, or leave them out",
             )
         verdict = judge(self.audit, self.policy)
         reasons = "; ".join(verdict.reasons)
@@ -139,6 +145,8 @@ def check_audit(report: Any) -> None:
         and isinstance(report["attacks"], list)
         and 1 <= len(report["attacks"]) <= 100
         and isinstance(report["copies"], list)
+        and isinstance(report["networks"], list)
+        and all(map(is_name, report["networks"]))
     )
     for attack in (*report["attacks"], report["combined"]):
         low, high = attack["auc_interval"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Provenance:
 def export_bundle(
     checkpoint: Path, run: RunFile, keys: KeyFolder, target: Path, *, scores: Path | None = None,
     parent: Provenance | None = None, recipient: str | None = None, half: bool = False, gate: Gate | None = None,
+    discriminators: bool = True,
     progress: Progress = no_progress, warn: Callable[[str], object] = lambda message: None,
 ) -> BundleFacts:  # fmt: skip
     """Write a bundle, and its readable members to the folder `bundle/` beside it.
@@ -67,6 +68,7 @@ def export_bundle(
         recipient: the name or fingerprint, in the roster, of the one site that may read the bundle; None: the bundle is not
             encrypted, and whoever has the file can read it.
         half: whether to carry the weights in half precision.
+        discriminators: whether they travel; without them the next site's start anew.
         gate: the site's policy of release with the privacy audit of the checkpoint; None asks for none.
         progress: called with the bytes of the weights that are done, and in all.
         warn: told what the gate's policy warns of.
@@ -86,12 +88,13 @@ def export_bundle(
     if recipient_entry is not None:
         keys.roster.require(recipient_entry.card.fingerprint, run.digest, f"the recipient {recipient_entry.card.name}")
     metrics = manifest.scores_of(scores, source.digest) if scores is not None else {}
-    audit, warning = (gate or Gate()).clear(source.digest)
+    handed_over = _handed_over_tensors(meta, stored, () if discriminators else weights.DISCRIMINATORS)
+    audit, warning = (gate or Gate()).clear(source.digest, {name.split("/")[1] for name in handed_over})
     if warning is not None:
         warn(warning)
     with private_folder(target.parent) as staging:
         weights_file = staging / container.WEIGHTS
-        table = weights.select(checkpoint, _handed_over_tensors(meta, stored), weights_file, half, progress)
+        table = weights.select(checkpoint, handed_over, weights_file, half, progress)
         manifest_data = {
             "format": manifest.FORMAT,
             "relay": relay_core.__version__,
@@ -206,11 +209,14 @@ def _require_parent_of(meta: Mapping[str, Any], parent: Provenance) -> None:
         )
 
 
-def _handed_over_tensors(meta: Mapping[str, Any], stored: Mapping[str, weights.Stored]) -> dict[str, weights.Stored]:
+def _handed_over_tensors(
+    meta: Mapping[str, Any], stored: Mapping[str, weights.Stored], without: Sequence[str]
+) -> dict[str, weights.Stored]:
     """Return the tensors of the networks that the strategy hands over: no optimizer states, no frozen copies."""
     network_tensors = {name: tensor for name, tensor in stored.items() if name.startswith("network/")}
     handed_over = meta.get("hand_over") or {n.split("/")[1] for n in network_tensors if not n.startswith("network/old_")}
-    return {name: tensor for name, tensor in network_tensors.items() if name.split("/")[1] in handed_over}
+    names = {*handed_over} - {*without}
+    return {name: tensor for name, tensor in network_tensors.items() if name.split("/")[1] in names}
 
 
 def _bundle_name(manifest_data: Mapping[str, Any]) -> str:

@@ -90,6 +90,12 @@ def export_(
         str | None, typer.Option("--to", help="Encrypt for this site of the roster: its name or fingerprint.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Carry the weights in half precision.")] = False,
+    discriminators: Annotated[
+        bool,
+        typer.Option(
+            "--discriminators/--without-discriminators", help="Whether they travel; else the next site's start anew."
+        ),
+    ] = True,
     audit: Annotated[Path | None, typer.Option(help="audit.signed.json of relay privacy-audit, of this checkpoint.")] = None,
     policy: PolicyOption = "off",
     max_auc: MaxAucOption = 0.60,
@@ -114,7 +120,8 @@ def export_(
         facts = export_bundle(
             checkpoint_file, load_run(run), key_folder(keys), out, scores=scores or (beside if beside.is_file() else None),
             parent=Provenance.read(parent) if parent else None, recipient=to, half=half, gate=gate,
-            progress=_progress(as_json), warn=lambda message: print(f"warning: {message}", file=sys.stderr),
+            discriminators=discriminators, progress=_progress(as_json),
+            warn=lambda message: print(f"warning: {message}", file=sys.stderr),
         )  # fmt: skip
     _print_facts(facts, as_json, f"wrote {out}, {facts.size / 1e6:.1f} MB")
 

@@ -36,6 +36,9 @@ def privacy_audit(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; default: audit/ beside the checkpoint.")] = None,
     samples: Annotated[int, typer.Option(min=100, help="Generated images that are searched for copies.")] = 10_000,
+    discriminators: Annotated[
+        bool, typer.Option("--discriminators/--without-discriminators", help="As `relay export` will be called.")
+    ] = True,
     max_auc: MaxAucOption = 0.60,
     alpha: AlphaOption = 0.05,
     min_patients: MinPatientsOption = 20,
@@ -67,7 +70,9 @@ def privacy_audit(
         counting("privacy audit", as_json) as progress,
         stop_on_signal("stopping: what is done is kept") as stop,
     ):
-        report, pairs = Audit(source, loaded, folder, data_root, choose_device(device), before, samples, progress, stop)()
+        report, pairs = Audit(
+            source, loaded, folder, data_root, choose_device(device), before, samples, discriminators, progress, stop
+        )()
     policy = Policy(max_auc, alpha, min_patients)
     verdict = judge(report, policy)
     written = write_audit(report, verdict, policy, pairs, folder)

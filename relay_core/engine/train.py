@@ -324,6 +324,7 @@ def _take_over(site: SiteTraining, strategy: Strategy, base: Checkpoint) -> None
     missing = strategy.missing_from(base.networks) if same_strategy else []
     names = [name for name in strategy.hand_over() if name not in missing] if same_strategy else ["solver"]
     checkpoint.load_networks(strategy, base, names)
+    strategy.received(names)
     if not same_strategy:
         site.warn(f"{base.path} is of strategy {base.meta['strategy']}: only its solver is taken over")
     for name in (name for name in missing if name.endswith("_ema")):

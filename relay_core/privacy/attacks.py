@@ -33,6 +33,8 @@ class Target:
     """Networks under attack, and the slots of the sites that they are told to be at."""
 
     strategy: Strategy
+    networks: list[str]
+    """Names of those that were loaded."""
     slots: list[int]
 
     @classmethod
@@ -44,11 +46,13 @@ class Target:
         """
         strategy = make_strategy(settings_of(source).without_pretraining(), device)
         strategy.load_state({**source.meta["state"], **({"frozen": []} if "frozen" in source.meta["state"] else {})})
-        checkpoint.load_networks(strategy, source, [n for n in strategy.hand_over() if n in source.networks])
+        lacking = strategy.missing_from(source.networks)
+        names = [name for name in strategy.hand_over() if name not in lacking]
+        checkpoint.load_networks(strategy, source, names)
         for network in strategy.networks.values():
             network.eval().requires_grad_(False)
         drawn = strategy.known.slots if isinstance(strategy, RelayStrategy) else {}
-        return cls(strategy, [slot.id for name, slot in drawn.items() if name == site or site not in drawn])
+        return cls(strategy, names, [slot.id for name, slot in drawn.items() if name == site or site not in drawn])
 
     @property
     def relay(self) -> RelayStrategy | None:

@@ -57,9 +57,9 @@ class Audit:
         device: the device to compute on.
         reference: the checkpoint that the site's training began from, if it received one.
         samples: generated images that are searched for copies.
+        discriminators: whether they leave too, and so are attacked.
         progress: called with (done, total) units of work.
         stop: asked after each of them whether to stop.
-        warn: told of what a reader of the report should know.
     """
 
     source: Checkpoint
@@ -69,6 +69,7 @@ class Audit:
     device: torch.device
     reference: Checkpoint | None = None
     samples: int = SAMPLES
+    discriminators: bool = True
     progress: Callable[[int, int], object] = lambda done, total: None
     stop: Stop = events.never
     warnings: list[str] = field(default_factory=list, init=False)
@@ -99,7 +100,7 @@ class Audit:
         fair = np.ones(len(sides.groups.member), bool)
         if shadow_half is not None:
             fair[shadow_half] = False
-        rows, combined = _judged(own, other, sides.groups, fair)
+        rows, combined = judged(own, other, sides.groups, fair)
         report = {
             "format": FORMAT,
             "relay": relay_core.__version__,
@@ -109,6 +110,7 @@ class Audit:
             "task_id": self.source.meta["task_id"],
             "site": settings.name,
             "strategy": self.source.meta["strategy"],
+            "networks": self._networks(target),
             "counts": sides.counts,
             "reference": {"kind": kind, "checkpoint": self.reference.digest if self.reference else None},
             "attacks": rows,
@@ -148,8 +150,21 @@ class Audit:
     def _context(self, sides: _Sides) -> str:
         """Digest of all that the parts of an audit depend on."""
         reference = self.reference.digest if self.reference else None
-        content = [relay_core.__version__, self.source.digest, reference, sides.digest, self.samples, self.device.type]
+        content = [
+            relay_core.__version__,
+            self.source.digest,
+            reference,
+            sides.digest,
+            self.samples,
+            self.discriminators,
+            self.device.type,
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _networks(self, target: Target) -> list[str]:
+        """Names of the networks that leave, and so were attacked."""
+        without = () if self.discriminators else target.relay.gan.names if target.relay else ()
+        return [name for name in target.networks if name not in without]
 
     def _plan(self, target: Target, settings: SiteSettings, sides: _Sides, shadow: bool) -> None:
         batches = -(-len(sides.images) // 32)
@@ -189,7 +204,7 @@ class Audit:
         if target.relay:
             small, maps = attacks.of_game(target, images, labels)
             logits = functools.cache(lambda: attacks.discriminator_scores(target, small, maps, self._tick))
-            for name in target.relay.gan.names:
+            for name in (each for each in target.relay.gan.names if each in self._networks(target)):
                 scores[name] = parts.get(f"{whose}/{name}", functools.partial(lambda name: logits()[name], name))
             scores["inversion"] = parts.get(
                 f"{whose}/inversion", lambda: attacks.inversion_scores(target, small, maps, self._tick)
@@ -326,7 +341,7 @@ class _Parts:
         return self.values[key]
 
 
-def _judged(
+def judged(
     own: dict[str, np.ndarray], other: dict[str, np.ndarray], groups: Groups, fair: np.ndarray
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return each attack, raw and calibrated by the reference, and all together.

@@ -89,6 +89,11 @@ class AdversarialPair:
         )  # fmt: skip
         self.path_mean = torch.zeros([], device=device)
 
+    @property
+    def name(self) -> str:
+        """The name of the discriminator's network."""
+        return f"D_{self.kind}"
+
     def styles(self, codes: SiteCodes) -> tuple[Tensor, Tensor]:
         """Draw styles for random latents; return them (N, num_ws, w_dim) and the discriminator's conditioning (N, c_dim).
 
@@ -208,13 +213,13 @@ class Adversaries:
     @property
     def names(self) -> list[str]:
         """Names of the discriminators' networks."""
-        return [f"D_{pair.kind}" for pair in self.pairs]
+        return [pair.name for pair in self.pairs]
 
     @torch.no_grad()
     def logits(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Logits (N,) of a batch as in `step`, not augmented, by the name of the discriminator's network."""
         real, codes = self._real(batch, None)
-        return {f"D_{pair.kind}": pair.discriminator(real[pair.kind], codes[pair.kind])[:, 0] for pair in self.pairs}
+        return {pair.name: pair.discriminator(real[pair.kind], codes[pair.kind])[:, 0] for pair in self.pairs}
 
     def _condition(self, labels: Tensor) -> Tensor | None:
         """Noisy label maps that images are made for; None for classification."""

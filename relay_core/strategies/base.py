@@ -176,8 +176,11 @@ class Strategy(ABC):
         """Return the sites before this one that it should replay, and cannot."""
         return []
 
+    def received(self, networks: list[str]) -> None:
+        """Learn which networks came from the site before; called before `begin_site`, where any did."""
+
     def missing_from(self, networks: list[str]) -> list[str]:
-        """Names of networks that a checkpoint with these `networks` need not have: averages (EMA), which start as copies."""
+        """Names of networks that a checkpoint with these `networks` lacks and may lack: averages (EMA) start as copies."""
         return [name for name in self.hand_over() if name.endswith("_ema") and name not in networks]
 
     def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:

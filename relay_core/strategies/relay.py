@@ -56,6 +56,8 @@ class RelayStrategy(Strategy):
         self.augment = SolverAugment(train.augment)
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
         self.previous, self.current = SiteBank(), SiteBank()
+        self.anew: list[str] = []
+        """Discriminators that did not come from the site before."""
         self.stage = 1
         at_last = self.s.published if self.s.gan_at_last_site is None else self.s.gan_at_last_site
         self.plays = self.s.train_gan and (at_last or not settings.last)
@@ -77,7 +79,7 @@ class RelayStrategy(Strategy):
         self.current.slots[name].merged = list(self.settings.data.merged)
         self.stage = 1
         if self.previous.slots:
-            self._lay_out_memory(["solver", *self.gan_names])
+            self._lay_out_memory(["solver", *(name for name in self.gan_names if name not in self.anew)])
             for pair in self.gan.pairs:
                 pair.ada.halve()
 
@@ -101,8 +103,19 @@ class RelayStrategy(Strategy):
         return cast(Styles, self.networks["styles"])
 
     def missing_from(self, networks: list[str]) -> list[str]:
-        """Averages, and colours: those of sites whose model had none are not known."""
-        return [*super().missing_from(networks), *({"styles"} & {*self.networks} - {*networks})]
+        """Averages; colours, which are not known then; and discriminators, which may have stayed behind and start anew."""
+        others = ["styles", *(name for name in self.gan_names if name.startswith("D_"))]
+        return [
+            *super().missing_from(networks),
+            *(name for name in others if name in self.networks and name not in networks),
+        ]
+
+    def received(self, networks: list[str]) -> None:
+        """Begin the adaptive augmentation of a discriminator anew that did not come along."""
+        self.anew = [pair.name for pair in self.gan.pairs if pair.name not in networks]
+        for pair in self.gan.pairs:
+            if pair.name in self.anew:
+                pair.ada.restart()
 
     def real_count(self, position: Position) -> int:
         """Enter the stage of this position, merging where stage 2 begins; return how much of the batch is real."""
@@ -114,7 +127,7 @@ class RelayStrategy(Strategy):
                     self._merge()
                 for name in self.gan_names:
                     if name.startswith("D_"):
-                        self.networks.pop(f"old_{name}")
+                        self.networks.pop(f"old_{name}", None)
         batch = self.settings.train.batch_size
         return batch - self._replay_count() if self.s.replay_keep_batch_size else batch
 
@@ -169,7 +182,7 @@ class RelayStrategy(Strategy):
         """
         old, new = float(self.previous.images), float(self.current.images)
         weight = old / (old + new) if self.s.weighted_merge else 0.5
-        for name in ("solver", *(self.gan_names if self.plays else ())):
+        for name in ("solver", *(name for name in (self.gan_names if self.plays else ()) if name not in self.anew)):
             lerp_(self.networks[name], self.networks[f"old_{name}"], weight, self.s.corrections.merge_buffers)
         for name in self._generators() if self.plays else ():
             if f"{name}_ema" in self.networks:
@@ -387,6 +400,8 @@ class RelayStrategy(Strategy):
         for pair in self.gan.pairs:
             pair.load_state(state[pair.kind])
         self._lay_out_memory(list(state["frozen"]))
+        if self.previous.slots and self.stage == 1:
+            self.anew = [name for name in self.gan_names if name.startswith("D_") and name not in state["frozen"]]
 
     def draw(self, slots: Tensor) -> Replay:
         """Draw one picture for each slot (N,) of a site from the generators as they would be handed over."""

@@ -189,8 +189,9 @@ def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> JobPla
 
 
 def privacy_audit(
-    session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None, samples: int = 10_000
-) -> JobPlan:
+    session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None, samples: int = 10_000,
+    discriminators: bool = True,
+) -> JobPlan:  # fmt: skip
     """Plan the attacks on a checkpoint that was trained here, by the images of its site.
 
     Raises:
@@ -210,6 +211,7 @@ def privacy_audit(
     if checkpoint.task_id not in dataset_rows:
         raise _dataset_missing(run, checkpoint.task_id)
     params = {"datasets": {str(checkpoint.task_id): dataset_rows[checkpoint.task_id].id}, "samples": samples}
+    params |= {} if discriminators else {"discriminators": False}
     return JobPlan(params, 1, run.id, checkpoint.id)
 
 
@@ -219,7 +221,7 @@ AUDIT = "audit.signed.json"
 
 def export(
     session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False, policy: Mode = "off",
-    override: str | None = None,
+    override: str | None = None, discriminators: bool = True,
 ) -> JobPlan:  # fmt: skip
     """Plan the building of the bundle that carries a checkpoint to the next site.
 
@@ -230,6 +232,7 @@ def export(
         half: whether to carry weights in half precision.
         policy: the site's policy of release.
         override: why it may leave although its privacy audit did not pass.
+        discriminators: whether they travel; else the next site's start anew.
 
     Raises:
         Refusal: `release_refused` where the policy requires a privacy audit, and there is none and no reason to do without;
@@ -259,6 +262,7 @@ def export(
             raise Refusal("bundle_incomplete", f"{checkpoint.id} grew out of {parent_id}; export that one first")
     params = {"recipient": recipient, "half": half, "parent": parent_bundle.id if parent_bundle else None}
     params |= {"override": one_line(override)} if override is not None else {}
+    params |= {} if discriminators else {"discriminators": False}
     return JobPlan(params, 0, checkpoint.run_id, checkpoint.id)
 
 

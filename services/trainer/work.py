@@ -219,11 +219,16 @@ def _privacy_audit(session: Session, settings: Settings, claim: Claim, work: Pre
         claim, "privacy-audit", str(checkpoint), "--run", str(run_path), "--out", str(work.folder), "--keys",
         str(settings.keys_folder), "--samples", str(work.job.params["samples"]), *_policy_options(settings),
     )  # fmt: skip
+    work.command += _discriminators_option(work.job.params)
     if row.parent_id is not None:
         before = need(session, Checkpoint, row.parent_id)
         path = work.folder / INPUT / f"before-{before.step:08d}.safetensors"
         work.wanted.append((before.digest, path))
         work.command += ["--reference", str(path)]
+
+
+def _discriminators_option(params: Mapping[str, Any]) -> list[str]:
+    return [] if params.get("discriminators", True) else ["--without-discriminators"]
 
 
 def _policy_options(settings: Settings) -> list[str]:
@@ -283,7 +288,7 @@ def _export(session: Session, settings: Settings, claim: Claim, work: PreparedJo
     )
     _add_input(work, "--scores", artifacts.attached(session, work.inputs[INPUT]).get("scores.json"), "scores.json")
     _add_input(work, "--audit", artifacts.attached(session, work.inputs[INPUT]).get(AUDIT), AUDIT)
-    work.command += [f"--policy={settings.release_policy}", *_policy_options(settings)]
+    work.command += [f"--policy={settings.release_policy}", *_policy_options(settings), *_discriminators_option(params)]
     if params.get("override") is not None:
         work.command += [f"--override={params['override']}"]
     if params["parent"] is not None:

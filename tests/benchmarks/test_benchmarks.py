@@ -17,6 +17,7 @@ RUNS = {
     "input": ["its own seconds", "when due", "ahead", "ratio"],
     "mutations": ["answers to the attacker", "predict p99 ms", "infer p99 ms", "failed", "API MiB"],
     "predict": ["seconds", "API, MiB above the model", "below it, MiB"],
+    "privacy": ["solver, AUC", "all together", "outcome"],
     "serve": ["bare images/s", "HTTP images/s", "ratio", "HTTP p99 ms"],
     "service": ["requests/s", "median ms", "p99 ms"],
     "site": ["median"],

@@ -456,3 +456,75 @@ def test_no_bundle_goes_on_from_one_of_a_revoked_key(world, tmp_path):
     with refusal("signer_revoked", "which was revoked here on 20"):
         writer.export_bundle(world.checkpoint(2), world.run, keys, target, parent=parent)
     assert not target.exists()
+
+
+def test_discriminators_may_stay_behind_and_the_next_sites_start_anew(world, one, tmp_path):
+    """What they know of the site's images does not leave; everything else goes on as it would."""
+    from relay_core.engine import RelayRun, generated_rows, settings_of
+    from relay_core.strategies import make_strategy
+
+    facts = world.export(1, tmp_path / "lean.relay", discriminators=False)
+    names = {name.split("/")[1] for name in opened_tensors(tmp_path / "lean.relay")}
+    assert names == {"solver", "G_label", "G_img", *(n for n in names if n.endswith("_ema"))}
+    assert facts.size < (tmp_path / "one.relay").stat().st_size
+    _, target = world.receive(tmp_path / "lean.relay", 2, tmp_path / "out")
+    received = checkpoint.read(target)
+    assert not {"D_label", "D_img"} & {*received.networks}
+    assert generated_rows(settings_of(received), received, torch.device("cpu"), 2), "samples are drawn as before"
+    first = checkpoint.read(world.checkpoint(1))
+    assert torch.equal(received.network("G_img")[key := next(iter(received.network("G_img")))], first.network("G_img")[key])
+    RelayRun(world.run, tmp_path / "out", world.data, torch.device("cpu"), only=2)()
+    second = checkpoint.read(tmp_path / "out/task_2/step-00000006.safetensors")
+    assert {"D_label", "D_img"} <= {*second.networks}, "the second site has its own"
+    strategy = make_strategy(settings_of(second), torch.device("cpu"))
+    checkpoint.restore(strategy, second, torch.device("cpu"))  # it is whole, and can be resumed
+    settings = world.run.site(2)
+    halfway = RelayRun(world.run, tmp_path / "again", world.data, torch.device("cpu"), only=2)
+    shutil.copytree(tmp_path / "out/task_1", tmp_path / "again/task_1")
+    calls = iter(range(2))
+    halfway.stop = lambda: next(calls, None) is None
+    from relay_core.errors import Stopped
+
+    with pytest.raises(Stopped):
+        halfway()
+    RelayRun(world.run, tmp_path / "again", world.data, torch.device("cpu"), only=2, resume=True)()
+    resumed = checkpoint.read(tmp_path / "again" / settings.folder_name / "step-00000006.safetensors")
+    assert all(torch.equal(value, second.tensors[name]) for name, value in resumed.tensors.items() if "network/" in name)
+
+
+def opened_tensors(path):
+    return json.loads(members(path)["manifest.json"])["tensors"]
+
+
+def test_a_bundle_lacks_whole_discriminators_or_nothing(world, tmp_path):
+    """A part of one, or a missing generator, is refused as before."""
+    from relay_core.bundle import weights
+
+    wanted = hand_over_layout(world.run.site(1))
+    weights.check_networks({k: v for k, v in wanted.items() if "/D_" not in k}, wanted)
+    some = next(name for name in wanted if "/D_img/" in name)
+    for lacking in ({some}, {name for name in wanted if "/G_img/" in name}, {name for name in wanted if "/solver/" in name}):
+        with pytest.raises(BundleError, match="is missing"):
+            weights.check_networks({k: v for k, v in wanted.items() if k not in lacking}, wanted)
+
+
+def test_an_audit_covers_what_leaves(world, tmp_path):
+    from relay_core.bundle import Gate
+    from tests.privacy.test_gate import report
+
+    digest = checkpoint.read(world.checkpoint(1)).digest
+    audit = {**report(), "checkpoint": digest, "networks": ["solver", "G_label", "G_img", "G_label_ema", "G_img_ema"]}
+    with refusal("audit_invalid", "D_img, D_label"):
+        world.export(1, tmp_path / "all.relay", gate=Gate("require", audit=audit))
+    facts = world.export(1, tmp_path / "lean.relay", gate=Gate("require", audit=audit), discriminators=False)
+    assert facts.history[0]["audit"]["outcome"] == "passed"
+    assert "privacy audit passed" in members(tmp_path / "lean.relay")["MODEL_CARD.md"].decode()
+    got, _ = world.receive(tmp_path / "lean.relay", 2, tmp_path / "out")
+    assert got.history[0]["audit"] == facts.history[0]["audit"]
+    parts = members(tmp_path / "lean.relay")
+    changed = json.loads(parts["history.json"])
+    changed[0]["audit"]["auc"] = 0.4
+    from relay_core.bundle import canonical, history
+
+    with refusal("history_broken", "not signed"):
+        history.check(json.loads(canonical.dump(changed)), None)

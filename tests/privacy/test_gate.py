@@ -24,7 +24,8 @@ def report(combined=None, attacks=None, patients=(200, 100), copies=()):
     counts = {"members": 200, "others": 100, "member_patients": patients[0], "other_patients": patients[1]}
     return {
         "format": 1, "relay": "0.2.0", "created_at": 1e9, "checkpoint": CHECKPOINT, "run": "b" * 64, "task_id": 1,
-        "site": "North", "strategy": "relay", "counts": counts, "reference": {"kind": "received", "checkpoint": None},
+        "site": "North", "strategy": "relay", "networks": ["solver", "G_img", "D_img"],
+        "counts": counts, "reference": {"kind": "received", "checkpoint": None},
         "attacks": attacks or [attack()], "combined": combined or attack("all together"), "copies": list(copies),
         "samples": 100, "seconds": 1.0, "warnings": [],
     }  # fmt: skip
@@ -83,9 +84,9 @@ def test_require_lets_nothing_out_without_an_audit_that_passed():
     wide = report(combined=attack("all", high=0.7))
     for audit, words in ((None, "there is none"), (failed, "is failed"), (wide, "is inconclusive")):
         with pytest.raises(BundleError, match=words) as error:
-            Gate("require", audit=audit).clear(CHECKPOINT)
+            Gate("require", audit=audit).clear(CHECKPOINT, ["solver", "D_img"])
         assert error.value.code == "release_refused"
-    fact, warning = Gate("require", audit=passed).clear(CHECKPOINT)
+    fact, warning = Gate("require", audit=passed).clear(CHECKPOINT, ["solver", "D_img"])
     assert fact["outcome"] == "passed"
     assert fact["override"] is None
     assert warning is None
@@ -93,22 +94,22 @@ def test_require_lets_nothing_out_without_an_audit_that_passed():
 
 def test_an_override_travels_with_its_reason_and_a_pass_needs_none():
     failed = report(combined=attack("all", 0.7, 0.65, 0.75, p=0.001))
-    fact, warning = Gate("require", audit=failed, override="consented, public images").clear(CHECKPOINT)
+    fact, warning = Gate("require", audit=failed, override="consented, public images").clear(CHECKPOINT, ["solver", "D_img"])
     assert (fact["outcome"], fact["override"]) == ("failed", "consented, public images")
     assert "is failed" in warning
     assert "released nevertheless: consented, public images" in audit_words(fact)
-    assert Gate("require", audit=report(), override="x").clear(CHECKPOINT)[0]["override"] is None
-    assert Gate("require", override="no images to spare").clear(CHECKPOINT)[0] == {
+    assert Gate("require", audit=report(), override="x").clear(CHECKPOINT, ["solver", "D_img"])[0]["override"] is None
+    assert Gate("require", override="no images to spare").clear(CHECKPOINT, ["solver", "D_img"])[0] == {
         "outcome": "none", "override": "no images to spare",
     }  # fmt: skip
 
 
 def test_warn_warns_and_off_is_silent():
     wide = report(combined=attack("all", high=0.7))
-    assert Gate("off").clear(CHECKPOINT) == (None, None)
-    assert "no privacy audit was made" in Gate("warn").clear(CHECKPOINT)[1]
-    assert "is inconclusive" in Gate("warn", audit=wide).clear(CHECKPOINT)[1]
-    fact, warning = Gate("off", audit=wide).clear(CHECKPOINT)
+    assert Gate("off").clear(CHECKPOINT, ["solver", "D_img"]) == (None, None)
+    assert "no privacy audit was made" in Gate("warn").clear(CHECKPOINT, ["solver", "D_img"])[1]
+    assert "is inconclusive" in Gate("warn", audit=wide).clear(CHECKPOINT, ["solver", "D_img"])[1]
+    fact, warning = Gate("off", audit=wide).clear(CHECKPOINT, ["solver", "D_img"])
     assert fact["outcome"] == "inconclusive", "what was audited is said, whatever the policy"
     assert warning is None
 
@@ -116,7 +117,7 @@ def test_warn_warns_and_off_is_silent():
 def test_an_audit_of_another_checkpoint_is_refused_whatever_the_policy():
     for mode in ("off", "warn", "require"):
         with pytest.raises(BundleError, match="not of bbbb") as error:
-            Gate(mode, audit=report(), override="please").clear("b" * 64)
+            Gate(mode, audit=report(), override="please").clear("b" * 64, ["solver"])
         assert error.value.code == "audit_invalid"
 
 
@@ -153,7 +154,7 @@ def test_a_signed_report_that_lacks_something_is_refused(key, tmp_path, monkeypa
 
 
 def test_what_travels_says_nothing_of_single_images():
-    fact, _ = Gate("off", audit=report()).clear(CHECKPOINT)
+    fact, _ = Gate("off", audit=report()).clear(CHECKPOINT, ["solver", "D_img"])
     assert is_audit_fact(fact)
     assert fact.keys() == {
         "outcome", "override", "auc", "auc_high", "tpr", "at_fpr", "member_patients", "other_patients",

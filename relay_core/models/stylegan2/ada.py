@@ -210,7 +210,7 @@ class AdaptiveAugment:
         self.interval = interval
         self.ada_kimg = ada_kimg
         self.p_range = p_range
-        self.p = self._clip(p)
+        self.p = self._first = self._clip(p)
         self._sign_sum: Tensor | float = 0.0
         self._count = 0
 
@@ -230,6 +230,10 @@ class AdaptiveAugment:
         direction = (excess > 0) - (excess < 0)
         self.p = self._clip(self.p + direction * batch_global * self.interval / (self.ada_kimg * 1000))
         self._sign_sum, self._count = 0.0, 0
+
+    def restart(self) -> None:
+        """Begin as for a new discriminator."""
+        self.load_state_dict({"p": self._first, "sign_sum": 0.0, "count": 0})
 
     def halve(self) -> None:
         """Half as much augmentation, at the start of a new site."""

@@ -33,8 +33,9 @@ def submit_export(
 ) -> schemas.Job:
     """Build the signed bundle of a checkpoint, or sign the scores of an evaluation. The job's result names what it made."""
     request_body = body.model_dump(mode="json")
-    if request_body.get("override", "") is None:  # requests that are older than the field are repeated by their key
-        del request_body["override"]
+    for name, absent in (("override", None), ("discriminators", True)):  # older requests are repeated by their key
+        if request_body.get(name, ...) is absent:
+            del request_body[name]
     with site.database.write() as session:
         job = jobs.replayed(session, caller.actor, key, request_body)
         is_new = job is None
@@ -49,6 +50,7 @@ def submit_export(
                     half=body.half,
                     policy=site.settings.release_policy,
                     override=body.override,
+                    discriminators=body.discriminators,
                 )
                 if isinstance(body, schemas.ExportRequest)
                 else job_plans.report(session, body.evaluation_id)

@@ -77,7 +77,11 @@ def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:  # noqa: PLR09
             return job_plans.predict(session, body.checkpoint_id, body.dataset_id)
         case schemas.PrivacyAuditRequest():
             return job_plans.privacy_audit(
-                session, body.checkpoint_id, datasets=_by_task_id(body.datasets), samples=body.samples
+                session,
+                body.checkpoint_id,
+                datasets=_by_task_id(body.datasets),
+                samples=body.samples,
+                discriminators=body.discriminators,
             )
         case _:
             assert_never(body)

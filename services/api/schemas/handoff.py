@@ -58,6 +58,8 @@ class ExportRequest(RequestBody):
     """Name or fingerprint of a trusted key that the file is encrypted for; null: whoever has the file can read it."""
     half: bool = False
     """Says whether the weights are carried in half precision, in a file of half the size."""
+    discriminators: bool = True
+    """Says whether the networks travel that tell generated images from real ones; otherwise the next site's start anew."""
     override: Override | None = None
     """Is the reason to let it leave although no privacy audit passed; it stands in the audit log, and travels signed in the
     bundle's history."""

@@ -137,6 +137,8 @@ class PrivacyAuditRequest(RequestBody):
     """Maps the site's task_id to its data set; default: the data set of the site's own name."""
     samples: Annotated[int, Field(ge=100, le=100_000)] = 10_000
     """Is the number of generated images that are searched for copies."""
+    discriminators: bool = True
+    """Says whether they are to leave too, as the export will: then they are attacked."""
 
 
 JobRequest = Annotated[
