@@ -21,12 +21,8 @@ from benchmarks.record import TOY, Record, script
 from relay_core.bundle import Policy, judge
 from relay_core.config import RunFile, load_run
 from relay_core.data import SiteData, load_site, make_phantoms
-from relay_core.engine import Checkpoint, RelayRun
-from relay_core.engine.checkpoint import find
-from relay_core.privacy import Audit, attacks
-from relay_core.privacy.audit import judged
-from relay_core.privacy.copies import copying, pixel_distances
-from relay_core.privacy.statistics import Groups
+from relay_core.engine import Checkpoint, RelayRun, checkpoint
+from relay_core.privacy import Audit, Groups, attacks, copying, judged, pixel_distances
 
 CPU = torch.device("cpu")
 
@@ -65,7 +61,7 @@ def _trained(folder: Path, args: argparse.Namespace, record: Record, images: int
         make_phantoms(data, 1, train=images, test=args.tests, size=32, seed=seed)
     run = _run(data, args, steps)
     RelayRun(run, folder / "out", data, CPU, only=1, resume=True)()
-    return find(folder / "out/task_1", record.note)
+    return checkpoint.find(folder / "out/task_1", record.note)
 
 
 def _leaks(folder: Path, args: argparse.Namespace, record: Record, reference: Checkpoint) -> None:

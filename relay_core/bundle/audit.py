@@ -10,10 +10,10 @@ from relay_core.bundle.values import is_count, is_digest, is_moment, is_name, is
 from relay_core.errors import BundleError
 
 FORMAT = 1
-SIGNED = "audit.signed.json"
+AUDIT = "audit.signed.json"
 """Name of the file of a signed report."""
 Outcome = Literal["passed", "failed", "inconclusive"]
-Mode = Literal["off", "warn", "require"]
+ReleaseMode = Literal["off", "warn", "require"]
 MAX_REASON = 500
 """Most letters of the reason of an override."""
 
@@ -34,7 +34,7 @@ class Policy:
 class Gate:
     """Whether a bundle may leave: a site's policy, the audit of what leaves, and who leaves it nevertheless."""
 
-    mode: Mode = "off"
+    mode: ReleaseMode = "off"
     """`off`: no audit is asked for; `warn`: its absence or outcome is said; `require`: it must have passed."""
     policy: Policy = Policy()
     audit: Mapping[str, Any] | None = None

@@ -46,7 +46,7 @@ def import_bundle(
         manifest_data = bundle.manifest
         run = provenance.check(bundle.facts, known, evaluate=evaluate)
         settings = run.site(manifest_data["task_id"])
-        weights.check_networks(bundle.table, layout(settings))
+        weights.check_networks(bundle.table, layout(settings), settings.facts.has_generators)
         target = out / settings.folder_name / f"step-{manifest_data['checkpoint']['step']:08d}.safetensors"
         earlier_imports = _earlier_imports(target.parent)
         meta = {

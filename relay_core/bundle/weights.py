@@ -141,19 +141,22 @@ def check(path: Path, table: Table) -> dict[str, Stored]:
 
 DISCRIMINATORS = ("D_label", "D_img")
 """Networks that may stay behind: the next site's start anew then."""
+OPTIONAL = (*DISCRIMINATORS, "styles")
+"""Networks of a strategy with generators that a bundle may lack: a converted model has no colours."""
 
 
-def check_networks(table: Table, wanted: Table) -> None:
+def check_networks(table: Table, wanted: Table, lean: bool = False) -> None:
     """Require that the tensors are those of the run's networks; float16 may stand for float32.
 
     Args:
-        table: the tensors of a bundle. It may lack all of a discriminator.
+        table: the tensors of a bundle.
         wanted: the tensors of the run's networks.
+        lean: whether those of `OPTIONAL` may be missing, each as a whole.
 
     Raises:
         BundleError: `weights_invalid`; it names the first three tensors that are missing, unknown, or of another form.
     """
-    absent = {name for name in DISCRIMINATORS if not any(key.startswith(f"network/{name}/") for key in table)}
+    absent = {name for name in (OPTIONAL if lean else ()) if not any(key.startswith(f"network/{name}/") for key in table)}
     wanted = {name: form for name, form in wanted.items() if name.split("/")[1] not in absent}
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - table.keys())]
     faults += [f"{name} does not belong to the run's networks" for name in sorted(table.keys() - wanted.keys())]

@@ -243,7 +243,8 @@ def verify_(bundle: BundleArgument, keys: KeysOption = KEYS, as_json: JsonOption
         except ModuleNotFoundError:
             print("networks not compared: pip install 'relay-learning[train]'", file=sys.stderr)
         else:
-            check_networks(contents.table, hand_over_layout(contents.run.site(contents.manifest["task_id"])))
+            settings = contents.run.site(contents.manifest["task_id"])
+            check_networks(contents.table, hand_over_layout(settings), settings.facts.has_generators)
         _print_facts(contents.facts, as_json, "verified")
 
 

@@ -50,21 +50,20 @@ def privacy_audit(
 
     Called again after a stop, it goes on. `relay audit` is the service's log.
     """
-    from relay_core.bundle import Policy, judge, sign_audit
-    from relay_core.bundle.audit import SIGNED
+    from relay_core.bundle import AUDIT, Policy, judge, sign_audit
     from relay_core.cli.output import counting
     from relay_core.cli.training import stop_on_signal
     from relay_core.config import load_run
+    from relay_core.engine import checkpoint as checkpoints
     from relay_core.engine import choose_device
-    from relay_core.engine.checkpoint import find
     from relay_core.files import write_atomically
     from relay_core.privacy import Audit, audit_text, write_audit
 
     def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
-    source, loaded = find(checkpoint, warn), load_run(run)
-    before = find(reference, warn) if reference is not None else _before(source, loaded)
+    source, loaded = checkpoints.find(checkpoint, warn), load_run(run)
+    before = checkpoints.find(reference, warn) if reference is not None else _before(source, loaded)
     folder = out or source.path.parent / "audit"
     with (
         counting("privacy audit", as_json) as progress,
@@ -78,7 +77,7 @@ def privacy_audit(
     written = write_audit(report, verdict, policy, pairs, folder)
     site_keys = key_folder(keys)
     if site_keys.exists:
-        written.append(folder / SIGNED)
+        written.append(folder / AUDIT)
         write_atomically(written[-1], sign_audit(report, site_keys))
     if as_json:
         summary = {"outcome": verdict.outcome, "reasons": verdict.reasons, "checkpoint": report["checkpoint"]}
@@ -91,11 +90,11 @@ def privacy_audit(
 
 def _before(source: Checkpoint, run: RunFile) -> Checkpoint | None:
     """Return the checkpoint that a training began from, where it lies beside it; None where it began from nothing."""
-    from relay_core.engine.checkpoint import find
+    from relay_core.engine import checkpoint as checkpoints
 
     task_id = source.meta["task_id"]
     place = run.task_ids.index(task_id) if task_id in run.task_ids else 0
     if not place or source.meta.get("base", {}) is None:
         return None
     folder = source.path.parent.parent / run.site(run.task_ids[place - 1]).folder_name
-    return find(folder, lambda message: None) if folder.is_dir() else None
+    return checkpoints.find(folder, lambda message: None) if folder.is_dir() else None

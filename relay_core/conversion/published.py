@@ -124,7 +124,8 @@ def _expected_networks(settings: SiteSettings, relay: bool) -> dict[str, State]:
     meta = torch.device("meta")
     with meta:
         strategy = make_strategy(settings.without_pretraining(), meta)
-    return {name: strategy.networks[name].state_dict() for name in (strategy.hand_over() if relay else ["solver"])}
+    names = [name for name in strategy.hand_over() if name != "styles"] if relay else ["solver"]  # it kept no colours
+    return {name: strategy.networks[name].state_dict() for name in names}
 
 
 def _fitted_tensors(published_states: Mapping[str, State], expected_states: Mapping[str, State], source: Path) -> State:

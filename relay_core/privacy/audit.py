@@ -34,7 +34,7 @@ from relay_core.privacy.attacks import Target
 from relay_core.privacy.combined import combined_attack
 from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
 from relay_core.privacy.shadow import Part, shadow_steps, train_shadow
-from relay_core.privacy.statistics import Groups, attack_scores
+from relay_core.privacy.statistics import Draws, Groups, attack_scores
 from relay_core.replay import resize_images
 
 FORMAT = 1
@@ -350,18 +350,19 @@ def judged(
     themselves, and the raw attack does not count (`counts`).
     """
     part = Groups(groups.member[fair], np.unique(groups.patient[fair], return_inverse=True)[1])
+    all_draws, part_draws = Draws.of(groups), Draws.of(part)
     rows, features = [], []
     for name, scores in own.items():
-        control = attack_scores(other[name][fair], part) if name in other else None
+        control = attack_scores(other[name][fair], part, part_draws) if name in other else None
         counts = control is None or control["p"] >= 0.05
-        row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups)}
+        row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups, all_draws)}
         rows.append({**row, "control": None if control is None else {key: control[key] for key in ("auc", "p")}})
         features.append(scores[fair])
         if name in other:
             difference = (scores - other[name])[fair]
-            rows.append(
-                {"name": f"{name}, calibrated", "calibrated": True, "counts": True, **attack_scores(difference, part)}
-            )
+            calibrated = attack_scores(difference, part, part_draws)
+            rows.append({"name": f"{name}, calibrated", "calibrated": True, "counts": True, **calibrated})
             features.append(difference)
-    combined = {"name": "all together", "counts": True, **combined_attack(np.stack(features, axis=1), part)}
+    together = combined_attack(np.stack(features, axis=1), part, part_draws)
+    combined = {"name": "all together", "counts": True, **together}
     return rows, combined

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from relay_core.privacy.statistics import Groups, Scores, attack_scores, auc, permuted_members
+from relay_core.privacy.statistics import Draws, Groups, Scores, attack_scores, auc, permuted_members
 
 FOLDS = 5
 RIDGE = 0.1
@@ -15,7 +15,7 @@ RIDGE = 0.1
 PERMUTATIONS = 500
 
 
-def combined_attack(features: Scores, groups: Groups, seed: int = 0) -> dict[str, Any]:
+def combined_attack(features: Scores, groups: Groups, draws: Draws | None = None, seed: int = 0) -> dict[str, Any]:
     """Return what the scores of all attacks (N, K) tell together, as `attack_scores` does of one.
 
     The strongest attacker knows of some patients whether they were members (Nasr 2019, arXiv 1812.00910): Fisher's
@@ -27,7 +27,7 @@ def combined_attack(features: Scores, groups: Groups, seed: int = 0) -> dict[str
     folds = _folds(groups, rng)
     standard = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-9)
     scores = _scored(standard, groups.member, folds)
-    result = attack_scores(scores, groups, seed)
+    result = attack_scores(scores, groups, draws)
     found = _auc(scores, groups.member)
     chance = np.array([
         _auc(_scored(standard, member, folds), member) for member in permuted_members(groups, rng, PERMUTATIONS)

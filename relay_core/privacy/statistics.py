@@ -60,8 +60,7 @@ def auc(scores: Scores, member_weight: Scores, other_weight: Scores) -> Scores:
         member_weight: how often each score counts as a member's, (B, N).
         other_weight: how often as a non-member's, (B, N).
     """
-    values, place = np.unique(scores, return_inverse=True)
-    members, others = (_summed(weight, place, len(values)) for weight in (member_weight, other_weight))
+    members, others = _by_score(scores, member_weight, other_weight)
     below = np.cumsum(others, axis=1) - others
     won = (members * (below + others / 2)).sum(axis=1)
     return won / (members.sum(axis=1) * others.sum(axis=1))
@@ -69,14 +68,16 @@ def auc(scores: Scores, member_weight: Scores, other_weight: Scores) -> Scores:
 
 def true_positive_rate(scores: Scores, member_weight: Scores, other_weight: Scores, level: float) -> Scores:
     """Return the share of members above a threshold that at most `level` of the others are above, by row of weights."""
-    values, place = np.unique(scores, return_inverse=True)
-    members, others = (_summed(weight, place, len(values))[:, ::-1] for weight in (member_weight, other_weight))
+    members, others = (weights[:, ::-1] for weights in _by_score(scores, member_weight, other_weight))
     allowed = np.cumsum(others, axis=1) <= level * others.sum(axis=1, keepdims=True) + 1e-9
     return (members * allowed).sum(axis=1) / members.sum(axis=1)
 
 
-def _summed(weight: Scores, place: npt.NDArray[np.int64], count: int) -> Scores:
-    return np.stack([np.bincount(place, row, count) for row in weight])
+def _by_score(scores: Scores, *weights: Scores) -> list[Scores]:
+    """Weights (B, V), summed over equal scores, in the order of the V different scores."""
+    order = scores.argsort(kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)
+    return [np.add.reduceat(each[:, order], starts, axis=1) for each in weights]
 
 
 def level_for(patients: int) -> float:
@@ -84,20 +85,33 @@ def level_for(patients: int) -> float:
     return 0.01 if patients >= 300 else 0.05 if patients >= 60 else 0.1
 
 
-def attack_scores(scores: Scores, groups: Groups, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Draws:
+    """Weights (B, N) of members and of others, as often as patients were drawn: one for all attacks on the same images."""
+
+    bootstrap: tuple[Scores, Scores]
+    permuted: tuple[Scores, Scores]
+
+    @classmethod
+    def of(cls, groups: Groups, seed: int = 0, resamples: int = RESAMPLES) -> Draws:
+        """Draw the patients of each side anew, and which of all are members."""
+        rng = np.random.default_rng(seed)
+        return cls(_bootstrap(groups, rng, resamples), _permuted(groups, rng, resamples))
+
+
+def attack_scores(scores: Scores, groups: Groups, draws: Draws | None = None) -> dict[str, Any]:
     """Return what one attack's scores (N,) tell of membership.
 
     `auc` and `auc_interval` (95 %, bootstrap over patients), `p` (members score as high by luck: patients permuted), `tpr`,
     `tpr_interval`, `at_fpr`, `tpr_p`, and `detectable_auc`: the AUC that this test finds with a probability of 80 %.
     """
-    rng = np.random.default_rng(seed)
+    draws = draws or Draws.of(groups)
     whole = (groups.member.astype(float)[None], (~groups.member).astype(float)[None])
     level = level_for(len(groups.patients(False)))
     point, rate = float(auc(scores, *whole)[0]), float(true_positive_rate(scores, *whole, level)[0])
-    drawn = _bootstrap(groups, rng, resamples)
-    aucs, rates = auc(scores, *drawn), true_positive_rate(scores, *drawn, level)
-    shuffled = _permuted(groups, rng, resamples)
-    chance, chance_rates = auc(scores, *shuffled), true_positive_rate(scores, *shuffled, level)
+    aucs, rates = auc(scores, *draws.bootstrap), true_positive_rate(scores, *draws.bootstrap, level)
+    chance, chance_rates = auc(scores, *draws.permuted), true_positive_rate(scores, *draws.permuted, level)
+    resamples = len(chance)
     return {
         "auc": point,
         "auc_interval": _interval(aucs),

@@ -15,7 +15,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import ForUpdateArg
 
-from relay_core.bundle.audit import MAX_REASON, Mode
+from relay_core.bundle import AUDIT, MAX_REASON, ReleaseMode
 from relay_core.config import strategy_facts
 from services.site import artifacts, runs, trust, workers
 from services.site.db import Base, Bundle, Checkpoint, Dataset, Evaluation, Job, Run
@@ -215,12 +215,8 @@ def privacy_audit(
     return JobPlan(params, 1, run.id, checkpoint.id)
 
 
-AUDIT = "audit.signed.json"
-"""Name of the attachment of a checkpoint that is the newest privacy audit of it, signed by this site."""
-
-
 def export(
-    session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False, policy: Mode = "off",
+    session: Session, checkpoint_id: str, *, recipient: str | None = None, half: bool = False, policy: ReleaseMode = "off",
     override: str | None = None, discriminators: bool = True,
 ) -> JobPlan:  # fmt: skip
     """Plan the building of the bundle that carries a checkpoint to the next site.

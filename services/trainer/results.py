@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from relay_core.bundle import AUDIT
 from relay_core.config import strategy_facts
 from services.site import ArtifactStore, CheckpointFile, Refusal, artifacts, audit, bundle_exchange, need, registry
 from services.site.db import Checkpoint, Dataset, Evaluation, Job, Run
-from services.site.job_plans import AUDIT
 from services.trainer.folder import newest_checkpoints
 from services.trainer.training_process import NOTE
 from services.trainer.work import PREDICTIONS, STAGED, PreparedJob

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from relay_core.bundle import AUDIT
 from relay_core.config import CommonDatasetKwargs, RunFile, dataset_options
 from services.site import (
     ArtifactStore,
@@ -31,7 +32,6 @@ from services.site import (
     trust,
 )
 from services.site.db import Bundle, Checkpoint, Database, Dataset, Job, Run
-from services.site.job_plans import AUDIT
 from services.trainer.folder import write_run_files
 
 INPUT = "input"

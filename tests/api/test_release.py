@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from relay_core.bundle import AUDIT
 from relay_core.bundle.keys import KeyFolder
 from services.site import artifacts
-from services.site.job_plans import AUDIT
 from tests.api.kit import Site, ok, refused, running
 from tests.api.test_bundle_exchange import PASSPHRASE, _done, _join, _work, options, post
 from tests.conftest import Toy

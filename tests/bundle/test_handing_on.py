@@ -501,11 +501,14 @@ def test_a_bundle_lacks_whole_discriminators_or_nothing(world, tmp_path):
     from relay_core.bundle import weights
 
     wanted = hand_over_layout(world.run.site(1))
-    weights.check_networks({k: v for k, v in wanted.items() if "/D_" not in k}, wanted)
+    lean = {k: v for k, v in wanted.items() if "/D_" not in k}
+    weights.check_networks(lean, wanted, lean=True)
+    with pytest.raises(BundleError, match="D_img"):  # of a strategy without generators all has to be there
+        weights.check_networks(lean, wanted)
     some = next(name for name in wanted if "/D_img/" in name)
     for lacking in ({some}, {name for name in wanted if "/G_img/" in name}, {name for name in wanted if "/solver/" in name}):
         with pytest.raises(BundleError, match="is missing"):
-            weights.check_networks({k: v for k, v in wanted.items() if k not in lacking}, wanted)
+            weights.check_networks({k: v for k, v in wanted.items() if k not in lacking}, wanted, lean=True)
 
 
 def test_an_audit_covers_what_leaves(world, tmp_path):

@@ -8,5 +8,12 @@ def test_a_thousand_mutations_are_refused_and_leave_nothing(world, tmp_path):
     tally = bombard(world, tmp_path / "mutations", count=1000, seed=42)
     assert tally.faults == []
     assert sum(tally.codes.values()) == 1000
-    cannot_come_from_a_file = {"key_missing", "key_locked", "bundle_incomplete", "parent_differs"}
+    cannot_come_from_a_file = {
+        "key_missing",
+        "key_locked",
+        "bundle_incomplete",
+        "parent_differs",
+        "audit_invalid",
+        "release_refused",
+    }
     assert set(tally.codes) == BundleError.CODES - cannot_come_from_a_file, "each check has refused something"

@@ -22,6 +22,7 @@ CASES = {
     "relay": {"strategy": {"name": "relay"}, "model": {"kwargs": {"gan_at_last_site": True}}},
     "relay, label maps of classes": {"strategy": {"name": "relay"}, "model": {"kwargs": {"label_head": "classes"}}},
     "relay, a game every other step": {"strategy": {"name": "relay"}, "model": {"kwargs": {"gan_every": 2}}},
+    "relay, recoloured": {"strategy": {"name": "relay"}, "model": {"kwargs": {"recoloured_share": 0.5}}},
     "local": {"strategy": {"name": "baseline", "kwargs": {"mode": "local"}}},
     "relay, published": {"strategy": {"name": "relay"}, "model": {"kwargs": {"published": True, "replay_post_aug": True}}},
     "relay, three stages": {"strategy": {"name": "relay"}, "model": {"kwargs": {"num_stages": 3, "gan_at_last_site": True}}},

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from relay_core.bundle.audit import holm
-from relay_core.privacy.statistics import Groups, attack_scores, auc, level_for, true_positive_rate
+from relay_core.privacy.statistics import Draws, Groups, attack_scores, auc, level_for, true_positive_rate
 
 
 def weights(member: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ def test_no_leak_is_found_by_luck_as_often_as_stated() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         groups = Groups.of([f"a{i}" for i in range(40)], [f"b{i}" for i in range(30)])
-        found.append(attack_scores(rng.normal(size=70), groups, resamples=200))
+        found.append(attack_scores(rng.normal(size=70), groups, Draws.of(groups, seed, 200)))
     alarms = np.mean([each["p"] < 0.05 for each in found])
     assert alarms <= 0.09
     covered = np.mean([each["auc_interval"][0] <= 0.5 <= each["auc_interval"][1] for each in found])
