@@ -77,7 +77,9 @@ def _leaks(folder: Path, args: argparse.Namespace, record: Record, reference: Ch
         for steps in sorted(args.steps):
             source = _trained(home, args, record, images, steps, seed=0)
             run = _run(home / "data", args, steps)
-            report, _ = Audit(source, run, home / "audit", home / "data", CPU, reference, samples=args.samples)()
+            report, _ = Audit(
+                source, run, home / "audit", home / "data", CPU, reference, samples=args.samples, any_reference=True
+            )()
             auc = {attack["name"]: attack["auc"] for attack in report["attacks"]}
             combined = report["combined"]
             low, high = combined["auc_interval"]
@@ -104,10 +106,12 @@ def _false_alarms(folder: Path, args: argparse.Namespace, record: Record, source
         groups = Groups.of([f"m{i}" for i in range(2 * args.tests)], [f"o{i}" for i in range(args.tests)])
         shuffled = [{name: values[order] for name, values in each.items()} for each in (own, reference)]
         rows, combined = judged(*shuffled, groups, np.ones(count, bool))
-        copies = [{"name": "pixels", **copying(distances[:, order], between[order][:, order], groups, split)}]
+        copies = [
+            {"name": "pixels", **copying(distances[:, order], between[order][:, order], groups, split), "counts": True}
+        ]
         counts = {"members": 2 * args.tests, "others": args.tests}
         counts |= {"member_patients": counts["members"], "other_patients": counts["others"]}
-        report = {"attacks": rows, "combined": combined, "copies": copies, "counts": counts}
+        report = {"attacks": rows, "combined": combined, "copies": copies, "counts": counts, "doubts": []}
         outcomes.append(judge(report, Policy()).outcome)
         found.append(combined["auc_interval"][1])
     table = record.table(

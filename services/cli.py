@@ -230,6 +230,9 @@ def exports(
     override: Annotated[
         str | None, typer.Option(help="Why it may leave though no privacy audit passed; it travels along.")
     ] = None,
+    discriminators: Annotated[
+        bool, typer.Option("--discriminators/--without-discriminators", help="Else the next site's start anew.")
+    ] = True,
     url: UrlOption = URL,
     token: TokenOption = None,
 ) -> None:
@@ -240,7 +243,7 @@ def exports(
         if checkpoint is None:
             exports_table(list(client.pages("/api/v1/exports")))
         else:
-            print(export_checkpoint(client, checkpoint, to, half, out, override))
+            print(export_checkpoint(client, checkpoint, to, half, out, override, discriminators))
 
 
 def imports(

@@ -68,10 +68,10 @@ class Gate:
                 f"the audit is of checkpoint {self.audit['checkpoint'][:16]}, not of {checkpoint[:16]}, which is to leave",
             )
         if missed := sorted({*networks} - {*self.audit["networks"]}):
-            raise BundleError(
-                "audit_invalid",
-                f"the audit did not attack {', '.join(missed)}, which are to leave too: audit them, or leave them out",
-            )
+            words = f"the audit was made without {', '.join(missed)}, which are to leave too: audit them, or leave them out"
+            if self.mode == "require" and self.override is None:
+                raise BundleError("audit_invalid", words)
+            return Gate(self.mode, self.policy, None, self.override).clear(checkpoint, networks)[0], words
         verdict = judge(self.audit, self.policy)
         reasons = "; ".join(verdict.reasons)
         refused = verdict.outcome != "passed"
@@ -147,6 +147,8 @@ def check_audit(report: Any) -> None:
         and isinstance(report["copies"], list)
         and isinstance(report["networks"], list)
         and all(map(is_name, report["networks"]))
+        and isinstance(report["doubts"], list)
+        and all(isinstance(doubt, str) for doubt in report["doubts"])
     )
     for attack in (*report["attacks"], report["combined"]):
         low, high = attack["auc_interval"]
@@ -154,7 +156,7 @@ def check_audit(report: Any) -> None:
         sound = sound and is_name(attack["name"]) and isinstance(attack["counts"], bool)
         sound = sound and all(_is_share(value) for value in (low, high, *shares))
     for space in report["copies"]:
-        sound = sound and is_name(space["name"])
+        sound = sound and is_name(space["name"]) and isinstance(space["counts"], bool)
         shares = [space[key] for key in _COPY_SHARES]
         sound = sound and all(map(_is_share, shares))
     if not sound:
@@ -168,39 +170,49 @@ def _is_share(value: Any) -> bool:
 def judge(report: Mapping[str, Any], policy: Policy) -> Verdict:
     """Return what a policy makes of a checked audit.
 
-    Failed: an attack or a copy is found, so surely that luck would do it in `alpha` of all audits (Holm 1979). Inconclusive:
-    nothing is found, but a larger leak than the policy allows could have been missed. Passed: neither.
+    Failed: an attack or a copy is found, so surely that luck would do it in `alpha` of all audits (Holm 1979, over all tests
+    together). Inconclusive: nothing is found, but a larger leak than is allowed could have been missed. Passed: neither.
     """
-    tests = [(f"attack {attack['name']}", attack) for attack in (*report["attacks"], report["combined"]) if attack["counts"]]
-    p_values = [attack["tpr_p"] for _, attack in tests] + [space[key] for space in report["copies"] for key in _COPIES]
-    names = [f"{name} finds {_percent(a['tpr'])} of them at {_percent(a['at_fpr'])} false alarms" for name, a in tests]
-    names += [f"{_COPIES[key]} ({space['name']})" for space in report["copies"] for key in _COPIES]
-    found = [name for name, p in zip(names, holm(p_values), strict=True) if p < policy.alpha]
+    attacks = [attack for attack in (*report["attacks"], report["combined"]) if attack["counts"]]
+    spaces = [space for space in report["copies"] if space["counts"]]
+    tests = [
+        (a["tpr_p"], f"attack {a['name']} finds {_percent(a['tpr'])} at {_percent(a['at_fpr'])} false alarms")
+        for a in attacks
+    ]
+    tests += [(space[key], f"{words} ({space['name']})") for space in spaces for key, words in _COPIES.items()]
+    large = [a for a in attacks if a["auc_interval"][1] > policy.max_auc]
+    tests += [(a["p"], f"attack {a['name']} tells members from others with an AUC of {a['auc']:.2f}") for a in large]
+    small = [(a["p"], "") for a in attacks if a not in large]  # found or not, they are below what is allowed
+    adjusted = holm([p for p, _ in tests + small])
+    found = [words for (_, words), p in zip(tests, adjusted, strict=False) if p < policy.alpha]
     found += [
         f"{_percent(space['duplicates'])} of the training images have a duplicate among the generated ones ({space['name']})"
-        for space in report["copies"]
+        for space in spaces
         if space["duplicates"] > space["other_duplicates"]
     ]
-    combined, few = report["combined"], min(report["counts"]["member_patients"], report["counts"]["other_patients"])
-    high = combined["auc_interval"][1]
-    auc_found = [
-        f"{name} tells members from others with an AUC of {attack['auc']:.2f}"
-        for (name, attack), p in zip(tests, holm([attack["p"] for _, attack in tests]), strict=True)
-        if p < policy.alpha and attack["auc_interval"][1] > policy.max_auc
-    ]
-    if found or auc_found:
-        return Verdict("failed", (*auc_found, *found))
-    doubts = []
+    if found:
+        return Verdict("failed", tuple(found))
+    doubts = list(report["doubts"])
+    few = min(report["counts"]["member_patients"], report["counts"]["other_patients"])
     if few < policy.min_patients:
         doubts.append(f"there are {few} patients on one side, fewer than {policy.min_patients}: too few to tell")
+    high = report["combined"]["auc_interval"][1]
     if high > policy.max_auc:
         allowed = f"{policy.max_auc:.2f} is allowed"
         doubts.append(f"an AUC of up to {high:.2f} cannot be excluded, {allowed}: too few images to tell")
+    if len(adjusted) / FEWEST_DRAWS >= policy.alpha:
+        doubts.append(
+            f"so few false alarms (alpha {policy.alpha:g}) cannot be told by {FEWEST_DRAWS} draws for {len(adjusted)} tests"
+        )
     if doubts:
         return Verdict("inconclusive", tuple(doubts))
-    return Verdict("passed", (f"no attack found anything; an AUC above {high:.2f} is excluded with 95 % confidence",))
+    return Verdict(
+        "passed", (f"no attack found more than is allowed; together they reach an AUC of at most {high:.2f} (95 %)",)
+    )
 
 
+FEWEST_DRAWS = 501
+"""Draws, at least, behind each p-value of an audit: it cannot be smaller than one in so many."""
 _COPY_SHARES = ("nearest_member", "expected", "nearest_p", "close", "close_p", "duplicates", "other_duplicates")
 _COPIES = {
     "nearest_p": "generated images are nearer to training images than to others",

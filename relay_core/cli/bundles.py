@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
+from relay_core.errors import BundleError
 
 if TYPE_CHECKING:
     from relay_core.bundle import BundleFacts, Progress
@@ -112,7 +113,14 @@ def export_(
 
     if override is not None and not (override.isprintable() and 1 <= len(override) <= 500):
         raise typer.BadParameter("is one line of 1 to 500 letters", param_hint="--override")
-    report = read_audit(audit, key_folder(keys)) if audit else None
+    report = None
+    if audit is not None:
+        try:
+            report = read_audit(audit, key_folder(keys))
+        except BundleError as error:
+            if policy == "require" and override is None:
+                raise
+            print(f"warning: {error}; it counts as none", file=sys.stderr)
     gate = Gate(policy, Policy(max_auc, alpha, min_patients), report, override)
     checkpoint_file = newest_file(checkpoint)
     beside = checkpoint_file.parent / "scores.json"

@@ -200,7 +200,7 @@ class DoubleGanKwargs(Settings):
     """As many replayed images as real ones, or as many for each previous site as for the current one."""
     recoloured_share: float = Field(default=0, ge=0, le=1)
     """Share of the replayed images of the solver's batch that are not generated, but the site's own in the colours of sites
-    before, of which colour statistics travel (as `style` does). 0: no statistics travel."""
+    before (at most one of each), of which colour statistics travel, as `style` does. 0: no statistics travel."""
     replay_c_select_mode: Literal["uniform", "frequency"] = "uniform"
     """Previous sites are drawn alike, or in proportion to their numbers of images."""
     replay_post_aug: bool = False
@@ -330,6 +330,15 @@ class DoubleGanKwargs(Settings):
             interval = published_interval
         ratio = interval / (interval + 1) if weight > 0 else 1.0
         return OptimizerSettings(name="Adam", kwargs={"lr": 0.0025 * ratio, "betas": [0.0, 0.99**ratio]})
+
+    @model_validator(mode="after")
+    def _recoloured_images_have_a_teacher(self) -> Self:
+        if self.recoloured_share and self.replay_targets == "map":
+            raise ValueError(
+                "recoloured_share: recoloured images are answered by the previous solver, who does not teach here "
+                "(corrections.replay_targets, solver_distil_weight): set it to 0"
+            )
+        return self
 
     @property
     def replay_targets(self) -> Literal["soft", "teacher", "map"]:

@@ -5,7 +5,7 @@ Shapes: N images (N, C, R, R) in [-1, 1] with class ids (N, R, R), or (N,) for c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -157,8 +157,9 @@ def drawn(target: Target, count: int, tick: Tick, seed: int = 0) -> Tensor:
     return torch.cat(parts)
 
 
-def _batches(device: torch.device, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return [(a.to(device), b.to(device)) for a, b in zip(images.split(BATCH), labels.split(BATCH), strict=True)]
+def _batches(device: torch.device, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for a, b in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+        yield a.to(device), b.to(device)
 
 
 def require_same_shape(one: Target, other: Target) -> None:

@@ -39,6 +39,8 @@ from relay_core.replay import resize_images
 
 FORMAT = 1
 SAMPLES = 10_000
+MISSING = 0.05
+"""Most of the images that were trained on, as a share, that may be missing from a conclusive audit."""
 MOST = 2000
 """Most images of either side; a larger set is thinned evenly."""
 PARTS = ".audit-parts.json"
@@ -72,7 +74,11 @@ class Audit:
     discriminators: bool = True
     progress: Callable[[int, int], object] = lambda done, total: None
     stop: Stop = events.never
+    any_reference: bool = False
+    """Whether a site that began from nothing may be compared with given networks, which must never have seen its images."""
     warnings: list[str] = field(default_factory=list, init=False)
+    doubts: list[str] = field(default_factory=list, init=False)
+    """Why nothing that this audit does not find is proof, whatever its numbers."""
     _done: int = field(default=0, init=False)
     _total: int = field(default=1, init=False)
 
@@ -87,20 +93,26 @@ class Audit:
         """
         start = time.monotonic()
         settings = self._settings()
-        sides = _Sides.load(settings, self.run, self.source, self.data_root, self.warnings)
-        parts = _Parts(self.out / PARTS, self._context(sides))
+        sides = _Sides.load(settings, self.run, self.source, self.data_root, self.warnings, self.doubts)
+        context = self._context(sides)
+        parts = _Parts(self.out / PARTS, context)
         target = Target.of(self.source, self.device, settings.name)
         shadow_half = sides.half() if self.reference is None else None
-        self._plan(target, settings, sides, shadow_half is not None)
-        reference, kind = self._reference(settings, sides, shadow_half)
-        own = self._scores(target, sides, parts, "own")
-        other = self._scores(reference, sides, parts, "reference")
-        copies, pairs = self._copies(target, sides, own, parts)
-        # a shadow's own images are its members: calibrated scores leave them out
         fair = np.ones(len(sides.groups.member), bool)
         if shadow_half is not None:
-            fair[shadow_half] = False
+            fair[shadow_half] = False  # a shadow's own images are its members: what is calibrated by it leaves them out
+        counts = sides.counts | {"member_patients": len(np.unique(sides.groups.patient[fair & sides.groups.member]))}
+        if min(counts["member_patients"], counts["other_patients"]) < 2:
+            raise DataError(f"{settings.name} has one patient on one side of the audit: nothing can be compared")
+        self._plan(target, settings, sides, shadow_half is not None)
+        reference, kind = self._reference(settings, sides, shadow_half, self.out / f"{SHADOW}-{context[:16]}")
+        attacks.require_same_shape(target, reference)
+        own = self._scores(target, sides, parts, "own")
+        other = self._scores(reference, sides, parts, "reference")
+        copies, pairs = self._copies(target, reference, sides, own, other)
         rows, combined = judged(own, other, sides.groups, fair)
+        counting = {row["name"]: row["counts"] for row in rows}
+        copies = [{**row, "counts": counting[f"nearest_{row['name']}"]} for row in copies]
         report = {
             "format": FORMAT,
             "relay": relay_core.__version__,
@@ -111,7 +123,7 @@ class Audit:
             "site": settings.name,
             "strategy": self.source.meta["strategy"],
             "networks": self._networks(target),
-            "counts": sides.counts,
+            "counts": counts,
             "reference": {"kind": kind, "checkpoint": self.reference.digest if self.reference else None},
             "attacks": rows,
             "combined": combined,
@@ -119,9 +131,11 @@ class Audit:
             "samples": self.samples if target.relay else 0,
             "seconds": round(time.monotonic() - start, 1),
             "warnings": self.warnings,
+            "doubts": self.doubts,
         }
         parts.path.unlink(missing_ok=True)
-        shutil.rmtree(self.out / SHADOW, ignore_errors=True)
+        for folder in self.out.glob(f"{SHADOW}-*"):
+            shutil.rmtree(folder)
         self.progress(self._total, self._total)
         return report, pairs
 
@@ -144,7 +158,9 @@ class Audit:
                 f"({base['checkpoint'][:16]})"
             )
         if self.reference is not None and settings.name in self.reference.meta.get("sites", []):
-            self.warnings.append("the reference was at this site before: what it learned there is not seen as a leak")
+            self.doubts.append("the reference was at this site before: what it learned there is not seen as a leak")
+        if self.reference is not None and "base" in meta and base is None and not self.any_reference:
+            raise RunFileError(f"the training of {settings.name} began from nothing: leave --reference out")
         return settings
 
     def _context(self, sides: _Sides) -> str:
@@ -171,7 +187,7 @@ class Audit:
         each = batches
         if target.relay:
             each += batches * (attacks.MATES + attacks.INVERSION_STEPS * len(target.slots))
-        self._total = 2 * each + (-(-self.samples // 256) + 72 if target.relay else 0)
+        self._total = 2 * each + (2 * -(-self.samples // 256) + 108 if target.relay else 0)
         self._total += shadow_steps(settings, sides.counts["members"]) if shadow else 0
 
     def _tick(self, count: int = 1) -> None:
@@ -180,7 +196,7 @@ class Audit:
         if self.stop():
             raise Stopped("the audit was stopped; called again with the same --out, it goes on")
 
-    def _reference(self, settings: SiteSettings, sides: _Sides, half: list[int] | None) -> tuple[Target, str]:
+    def _reference(self, settings: SiteSettings, sides: _Sides, half: list[int] | None, folder: Path) -> tuple[Target, str]:
         if half is None:
             assert self.reference is not None
             reference = Target.of(self.reference, self.device, settings.name)
@@ -189,10 +205,9 @@ class Audit:
 
         def emit(event: events.Event) -> None:
             if isinstance(event, events.Step):
-                self._done = event.step
+                self._done = min(event.step, steps)
                 self.progress(self._done, self._total)
 
-        folder = self.out / SHADOW
         part = Part(sides.train, [sides.place_of[i] for i in half])
         shadow = train_shadow(settings, part, sides.counts["members"], folder, self.device, emit, self.stop)
         self._done = steps
@@ -212,9 +227,12 @@ class Audit:
         return {name: np.array(values) for name, values in scores.items()}
 
     def _copies(
-        self, target: Target, sides: _Sides, own: dict[str, np.ndarray], parts: _Parts
+        self, target: Target, reference: Target, sides: _Sides, own: dict[str, np.ndarray], other: dict[str, np.ndarray]
     ) -> tuple[list[dict[str, Any]], Pairs | None]:
-        """Search generated images for copies; the distance to the nearest one is an attack as well, added to `own`."""
+        """Search generated images for copies; the distance to the nearest one is an attack as well, added to `own`.
+
+        That to the nearest one of the reference's generated images is added to `other`.
+        """
         if not target.relay:
             return [], None
         generated = attacks.drawn(target, self.samples, self._tick)
@@ -227,6 +245,12 @@ class Audit:
         spaces = {"pixels": pixels, "solver_features": (torch.cdist(made, known), torch.cdist(known, known))}
         for name, (distances, _) in spaces.items():
             own[f"nearest_{name}"] = -distances.min(dim=0).values.double().numpy()
+        if reference.relay:
+            foreign = attacks.drawn(reference, self.samples, self._tick)
+            drawn = (_features(features, foreign, target.strategy.settings.resolution) - mean) / spread
+            apart = {"pixels": pixel_distances(foreign, real, self._tick), "solver_features": torch.cdist(drawn, known)}
+            for name, distances in apart.items():
+                other[f"nearest_{name}"] = -distances.min(dim=0).values.double().numpy()
         pairs = closest_pairs(pixels[0], sides.counts["members"])
         rows = [{"name": name, **copying(*distances, sides.groups)} for name, distances in spaces.items()]
         chosen = [torch.tensor([pair[i] for pair in pairs]) for i in range(2)]
@@ -256,8 +280,9 @@ class _Sides:
 
     @classmethod
     def load(
-        cls, settings: SiteSettings, run: RunFile, source: Checkpoint, data_root: Path | None, warnings: list[str]
-    ) -> _Sides:
+        cls, settings: SiteSettings, run: RunFile, source: Checkpoint, data_root: Path | None, warnings: list[str],
+        doubts: list[str],
+    ) -> _Sides:  # fmt: skip
         trained, folder = settings_of(source), settings.data_folder(data_root, run.base)
         kwargs = settings.data.model_copy(update={"fit": trained.data.fit})
         train, test = (
@@ -272,10 +297,17 @@ class _Sides:
             )
         if changed := len(train) - len(members):
             warnings.append(f"{changed} training images are new or have changed since the training, and were left out")
+        gone = len(trained_on - {*train.fingerprints})
+        if gone:
+            warnings.append(f"{gone} images that were trained on are not here any more, or have changed")
+        if gone > MISSING * len(trained_on):
+            doubts.append(
+                f"{gone} of the {len(trained_on)} images that were trained on are missing: the audit did not see them"
+            )
+        named = {s for s, name in zip(train.subjects, train.names, strict=True) if s != name}  # else it is a file's name
+        pixels = {_digest(image) for part in torch.arange(len(train)).split(256) for image in train.unit_batch(part)[0]}
         members = _thinned(members)
         images, labels = train.unit_batch(members)
-        named = {train.subjects[i] for i in members if train.subjects[i] != train.names[i]}  # else it is a file's name
-        pixels = {_digest(image) for image in images}
         candidates = _thinned(range(len(test)))
         other_images, other_labels = test.unit_batch(candidates)
         fine = [
@@ -347,17 +379,20 @@ def judged(
     """Return each attack, raw and calibrated by the reference, and all together.
 
     The reference never saw the members: where its scores tell the two sides apart (`control`), the sides differ by
-    themselves, and the raw attack does not count (`counts`).
+    themselves, and the raw attack does not count (`counts`), alone or together with others.
     """
     part = Groups(groups.member[fair], np.unique(groups.patient[fair], return_inverse=True)[1])
     all_draws, part_draws = Draws.of(groups), Draws.of(part)
+    controls = {name: attack_scores(scores[fair], part, part_draws) for name, scores in other.items() if name in own}
+    alike = all(control["p"] >= 0.05 for control in controls.values())
     rows, features = [], []
     for name, scores in own.items():
-        control = attack_scores(other[name][fair], part, part_draws) if name in other else None
-        counts = control is None or control["p"] >= 0.05
+        control = controls.get(name)
+        counts = alike if control is None else control["p"] >= 0.05
         row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups, all_draws)}
         rows.append({**row, "control": None if control is None else {key: control[key] for key in ("auc", "p")}})
-        features.append(scores[fair])
+        if counts:
+            features.append(scores[fair])
         if name in other:
             difference = (scores - other[name])[fair]
             calibrated = attack_scores(difference, part, part_draws)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from relay_core.privacy.statistics import Draws, Groups, Scores, attack_scores, auc, permuted_members
+from relay_core.privacy.statistics import Draws, Groups, Scores, attack_scores, auc, permuted_members, true_positive_rate
 
 FOLDS = 5
 RIDGE = 0.1
@@ -19,24 +19,32 @@ def combined_attack(features: Scores, groups: Groups, draws: Draws | None = None
     """Return what the scores of all attacks (N, K) tell together, as `attack_scores` does of one.
 
     The strongest attacker knows of some patients whether they were members (Nasr 2019, arXiv 1812.00910): Fisher's
-    discriminant is fitted to four fifths of the patients, and scores the others. Where nothing can be known such
-    cross-validation scores below chance, since a fold's patients are missed where the weights are made. How much below is
-    measured, by permutations that are fitted anew; `auc` and its interval are moved up by it, and `p` is theirs.
+    discriminant is fitted to four fifths of the patients, and scores the others. What luck does to that, which is fitted
+    anew whoever is a member, is measured by permutations with folds of their own: `p` and `tpr_p` are theirs; where they are
+    not around 0.5 on average `auc` is shifted by as much; and the interval is as much wider than one of fixed scores as they
+    vary more.
     """
     rng = np.random.default_rng(seed)
-    folds = _folds(groups, rng)
+    draws = draws or Draws.of(groups, seed)
     standard = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-9)
-    scores = _scored(standard, groups.member, folds)
+    scores = _scored(standard, groups, rng)
     result = attack_scores(scores, groups, draws)
-    found = _auc(scores, groups.member)
-    chance = np.array([
-        _auc(_scored(standard, member, folds), member) for member in permuted_members(groups, rng, PERMUTATIONS)
-    ])  # fmt: skip
-    shift = 0.5 - float(chance.mean())
-    result["auc"], *result["auc_interval"] = (
-        min(1.0, max(0.0, value + shift)) for value in (result["auc"], *result["auc_interval"])
+    chance, rates = [], []
+    for member in permuted_members(groups, rng, PERMUTATIONS):
+        permuted = Groups(member, groups.patient)
+        weights = member.astype(float)[None], (~member).astype(float)[None]
+        again = _scored(standard, permuted, rng)
+        chance.append(float(auc(again, *weights)[0]))
+        rates.append(float(true_positive_rate(again, *weights, result["at_fpr"])[0]))
+    found, wider = result["auc"], float(np.std(chance) / max(1e-9, auc(scores, *draws.permuted).std()))
+    shift = 0.5 - float(np.mean(chance))
+    interval = [found + max(1.0, wider) * (bound - found) for bound in result["auc_interval"]]
+    result["auc"], *result["auc_interval"] = (min(1.0, max(0.0, value + shift)) for value in (found, *interval))
+    result["p"], result["tpr_p"] = (
+        float((1 + (np.array(luck) >= value - 1e-12).sum()) / (PERMUTATIONS + 1))
+        for luck, value in ((chance, found), (rates, result["tpr"]))
     )
-    result["p"] = float((1 + (chance >= found - 1e-12).sum()) / (PERMUTATIONS + 1))
+    result["detectable_auc"] = min(1.0, 0.5 + max(1.0, wider) * (result["detectable_auc"] - 0.5))
     return result
 
 
@@ -49,18 +57,16 @@ def _folds(groups: Groups, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     return fold
 
 
-def _scored(features: Scores, member: npt.NDArray[np.bool_], folds: npt.NDArray[np.int64]) -> Scores:
+def _scored(features: Scores, groups: Groups, rng: np.random.Generator) -> Scores:
     """Scores (N,) of each image by the discriminant of the other folds; ranks within a fold, so that folds compare."""
-    result = np.zeros(len(features))
+    folds, result = _folds(groups, rng), np.zeros(len(features))
     for number in range(FOLDS):
         held = folds == number
-        x, y = features[~held], member[~held]
-        centred = x - np.where(y[:, None], x[y].mean(axis=0), x[~y].mean(axis=0))
+        x, y = features[~held], groups.member[~held]
+        means = x[y].mean(axis=0), x[~y].mean(axis=0)
+        centred = x - np.where(y[:, None], *means)
         within = centred.T @ centred / len(x) + RIDGE * np.eye(x.shape[1])
-        weights = np.linalg.solve(within, x[y].mean(axis=0) - x[~y].mean(axis=0))
-        result[held] = ((features[held] @ weights).argsort().argsort() + 0.5) / held.sum()
+        weights = np.linalg.solve(within, means[0] - means[1])
+        if held.any():
+            result[held] = ((features[held] @ weights).argsort().argsort() + 0.5) / held.sum()
     return result
-
-
-def _auc(scores: Scores, member: npt.NDArray[np.bool_]) -> float:
-    return float(auc(scores, member.astype(float)[None], (~member).astype(float)[None])[0])

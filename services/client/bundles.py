@@ -19,7 +19,13 @@ from services.client.tables import show_table, watch_job
 
 
 def export_checkpoint(
-    client: Client, checkpoint_id: str, to: str | None, half: bool, out: Path | None, override: str | None = None
+    client: Client,
+    checkpoint_id: str,
+    to: str | None,
+    half: bool,
+    out: Path | None,
+    override: str | None = None,
+    discriminators: bool = True,
 ) -> Path:
     """Have a checkpoint's bundle built, follow the job and fetch the file; return its path.
 
@@ -30,12 +36,14 @@ def export_checkpoint(
         half: carry the weights in half precision.
         out: file to write; None: a file in the current folder, named after the bundle.
         override: why it may leave although no privacy audit of it passed.
+        discriminators: whether they travel; else the next site's start anew.
 
     Raises:
         ServiceRefused, ServiceUnreachable, DownloadDamaged: see `Client`.
     """
     request = {"checkpoint_id": checkpoint_id, "recipient": to, "half": half}
-    job = client.export(request | ({"override": override} if override is not None else {}))
+    request |= {"override": override} if override is not None else {}
+    job = client.export(request | ({} if discriminators else {"discriminators": False}))
     watch_job(client, job["id"])
     bundle_id = client.call("GET", f"/api/v1/jobs/{job['id']}")["result"]["bundle"]
     target = out or Path(f"{bundle_id}.relay")

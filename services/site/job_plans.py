@@ -258,6 +258,7 @@ def export(
             raise Refusal("bundle_incomplete", f"{checkpoint.id} grew out of {parent_id}; export that one first")
     params = {"recipient": recipient, "half": half, "parent": parent_bundle.id if parent_bundle else None}
     params |= {"override": one_line(override)} if override is not None else {}
+    params |= {"policy": policy} if policy == "require" else {}
     params |= {} if discriminators else {"discriminators": False}
     return JobPlan(params, 0, checkpoint.run_id, checkpoint.id)
 

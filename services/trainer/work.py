@@ -288,7 +288,8 @@ def _export(session: Session, settings: Settings, claim: Claim, work: PreparedJo
     )
     _add_input(work, "--scores", artifacts.attached(session, work.inputs[INPUT]).get("scores.json"), "scores.json")
     _add_input(work, "--audit", artifacts.attached(session, work.inputs[INPUT]).get(AUDIT), AUDIT)
-    work.command += [f"--policy={settings.release_policy}", *_policy_options(settings), *_discriminators_option(params)]
+    policy = params.get("policy", settings.release_policy)  # the API's, where that is stricter
+    work.command += [f"--policy={policy}", *_policy_options(settings), *_discriminators_option(params)]
     if params.get("override") is not None:
         work.command += [f"--override={params['override']}"]
     if params["parent"] is not None:

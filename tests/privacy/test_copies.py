@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from relay_core.privacy.audit import judged
 from relay_core.privacy.combined import combined_attack
 from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
 from relay_core.privacy.statistics import Groups
@@ -80,11 +81,24 @@ def test_the_closest_pairs_name_each_training_image_once():
 
 def test_all_attacks_together_say_nothing_where_none_does_and_find_what_several_show():
     noise = [combined_attack(np.random.default_rng(seed).normal(size=(100, 6)), groups(), seed=seed) for seed in range(20)]
-    assert np.mean([each["auc"] for each in noise]) == pytest.approx(0.5, abs=0.04), "cross-validation alone would be below"
+    assert np.mean([each["auc"] for each in noise]) == pytest.approx(0.5, abs=0.04), "by luck as often above as below"
     assert np.mean([each["p"] < 0.05 for each in noise]) <= 0.15
+    covered = np.mean([each["auc_interval"][0] <= 0.5 <= each["auc_interval"][1] for each in noise])
+    assert covered >= 0.9, "refitting varies more than fixed scores do"
     weak = np.random.default_rng(5).normal(size=(100, 6))
     weak[:MEMBERS] += 0.6
     found = combined_attack(weak, groups())
     assert found["auc"] > 0.75
     assert found["p"] < 0.01
     assert found["auc_interval"][0] > 0.5
+
+
+def test_two_sets_that_differ_by_themselves_are_no_leak():
+    """Another scanner: the reference, which never saw the members, tells them apart as well."""
+    rng = np.random.default_rng(2)
+    shifted = {name: rng.normal(size=100) + np.where(groups().member, 1.5, 0) for name in ("solver", "D_img")}
+    own = {name: values + 0.1 * rng.normal(size=100) for name, values in shifted.items()}
+    rows, combined = judged(own, shifted, groups(), np.ones(100, bool))
+    assert [row["counts"] for row in rows] == [False, True, False, True]
+    assert all(row["p"] > 0.01 for row in rows if row["counts"])
+    assert combined["p"] > 0.01

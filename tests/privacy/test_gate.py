@@ -20,14 +20,14 @@ def attack(name="solver", auc=0.5, low=0.44, high=0.56, p=0.5, tpr=0.05, tpr_p=0
     }  # fmt: skip
 
 
-def report(combined=None, attacks=None, patients=(200, 100), copies=()):
+def report(combined=None, attacks=None, patients=(200, 100), copies=(), doubts=()):
     counts = {"members": 200, "others": 100, "member_patients": patients[0], "other_patients": patients[1]}
     return {
         "format": 1, "relay": "0.2.0", "created_at": 1e9, "checkpoint": CHECKPOINT, "run": "b" * 64, "task_id": 1,
         "site": "North", "strategy": "relay", "networks": ["solver", "G_img", "D_img"],
         "counts": counts, "reference": {"kind": "received", "checkpoint": None},
         "attacks": attacks or [attack()], "combined": combined or attack("all together"), "copies": list(copies),
-        "samples": 100, "seconds": 1.0, "warnings": [],
+        "samples": 100, "seconds": 1.0, "warnings": [], "doubts": list(doubts),
     }  # fmt: skip
 
 
@@ -41,13 +41,13 @@ def space(**changes):
         "close_p": 0.5,
         "duplicates": 0.0,
     }
-    return {**plain, "control": 0.01, "other_duplicates": 0.0, **changes}
+    return {**plain, "control": 0.01, "other_duplicates": 0.0, "counts": True, **changes}
 
 
 @pytest.mark.parametrize(
     ("changes", "outcome", "why"),
     [
-        ({}, "passed", "AUC above 0.56 is excluded"),
+        ({}, "passed", "an AUC of at most 0.56"),
         ({"copies": [space()]}, "passed", ""),
         ({"combined": attack("all", high=0.61)}, "inconclusive", "AUC of up to 0.61"),
         ({"patients": (200, 19)}, "inconclusive", "19 patients"),
@@ -55,6 +55,14 @@ def space(**changes):
         ({"attacks": [attack("D_img", tpr=0.3, tpr_p=0.001)]}, "failed", "D_img"),
         ({"copies": [space(close=0.2, close_p=0.005)]}, "failed", "close to a training image"),
         ({"copies": [space(duplicates=0.02)]}, "failed", "2 % of the training images have a duplicate"),
+        (
+            {"copies": [space(close_p=0.002)], "attacks": [attack(str(i)) for i in range(9)]},
+            "failed",
+            "close to a training image",
+        ),
+        ({"copies": [space(duplicates=0.02, close_p=0.002, counts=False)]}, "passed", ""),
+        ({"doubts": ["half of the images are missing"]}, "inconclusive", "half of the images"),
+        ({"attacks": [attack("solver", 0.54, 0.51, 0.57, p=0.0005)]}, "passed", "more than is allowed"),
         ({"attacks": [attack("D_img", tpr=0.3, tpr_p=0.001, counts=False)]}, "passed", ""),
         ({"attacks": [attack(str(i), tpr_p=0.03) for i in range(5)]}, "passed", ""),
         ({"patients": (200, 19), "copies": [space(nearest_p=0.001)]}, "failed", "nearer"),
@@ -68,6 +76,10 @@ def space(**changes):
         "one attack",
         "copies",
         "duplicates",
+        "copies among many tests",
+        "copies of sets that differ",
+        "doubt",
+        "below what is allowed",
         "sets differ",
         "luck",
         "few but found",
@@ -164,3 +176,16 @@ def test_what_travels_says_nothing_of_single_images():
         {"override": "x" * 501}, {"member_patients": -1},
     ):  # fmt: skip
         assert not is_audit_fact({**fact, **changes})
+
+
+def test_an_alpha_that_so_few_draws_cannot_show_is_inconclusive():
+    verdict = judge(report(), Policy(alpha=0.001))
+    assert verdict.outcome == "inconclusive"
+    assert "cannot be told" in verdict.reasons[0]
+
+
+def test_networks_that_the_audit_left_out_may_go_only_with_a_reason_or_a_laxer_policy():
+    for gate in (Gate("warn", audit=report()), Gate("require", audit=report(), override="public")):
+        fact, warning = gate.clear(CHECKPOINT, ["solver", "G_new"])
+        assert fact == ({"outcome": "none", "override": "public"} if gate.override else None)
+        assert "G_new" in warning

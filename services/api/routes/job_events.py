@@ -204,9 +204,12 @@ def get_file(job_id: schemas.JobId, name: str, site: Site, caller: Viewer, asked
 
 
 def _files(site: ServiceParts, job_id: str, caller: Identity) -> dict[str, artifacts.Artifact]:
-    """Return the files of a job; those of a study, which are a patient's, go to whoever sent it, and to operators."""
+    """Return the files of a job; those of a study, which are a patient's, go to whoever sent it, and to operators.
+
+    So do those of a privacy audit, which show training images.
+    """
     with site.database.read() as session:
         job = need(session, Job, job_id)
-        if job.kind == "predict_study" and job.created_by != caller.actor:
+        if job.kind in ("predict_study", "privacy_audit") and job.created_by != caller.actor:
             caller.require("operator")
         return artifacts.attached(session, job.id)
