@@ -211,7 +211,7 @@ def judge(report: Mapping[str, Any], policy: Policy) -> Verdict:
     )
 
 
-FEWEST_DRAWS = 501
+FEWEST_DRAWS = 1001
 """Draws, at least, behind each p-value of an audit: it cannot be smaller than one in so many."""
 _COPY_SHARES = ("nearest_member", "expected", "nearest_p", "close", "close_p", "duplicates", "other_duplicates")
 _COPIES = {

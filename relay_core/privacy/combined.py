@@ -12,7 +12,7 @@ from relay_core.privacy.statistics import Draws, Groups, Scores, attack_scores, 
 FOLDS = 5
 RIDGE = 0.1
 """Weight decay of the discriminant, in parts of the number of images."""
-PERMUTATIONS = 500
+PERMUTATIONS = 1000
 
 
 def combined_attack(features: Scores, groups: Groups, draws: Draws | None = None, seed: int = 0) -> dict[str, Any]:

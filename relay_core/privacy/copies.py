@@ -24,7 +24,7 @@ DUPLICATE = 1 / 3
 """A duplicate is nearer than so much of the distance at which 1 % of the images have their nearest of another patient."""
 SPLITS = 2
 """Subsets of the larger side, of the smaller one's size, that are averaged: the more images, the nearer is the nearest."""
-PERMUTATIONS = 500
+PERMUTATIONS = 1000
 
 
 def pixel_distances(generated: Tensor, real: Tensor, tick: Tick) -> Tensor:

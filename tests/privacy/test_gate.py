@@ -189,3 +189,11 @@ def test_networks_that_the_audit_left_out_may_go_only_with_a_reason_or_a_laxer_p
         fact, warning = gate.clear(CHECKPOINT, ["solver", "G_new"])
         assert fact == ({"outcome": "none", "override": "public"} if gate.override else None)
         assert "G_new" in warning
+
+
+def test_an_audit_of_a_relay_has_few_enough_tests_for_the_default_policy():
+    """Thirty p-values, of which the smallest that can be drawn must still count."""
+    attacks = [attack(str(i)) for i in range(12)]
+    assert judge(report(attacks=attacks, copies=[space(), space()]), Policy()).outcome == "passed"
+    found = judge(report(attacks=attacks, copies=[space(), space(close_p=1 / 1001)]), Policy())
+    assert found.outcome == "failed"
