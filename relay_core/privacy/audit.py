@@ -22,6 +22,7 @@ from torch import Tensor
 
 import relay_core
 from relay_core import events
+from relay_core.bundle import holm
 from relay_core.config import RunFile, SiteSettings
 from relay_core.data import SiteData, load_site
 from relay_core.engine import Checkpoint, settings_of
@@ -34,7 +35,7 @@ from relay_core.privacy.attacks import Target
 from relay_core.privacy.combined import combined_attack
 from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
 from relay_core.privacy.shadow import Part, shadow_steps, train_shadow
-from relay_core.privacy.statistics import Draws, Groups, attack_scores
+from relay_core.privacy.statistics import Draws, Groups, attack_scores, two_sided
 from relay_core.replay import resize_images
 
 FORMAT = 1
@@ -112,6 +113,11 @@ class Audit:
         copies, pairs = self._copies(target, reference, sides, own, other)
         rows, combined = judged(own, other, sides.groups, fair)
         counting = {row["name"]: row["counts"] for row in rows}
+        if apart := [name for name in own if not counting[name]]:
+            self.doubts.append(
+                "the training and test images differ by themselves, for networks that never saw them: "
+                f"{', '.join(apart)} cannot be used"
+            )
         copies = [{**row, "counts": counting[f"nearest_{row['name']}"]} for row in copies]
         report = {
             "format": FORMAT,
@@ -378,26 +384,26 @@ def judged(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return each attack, raw and calibrated by the reference, and all together.
 
-    The reference never saw the members: where its scores tell the two sides apart (`control`), the sides differ by
-    themselves, and the raw attack does not count (`counts`), alone or together with others.
+    The reference never saw the members: where its scores tell the two sides apart (`control`, either way, Holm 1979 over all
+    of them), the sides differ by themselves. Then an attack does not count (`counts`), raw or calibrated, as the difference
+    shows in both networks, and not equally; one without a reference's scores does not count if any other control finds it.
     """
     part = Groups(groups.member[fair], np.unique(groups.patient[fair], return_inverse=True)[1])
     all_draws, part_draws = Draws.of(groups), Draws.of(part)
-    controls = {name: attack_scores(scores[fair], part, part_draws) for name, scores in other.items() if name in own}
-    alike = all(control["p"] >= 0.05 for control in controls.values())
+    names = [name for name in other if name in own]
+    controls = {name: two_sided(other[name][fair], part, part_draws) for name in names}
+    adjusted = dict(zip(names, holm([control["p"] for control in controls.values()]), strict=True))
     rows, features = [], []
     for name, scores in own.items():
-        control = controls.get(name)
-        counts = alike if control is None else control["p"] >= 0.05
+        counts = min([adjusted[name]] if name in adjusted else [1.0, *adjusted.values()]) >= 0.05
         row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups, all_draws)}
-        rows.append({**row, "control": None if control is None else {key: control[key] for key in ("auc", "p")}})
-        if counts:
-            features.append(scores[fair])
+        rows.append({**row, "control": controls.get(name)})
+        tried = [scores[fair]]
         if name in other:
-            difference = (scores - other[name])[fair]
-            calibrated = attack_scores(difference, part, part_draws)
-            rows.append({"name": f"{name}, calibrated", "calibrated": True, "counts": True, **calibrated})
-            features.append(difference)
-    together = combined_attack(np.stack(features, axis=1), part, part_draws)
-    combined = {"name": "all together", "counts": True, **together}
-    return rows, combined
+            tried.append((scores - other[name])[fair])
+            calibrated = attack_scores(tried[1], part, part_draws)
+            rows.append({"name": f"{name}, calibrated", "calibrated": True, "counts": counts, **calibrated})
+        features += tried if counts else []
+    left = features or [own[name][fair] for name in own]
+    together = combined_attack(np.stack(left, axis=1), part, part_draws)
+    return rows, {"name": "all together", "counts": bool(features), **together}

@@ -88,7 +88,7 @@ def audit_text(report: Mapping[str, Any], verdict: Verdict) -> str:
         lines += ["", *(f"- {markdown(warning)}" for warning in report["warnings"])]
     lines += [
         "",
-        "What an audit can and cannot say: docs/privacy.md. No attack that succeeds is no proof that none would.",
+        "What an audit can and cannot say: docs/privacy.md. That no attack succeeded is no proof that none would.",
         "",
     ]
     return "\n".join(lines)

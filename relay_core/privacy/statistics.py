@@ -124,6 +124,13 @@ def attack_scores(scores: Scores, groups: Groups, draws: Draws | None = None) ->
     }
 
 
+def two_sided(scores: Scores, groups: Groups, draws: Draws) -> dict[str, float]:
+    """Return the `auc` of scores (N,) and `p`, that it is by luck as far from 0.5, above or below."""
+    whole = (groups.member.astype(float)[None], (~groups.member).astype(float)[None])
+    point, chance = float(auc(scores, *whole)[0]), auc(scores, *draws.permuted)
+    return {"auc": point, "p": float((1 + (abs(chance - 0.5) >= abs(point - 0.5) - 1e-12).sum()) / (len(chance) + 1))}
+
+
 def _interval(values: Scores) -> list[float]:
     tail = 100 * (1 - CONFIDENCE) / 2
     return [float(bound) for bound in np.percentile(values, [tail, 100 - tail])]
