@@ -91,12 +91,12 @@ def test_a_solver_alone_is_audited_too(toy):
 
 
 def test_a_model_that_knows_its_images_by_heart_is_found_out(toy, tmp_path):
-    """Sixteen images, 250 steps, no augmentation: the loss tells a member from another image."""
+    """Twenty-four images, 150 steps, no augmentation: the loss tells a member from another image."""
     toy.data = tmp_path / "many"
     make_phantoms(toy.data, 2, train=24, test=24, size=32)
     model = {"kwargs": {"solver_kwargs": {"backbone": "plain", "base_channels": 16}}}
     run, (first, _) = trained(
-        toy, sites=2, strategy={"name": "baseline"}, train={"num_mimgs": 2e-3, "augment": "none"}, model=model
+        toy, sites=2, strategy={"name": "baseline"}, train={"num_mimgs": 1.2e-3, "augment": "none"}, model=model
     )
     report, _ = audit(toy, run, first)()
     solver = report["attacks"][0]
