@@ -5,7 +5,20 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from relay_core.bundle.audit import AUDIT, MAX_REASON, Gate, Policy, ReleaseMode, Verdict, audit_words, holm, judge
+    from relay_core.bundle.audit import (
+        AUDIT,
+        AUDIT_FORMAT,
+        MAX_REASON,
+        PERMUTATIONS,
+        Gate,
+        Policy,
+        ReleaseMode,
+        Verdict,
+        audit_words,
+        holm,
+        is_reason,
+        judge,
+    )
     from relay_core.bundle.collected import collected_matrices
     from relay_core.bundle.compare import differences, differences_text
     from relay_core.bundle.container import Progress
@@ -27,7 +40,20 @@ else:
         __name__,
         [],
         {
-            "audit": ["AUDIT", "MAX_REASON", "Gate", "Policy", "ReleaseMode", "Verdict", "audit_words", "holm", "judge"],
+            "audit": [
+                "AUDIT",
+                "AUDIT_FORMAT",
+                "MAX_REASON",
+                "PERMUTATIONS",
+                "Gate",
+                "Policy",
+                "ReleaseMode",
+                "Verdict",
+                "audit_words",
+                "holm",
+                "is_reason",
+                "judge",
+            ],
             "collected": ["collected_matrices"],
             "compare": ["differences", "differences_text"],
             "container": ["Progress"],

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from relay_core.bundle.values import is_count, is_digest, is_moment, is_name, is_number
 from relay_core.errors import BundleError
 
-FORMAT = 1
+AUDIT_FORMAT = 1
+PERMUTATIONS = 1000
+"""Permutations, at least, behind each p-value of an audit: it cannot be smaller than one in so many and one."""
 AUDIT = "audit.signed.json"
 """Name of the file of a signed report."""
 Outcome = Literal["passed", "failed", "inconclusive"]
@@ -94,7 +96,7 @@ class Gate:
 
 def is_audit_fact(value: Any) -> bool:
     """Return whether a value is what `Gate.clear` lets travel: an outcome, and no number of a single image."""
-    if not isinstance(value, dict) or not _is_reason(value.get("override")):
+    if not isinstance(value, dict) or not is_reason(value.get("override")):
         return False
     if value.get("outcome") == "none":
         return value.keys() == {"outcome", "override"}
@@ -120,7 +122,8 @@ def audit_words(fact: Mapping[str, Any] | None) -> str:
     )
 
 
-def _is_reason(value: Any) -> bool:
+def is_reason(value: Any) -> bool:
+    """Return whether a value can be the reason of an override: None, or a printable line of at most `MAX_REASON`."""
     return value is None or (isinstance(value, str) and 1 <= len(value) <= MAX_REASON and value.isprintable())
 
 
@@ -134,8 +137,8 @@ class Verdict:
 
 def check_audit(report: Any) -> None:
     """Check the form of a report. Raises ValueError, KeyError, TypeError or AttributeError where it is not sound."""
-    if report["format"] != FORMAT:
-        raise ValueError(f"its format is {report['format']!r}, this version reads {FORMAT}")
+    if report["format"] != AUDIT_FORMAT:
+        raise ValueError(f"its format is {report['format']!r}, this version reads {AUDIT_FORMAT}")
     sound = (
         is_digest(report["checkpoint"])
         and is_digest(report["run"])
@@ -200,9 +203,9 @@ def judge(report: Mapping[str, Any], policy: Policy) -> Verdict:
     if high > policy.max_auc:
         allowed = f"{policy.max_auc:.2f} is allowed"
         doubts.append(f"an AUC of up to {high:.2f} cannot be excluded, {allowed}: too few images to tell")
-    if len(adjusted) / FEWEST_DRAWS >= policy.alpha:
+    if len(adjusted) / (PERMUTATIONS + 1) >= policy.alpha:
         doubts.append(
-            f"so few false alarms (alpha {policy.alpha:g}) cannot be told by {FEWEST_DRAWS} draws for {len(adjusted)} tests"
+            f"so few false alarms (alpha {policy.alpha:g}) cannot be told by {PERMUTATIONS} draws for {len(adjusted)} tests"
         )
     if doubts:
         return Verdict("inconclusive", tuple(doubts))
@@ -211,8 +214,6 @@ def judge(report: Mapping[str, Any], policy: Policy) -> Verdict:
     )
 
 
-FEWEST_DRAWS = 1001
-"""Draws, at least, behind each p-value of an audit: it cannot be smaller than one in so many."""
 _COPY_SHARES = ("nearest_member", "expected", "nearest_p", "close", "close_p", "duplicates", "other_duplicates")
 _COPIES = {
     "nearest_p": "generated images are nearer to training images than to others",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from relay_core.bundle import Policy
 from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
 from relay_core.errors import BundleError
 
@@ -99,20 +100,20 @@ def export_(
     ] = True,
     audit: Annotated[Path | None, typer.Option(help="audit.signed.json of relay privacy-audit, of this checkpoint.")] = None,
     policy: PolicyOption = "off",
-    max_auc: MaxAucOption = 0.60,
-    alpha: AlphaOption = 0.05,
-    min_patients: MinPatientsOption = 20,
+    max_auc: MaxAucOption = Policy.max_auc,
+    alpha: AlphaOption = Policy.alpha,
+    min_patients: MinPatientsOption = Policy.min_patients,
     override: Annotated[
         str | None, typer.Option(help="Release although the audit did not pass, for this reason; it travels along, signed.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a signed bundle of a finished training, for the next site."""
-    from relay_core.bundle import Gate, Policy, Provenance, export_bundle, read_audit
+    from relay_core.bundle import MAX_REASON, Gate, Provenance, export_bundle, is_reason, read_audit
     from relay_core.config import load_run
 
-    if override is not None and not (override.isprintable() and 1 <= len(override) <= 500):
-        raise typer.BadParameter("is one line of 1 to 500 letters", param_hint="--override")
+    if not is_reason(override):
+        raise typer.BadParameter(f"is one line of 1 to {MAX_REASON} letters", param_hint="--override")
     report = None
     if audit is not None:
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from relay_core.bundle import Policy
 from relay_core.cli.bundles import AlphaOption, MaxAucOption, MinPatientsOption, RunOption
 from relay_core.cli.keys import KEYS, JsonOption, KeysOption, key_folder
 
@@ -39,9 +40,9 @@ def privacy_audit(
     discriminators: Annotated[
         bool, typer.Option("--discriminators/--without-discriminators", help="As `relay export` will be called.")
     ] = True,
-    max_auc: MaxAucOption = 0.60,
-    alpha: AlphaOption = 0.05,
-    min_patients: MinPatientsOption = 20,
+    max_auc: MaxAucOption = Policy.max_auc,
+    alpha: AlphaOption = Policy.alpha,
+    min_patients: MinPatientsOption = Policy.min_patients,
     keys: KeysOption = KEYS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: JsonOption = False,
@@ -50,7 +51,7 @@ def privacy_audit(
 
     Called again after a stop, it goes on. `relay audit` is the service's log.
     """
-    from relay_core.bundle import AUDIT, Policy, judge, sign_audit
+    from relay_core.bundle import AUDIT, judge, sign_audit
     from relay_core.cli.output import counting
     from relay_core.cli.training import stop_on_signal
     from relay_core.config import load_run

@@ -198,6 +198,20 @@ def load_networks(strategy: Strategy, checkpoint: Checkpoint, names: list[str]) 
             raise CheckpointError(f"{checkpoint.path}: network {name!r} does not fit this run's model: {reason}") from None
 
 
+def load_handed_over(strategy: Strategy, checkpoint: Checkpoint) -> list[str]:
+    """Load what a checkpoint hands over, and no frozen copies; return the names of the networks, without those it may lack.
+
+    Raises:
+        CheckpointError: as `load_networks`.
+    """
+    state = checkpoint.meta["state"]
+    strategy.load_state({**state, "frozen": []} if "frozen" in state else state)
+    lacking = strategy.missing_from(checkpoint.networks)
+    names = [name for name in strategy.hand_over() if name not in lacking]
+    load_networks(strategy, checkpoint, names)
+    return names
+
+
 def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
     """Return `value` in the memory layout of its parameter (channels-last or not).
 

@@ -338,8 +338,6 @@ def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.devic
     if not settings.facts.has_generators:
         return []
     strategy = make_strategy(settings.without_pretraining(), device)
-    strategy.load_state(last.meta["state"])
-    lacking = strategy.missing_from(last.networks)
-    checkpoint.load_networks(strategy, last, [name for name in strategy.networks if name not in lacking])
+    checkpoint.load_handed_over(strategy, last)
     samples_by_site = strategy.samples(per_site)
     return [(name, images.cpu(), labels.cpu(), None) for name, (images, labels) in samples_by_site.items()]

@@ -45,10 +45,7 @@ class Target:
             CheckpointError: the checkpoint cannot be read in this version.
         """
         strategy = make_strategy(settings_of(source).without_pretraining(), device)
-        strategy.load_state({**source.meta["state"], **({"frozen": []} if "frozen" in source.meta["state"] else {})})
-        lacking = strategy.missing_from(source.networks)
-        names = [name for name in strategy.hand_over() if name not in lacking]
-        checkpoint.load_networks(strategy, source, names)
+        names = checkpoint.load_handed_over(strategy, source)
         for network in strategy.networks.values():
             network.eval().requires_grad_(False)
         drawn = strategy.known.slots if isinstance(strategy, RelayStrategy) else {}

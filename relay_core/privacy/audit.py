@@ -22,28 +22,22 @@ from torch import Tensor
 
 import relay_core
 from relay_core import events
-from relay_core.bundle import holm
+from relay_core.bundle import AUDIT_FORMAT
 from relay_core.config import RunFile, SiteSettings
-from relay_core.data import SiteData, load_site
-from relay_core.engine import Checkpoint, settings_of
+from relay_core.engine import Checkpoint
 from relay_core.errors import DataError, RunFileError, Stopped
 from relay_core.events import Stop
 from relay_core.files import write_atomically
 from relay_core.metrics import SolverFeatures
 from relay_core.privacy import attacks
 from relay_core.privacy.attacks import Target
-from relay_core.privacy.combined import combined_attack
+from relay_core.privacy.combined import judged
 from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
 from relay_core.privacy.shadow import Part, shadow_steps, train_shadow
-from relay_core.privacy.statistics import Draws, Groups, attack_scores, two_sided
+from relay_core.privacy.sides import Sides
 from relay_core.replay import resize_images
 
-FORMAT = 1
 SAMPLES = 10_000
-MISSING = 0.05
-"""Most of the images that were trained on, as a share, that may be missing from a conclusive audit."""
-MOST = 2000
-"""Most images of either side; a larger set is thinned evenly."""
 PARTS = ".audit-parts.json"
 SHADOW = "shadow"
 
@@ -94,7 +88,7 @@ class Audit:
         """
         start = time.monotonic()
         settings = self._settings()
-        sides = _Sides.load(settings, self.run, self.source, self.data_root, self.warnings, self.doubts)
+        sides = Sides.load(settings, self.run, self.source, self.data_root, self.warnings, self.doubts)
         context = self._context(sides)
         parts = _Parts(self.out / PARTS, context)
         target = Target.of(self.source, self.device, settings.name)
@@ -120,7 +114,7 @@ class Audit:
             )
         copies = [{**row, "counts": counting[f"nearest_{row['name']}"]} for row in copies]
         report = {
-            "format": FORMAT,
+            "format": AUDIT_FORMAT,
             "relay": relay_core.__version__,
             "created_at": round(time.time(), 3),
             "checkpoint": self.source.digest,
@@ -169,7 +163,7 @@ class Audit:
             raise RunFileError(f"the training of {settings.name} began from nothing: leave --reference out")
         return settings
 
-    def _context(self, sides: _Sides) -> str:
+    def _context(self, sides: Sides) -> str:
         """Digest of all that the parts of an audit depend on."""
         reference = self.reference.digest if self.reference else None
         content = [
@@ -188,7 +182,7 @@ class Audit:
         without = () if self.discriminators else target.relay.gan.names if target.relay else ()
         return [name for name in target.networks if name not in without]
 
-    def _plan(self, target: Target, settings: SiteSettings, sides: _Sides, shadow: bool) -> None:
+    def _plan(self, target: Target, settings: SiteSettings, sides: Sides, shadow: bool) -> None:
         batches = -(-len(sides.images) // 32)
         each = batches
         if target.relay:
@@ -202,7 +196,7 @@ class Audit:
         if self.stop():
             raise Stopped("the audit was stopped; called again with the same --out, it goes on")
 
-    def _reference(self, settings: SiteSettings, sides: _Sides, half: list[int] | None, folder: Path) -> tuple[Target, str]:
+    def _reference(self, settings: SiteSettings, sides: Sides, half: list[int] | None, folder: Path) -> tuple[Target, str]:
         if half is None:
             assert self.reference is not None
             reference = Target.of(self.reference, self.device, settings.name)
@@ -219,7 +213,7 @@ class Audit:
         self._done = steps
         return Target.of(shadow, self.device, settings.name), "shadow"
 
-    def _scores(self, target: Target, sides: _Sides, parts: _Parts, whose: str) -> dict[str, np.ndarray]:
+    def _scores(self, target: Target, sides: Sides, parts: _Parts, whose: str) -> dict[str, np.ndarray]:
         images, labels = sides.images, sides.labels
         scores = {"solver": parts.get(f"{whose}/solver", lambda: attacks.solver_scores(target, images, labels, self._tick))}
         if target.relay:
@@ -233,7 +227,7 @@ class Audit:
         return {name: np.array(values) for name, values in scores.items()}
 
     def _copies(
-        self, target: Target, reference: Target, sides: _Sides, own: dict[str, np.ndarray], other: dict[str, np.ndarray]
+        self, target: Target, reference: Target, sides: Sides, own: dict[str, np.ndarray], other: dict[str, np.ndarray]
     ) -> tuple[list[dict[str, Any]], Pairs | None]:
         """Search generated images for copies; the distance to the nearest one is an attack as well, added to `own`.
 
@@ -271,94 +265,6 @@ class Pairs:
     members: Tensor
 
 
-@dataclass
-class _Sides:
-    """The images of both sides at the solver's size, members first, in [-1, 1], and their labels and groups."""
-
-    images: Tensor
-    labels: Tensor
-    groups: Groups
-    counts: dict[str, int]
-    train: SiteData
-    place_of: list[int]
-    """Place of each member in `train`."""
-    digest: str
-
-    @classmethod
-    def load(
-        cls, settings: SiteSettings, run: RunFile, source: Checkpoint, data_root: Path | None, warnings: list[str],
-        doubts: list[str],
-    ) -> _Sides:  # fmt: skip
-        trained, folder = settings_of(source), settings.data_folder(data_root, run.base)
-        kwargs = settings.data.model_copy(update={"fit": trained.data.fit})
-        train, test = (
-            load_site(settings.dataset.name, kwargs, folder=folder, split=split, resolution=trained.resolution)
-            for split in ("train", "test")
-        )
-        trained_on = set(source.meta.get("training_set") or train.fingerprints)
-        members = [i for i, print_ in enumerate(train.fingerprints) if print_ in trained_on]
-        if not members:
-            raise DataError(
-                f"none of the training images of {settings.name} in {folder} is one that the checkpoint was trained on"
-            )
-        if changed := len(train) - len(members):
-            warnings.append(f"{changed} training images are new or have changed since the training, and were left out")
-        gone = len(trained_on - {*train.fingerprints})
-        if gone:
-            warnings.append(f"{gone} images that were trained on are not here any more, or have changed")
-        if gone > MISSING * len(trained_on):
-            doubts.append(
-                f"{gone} of the {len(trained_on)} images that were trained on are missing: the audit did not see them"
-            )
-        named = {s for s, name in zip(train.subjects, train.names, strict=True) if s != name}  # else it is a file's name
-        pixels = {_digest(image) for part in torch.arange(len(train)).split(256) for image in train.unit_batch(part)[0]}
-        members = _thinned(members)
-        images, labels = train.unit_batch(members)
-        candidates = _thinned(range(len(test)))
-        other_images, other_labels = test.unit_batch(candidates)
-        fine = [
-            n for n, i in enumerate(candidates) if test.subjects[i] not in named and _digest(other_images[n]) not in pixels
-        ]
-        if left_out := len(candidates) - len(fine):
-            warnings.append(f"{left_out} test images are of patients, or equal to images, that were trained on: left out")
-        if len(fine) < 2 or len(members) < 2:
-            raise DataError(
-                f"{settings.name} has {len(fine)} test images of patients that it was not trained on: an audit compares "
-                "training images with such, and needs some (dataset.kwargs.test_share)"
-            )
-        of_patient = [train.subjects[i] for i in members], [test.subjects[candidates[n]] for n in fine]
-        groups = Groups.of(*of_patient)
-        if len(set(of_patient[0])) == len(members) and len(set(of_patient[1])) == len(fine):
-            warnings.append(
-                "every image counts as a patient of its own; where patients have several, name them (patient_pattern), or "
-                "the intervals are too narrow"
-            )
-        counts = {
-            "members": len(members), "others": len(fine), "member_patients": len(groups.patients(True)),
-            "other_patients": len(groups.patients(False)),
-        }  # fmt: skip
-        return cls(
-            torch.cat([images, other_images[fine]]) * 2 - 1, torch.cat([labels, other_labels[fine]]), groups, counts, train,
-            list(members), hashlib.sha256(f"{train.digest}{test.digest}".encode()).hexdigest(),
-        )  # fmt: skip
-
-    def half(self) -> list[int]:
-        """Return the places of the images of every second member patient."""
-        patients = np.random.default_rng(0).permutation(self.groups.patients(True))
-        chosen = set(patients[::2].tolist())
-        return [i for i in range(self.counts["members"]) if int(self.groups.patient[i]) in chosen]
-
-
-def _thinned(positions: Any) -> list[int]:
-    """At most `MOST` of the positions, evenly."""
-    number = min(len(positions), MOST)
-    return [positions[(2 * i + 1) * len(positions) // (2 * number)] for i in range(number)]
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
-
-
 def _features(network: SolverFeatures, images: Tensor, side: int) -> Tensor:
     return torch.cat([network(resize_images(part, side)).cpu() for part in images.split(256)])
 
@@ -377,33 +283,3 @@ class _Parts:
             self.values[key] = compute().double().tolist()
             write_atomically(self.path, json.dumps({"context": self.context, "values": self.values}).encode(), 0o600)
         return self.values[key]
-
-
-def judged(
-    own: dict[str, np.ndarray], other: dict[str, np.ndarray], groups: Groups, fair: np.ndarray
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return each attack, raw and calibrated by the reference, and all together.
-
-    The reference never saw the members: where its scores tell the two sides apart (`control`, either way, Holm 1979 over all
-    of them), the sides differ by themselves. Then an attack does not count (`counts`), raw or calibrated, as the difference
-    shows in both networks, and not equally; one without a reference's scores does not count if any other control finds it.
-    """
-    part = Groups(groups.member[fair], np.unique(groups.patient[fair], return_inverse=True)[1])
-    all_draws, part_draws = Draws.of(groups), Draws.of(part)
-    names = [name for name in other if name in own]
-    controls = {name: two_sided(other[name][fair], part, part_draws) for name in names}
-    adjusted = dict(zip(names, holm([control["p"] for control in controls.values()]), strict=True))
-    rows, features = [], []
-    for name, scores in own.items():
-        counts = min([adjusted[name]] if name in adjusted else [1.0, *adjusted.values()]) >= 0.05
-        row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups, all_draws)}
-        rows.append({**row, "control": controls.get(name)})
-        tried = [scores[fair]]
-        if name in other:
-            tried.append((scores - other[name])[fair])
-            calibrated = attack_scores(tried[1], part, part_draws)
-            rows.append({"name": f"{name}, calibrated", "calibrated": True, "counts": counts, **calibrated})
-        features += tried if counts else []
-    left = features or [own[name][fair] for name in own]
-    together = combined_attack(np.stack(left, axis=1), part, part_draws)
-    return rows, {"name": "all together", "counts": bool(features), **together}

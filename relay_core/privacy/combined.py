@@ -1,4 +1,4 @@
-"""All attacks together: a linear discriminant of their scores, tested on patients that it has not seen."""
+"""What attacks tell: each of them beside its control, and all together, tested on patients that none has seen."""
 
 from __future__ import annotations
 
@@ -7,12 +7,59 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from relay_core.privacy.statistics import Draws, Groups, Scores, attack_scores, auc, permuted_members, true_positive_rate
+from relay_core.bundle import PERMUTATIONS, holm
+from relay_core.privacy.statistics import (
+    Draws,
+    Groups,
+    Scores,
+    attack_scores,
+    auc,
+    permuted_members,
+    true_positive_rate,
+    two_sided,
+)
 
 FOLDS = 5
 RIDGE = 0.1
 """Weight decay of the discriminant, in parts of the number of images."""
-PERMUTATIONS = 1000
+CONTROL = 0.05
+"""How surely a control has to tell the two sides apart until its attack does not count."""
+
+
+def judged(
+    own: dict[str, Scores], other: dict[str, Scores], groups: Groups, fair: npt.NDArray[np.bool_]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return each attack, raw and calibrated by the reference, and all together.
+
+    The reference never saw the members: where its scores tell the two sides apart (`control`, either way, Holm 1979 over all
+    of them), the sides differ by themselves. Then an attack does not count (`counts`), raw or calibrated, as the difference
+    shows in both networks, and not equally; one without a reference's scores does not count if any other control finds it.
+
+    Args:
+        own: the scores (N,) of each attack, by name.
+        other: those of the reference, for attacks that it allows.
+        groups: which of the N images are members.
+        fair: the images (N,) that the reference never saw: the others are left out of all that is compared with it.
+    """
+    part = Groups(groups.member[fair], np.unique(groups.patient[fair], return_inverse=True)[1])
+    all_draws, part_draws = Draws.of(groups), Draws.of(part)
+    names = [name for name in other if name in own]
+    controls = {name: two_sided(other[name][fair], part, part_draws) for name in names}
+    adjusted = dict(zip(names, holm([control["p"] for control in controls.values()]), strict=True))
+    rows, features = [], []
+    for name, scores in own.items():
+        counts = min([adjusted[name]] if name in adjusted else [1.0, *adjusted.values()]) >= CONTROL
+        row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups, all_draws)}
+        rows.append({**row, "control": controls.get(name)})
+        tried = [scores[fair]]
+        if name in other:
+            tried.append((scores - other[name])[fair])
+            calibrated = attack_scores(tried[1], part, part_draws)
+            rows.append({"name": f"{name}, calibrated", "calibrated": True, "counts": counts, **calibrated})
+        features += tried if counts else []
+    left = features or [own[name][fair] for name in own]
+    together = combined_attack(np.stack(left, axis=1), part, part_draws)
+    return rows, {"name": "all together", "counts": bool(features), **together}
 
 
 def combined_attack(features: Scores, groups: Groups, draws: Draws | None = None, seed: int = 0) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from relay_core.bundle import PERMUTATIONS
 from relay_core.privacy.attacks import Tick
 from relay_core.privacy.statistics import Groups, permuted_members
 from relay_core.replay import resize_images
@@ -24,7 +25,6 @@ DUPLICATE = 1 / 3
 """A duplicate is nearer than so much of the distance at which 1 % of the images have their nearest of another patient."""
 SPLITS = 2
 """Subsets of the larger side, of the smaller one's size, that are averaged: the more images, the nearer is the nearest."""
-PERMUTATIONS = 1000
 
 
 def pixel_distances(generated: Tensor, real: Tensor, tick: Tick) -> Tensor:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from pydantic_settings import SettingsError as SourceError
 from sqlalchemy import URL, make_url
 
+from relay_core.bundle import Policy, ReleaseMode
 from relay_core.errors import RelayError
 from relay_core.files import write_atomically
 from relay_core.texts import site_name as checked_name
@@ -109,14 +110,14 @@ class Settings(BaseSettings):
     """Minutes without a step after which a training counts as hung."""
     stop_grace: float = Field(default=30.0, gt=0)
     """Seconds that a training has to checkpoint and leave after SIGTERM."""
-    release_policy: Literal["off", "warn", "require"] = "warn"
+    release_policy: ReleaseMode = "warn"
     """What an export needs. `require`: a privacy audit of the checkpoint that passed, or an operator's reason; `warn`:
     nothing, but the job says that there is none, or what it found; `off`: nothing."""
-    release_max_auc: float = Field(default=0.60, ge=0.5, le=1)
+    release_max_auc: float = Field(default=Policy.max_auc, ge=0.5, le=1)
     """AUC that an audit must exclude to pass; 0.5 is chance. docs/privacy.md says how this was chosen."""
-    release_alpha: float = Field(default=0.05, ge=0.001, le=0.5)
+    release_alpha: float = Field(default=Policy.alpha, ge=0.001, le=0.5)
     """Share of audits that may raise a false alarm."""
-    release_min_patients: int = Field(default=20, ge=2)
+    release_min_patients: int = Field(default=Policy.min_patients, ge=2)
     """Fewest patients, trained on or not, from which on an audit can pass."""
     min_free_mib: int = Field(default=512, ge=0)
     """Free space of the artifact volume in MiB below which the site is not ready and takes no job."""

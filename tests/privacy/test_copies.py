@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from relay_core.privacy.audit import judged
-from relay_core.privacy.combined import combined_attack
+from relay_core.privacy.combined import combined_attack, judged
 from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
 from relay_core.privacy.statistics import Groups
 
