@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from relay_core.inference import Decoders
+from services.api import cookies
 from services.api.conditional import TAGS, names
 from services.api.inference import Host, Intake, Turns
 from services.api.readiness import Probe
-from services.site import ArtifactStore, Doorbell, Identity, Refusal, Role, Settings, audit, auth
+from services.site import ArtifactStore, Doorbell, Identity, Refusal, Role, Settings, audit, auth, sessions
 from services.site.db import Database
 
 
@@ -73,10 +74,10 @@ async def identify(scope: Scope) -> Identity | None:
     request = Request(scope)
     site: ServiceParts = request.app.state.parts
     credentials = await bearer(request)
-    if credentials is None and site.settings.serve_anonymous and scope["path"].startswith("/v2/"):
+    signed_in = cookies.SESSION in request.cookies
+    if credentials is None and not signed_in and site.settings.serve_anonymous and scope["path"].startswith("/v2/"):
         return None
-    token = credentials.credentials if credentials else None
-    identity = await to_thread.run_sync(_identify, site, token, client_address(request))
+    identity = await to_thread.run_sync(_identify, site, request, credentials)
     scope["relay_identity"] = identity
     return identity
 
@@ -89,7 +90,7 @@ def require(role: Role) -> Callable[..., Identity]:
     ) -> Identity:
         identity: Identity | None = request.scope.get("relay_identity")
         if identity is None:
-            identity = _identify(site, credentials.credentials if credentials else None, client_address(request))
+            identity = _identify(site, request, credentials)
         identity.require(role)
         return identity
 
@@ -113,20 +114,35 @@ ModelCaller = Annotated[Identity, Depends(_caller_of_models)]
 """Gives who calls a model by the Open Inference Protocol: a viewer, or anybody where `serve_anonymous` is set."""
 
 
-def _identify(site: ServiceParts, token: str | None, address: str) -> Identity:
-    """Return who holds the token. A valid one always passes, so that failed logins from an address lock out nobody else.
+def _identify(site: ServiceParts, request: Request, credentials: HTTPAuthorizationCredentials | None) -> Identity:
+    """Return who sends a request: the holder of its token, or who is signed in at the page in its browser.
+
+    A valid token always passes, so that failed logins from an address lock out nobody else.
 
     Raises:
         Refusal: `unauthenticated`, or `locked_out` after too many failed logins from the address.
     """
-    settings = site.settings
-    if token is None:
-        raise Refusal("unauthenticated", "send the header Authorization: Bearer relay_...", auth.CHALLENGE)
+    settings, address = site.settings, client_address(request)
+    if credentials is None:
+        if (text := request.cookies.get(cookies.SESSION)) is None:
+            raise Refusal("unauthenticated", "send the header Authorization: Bearer relay_...", auth.CHALLENGE)
+        with site.database.read() as session:
+            signed_in = sessions.who(session, settings.key, text)
+        cookies.require_own_page(request, signed_in)
+        return signed_in.identity
+    token = credentials.credentials
+    if is_link := token.startswith(sessions.LINK_PREFIX) and request.url.path == cookies.PATH:
+        with site.database.write() as session:
+            try:
+                return sessions.follow(session, settings.key, token)
+            except Refusal as refusal:
+                failed = refusal
     with site.database.read() as session:
-        try:
-            return auth.authenticate(session, settings.key, token)
-        except Refusal as refusal:
-            failed = refusal
+        if not is_link:
+            try:
+                return auth.authenticate(session, settings.key, token)
+            except Refusal as refusal:
+                failed = refusal
         auth.check_lockout(session, address, settings.lockout_failures, settings.lockout_seconds)
     with site.database.write() as session:
         failures = auth.note_failure(session, address, settings.lockout_seconds)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import relay_core
 from relay_core.errors import RelayError
 from relay_core.inference import Decoders
-from services.api import docs, metrics, problems
+from services.api import docs, metrics, problems, site_page
 from services.api.deps import ServiceParts, identify
 from services.api.inference import Host, Intake, Turns, oip
 from services.api.middleware import MAX_BODY, BodyLimit, BodyPace, KnownCaller, PlainBody, RequestContext
@@ -86,6 +86,7 @@ def create_app(settings: Settings | None = None, *, reconcile: bool = True) -> F
     for router in ROUTERS:
         app.include_router(router)
     docs.serve_document(app)
+    site_page.serve_page(app)
     return app
 
 

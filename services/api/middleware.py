@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from relay_core.errors import RelayError
 from services.api.conditional import names
 from services.api.problems import handle_refusal, problem
+from services.api.site_page import POLICY
 
 MAX_BODY = 2 << 20
 """The most bytes of a request's body, where the address has no limit of its own."""
@@ -60,6 +61,7 @@ class _Exchange:
             headers["X-Request-ID"] = self.id
             headers["X-Content-Type-Options"] = "nosniff"
             headers["X-Frame-Options"] = "DENY"
+            headers["Content-Security-Policy"] = POLICY
             headers["Referrer-Policy"] = "no-referrer"
             if self.scope["path"].startswith(("/api", "/v2")):
                 headers["Cache-Control"] = "no-store"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from relay_core.config import dataset_class, outside_values
+from services.api.schemas import Setting
 from services.site import Refusal
 
 ELSEWHERE = ("task_id", "task_name", "img_folder", "root_path")
@@ -40,6 +41,27 @@ def check(layout: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for key, _ in outside_values("options", dict(options)):
         raise Refusal("path_escape", f"{key} is relative to the data set's folder, without ..")
     return dict(options)
+
+
+def settings(layout: str) -> list[Setting]:
+    """Return the settings of a layout, with their texts, for a form."""
+    schema = dataset_class(layout).model_json_schema()
+    return [
+        Setting(
+            key=key, about=" ".join(facts.get("description", "").split()), default=facts.get("default"),
+            choices=facts.get("enum", []), kind=_kind(facts),
+        )
+        for key, facts in schema["properties"].items()
+        if key not in ELSEWHERE
+    ]  # fmt: skip
+
+
+def _kind(facts: Mapping[str, Any]) -> Literal["number", "text", "switch", "yaml"]:
+    """Return how a setting is written down: JSON Schema's type, or `yaml` where it holds several values."""
+    kinds = [kind for kind in (option.get("type") for option in facts.get("anyOf", [facts])) if kind != "null"]
+    if kinds in (["integer"], ["number"], ["integer", "number"]):
+        return "number"
+    return "text" if kinds == ["string"] else "switch" if kinds == ["boolean"] else "yaml"
 
 
 def _invalid(path: str, message: str) -> Refusal:

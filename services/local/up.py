@@ -21,7 +21,7 @@ from relay_core.bundle import KeyFolder, spoken_fingerprint
 from relay_core.errors import RelayError
 from relay_core.texts import site_name
 from services.api import bring_up_to_date
-from services.site import Settings, audit, auth, load_settings, volumes
+from services.site import Settings, audit, auth, load_settings, sessions, volumes
 from services.site.db import Database, Token
 from services.trainer import guarded
 
@@ -201,6 +201,10 @@ def _greet(settings: Settings) -> None:
             row, text = auth.create_token(session, settings.key, "first admin", "admin")
             audit.record(session, audit.operator("relay up"), "token.create", row.id, name=row.name, role=row.role)
             print(f"admin token, shown this once:\n  export RELAY_TOKEN={text}")
+        token_id = auth.newest_admin(session)
+        if token_id is not None:
+            link = sessions.link(session, settings.key, token_id)
+            print(f"the site's page, signed in (once, within {sessions.LINK / 60:.0f} minutes):\n  {_url(settings)}/#{link}")
     print("Ctrl-C stops everything; running jobs go on with the next start", flush=True)
 
 

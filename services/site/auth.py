@@ -61,6 +61,13 @@ def create_token(session: Session, key: bytes, name: str, role: Role, days: floa
     return row, text
 
 
+def newest_admin(session: Session) -> str | None:
+    """Return the id of the newest admin token that is valid; None: there is none."""
+    moment = now(session)
+    admins = select(Token).where(Token.role == "admin", Token.revoked_at.is_(None)).order_by(Token.created_at.desc())
+    return next((row.id for row in session.scalars(admins) if _holds(row, moment)), None)
+
+
 def revoke_token(session: Session, token_id: str) -> Token:
     """Make a token useless from now on. Raises Refusal `not_found`."""
     row = session.get(Token, token_id)
@@ -79,9 +86,16 @@ def authenticate(session: Session, key: bytes, text: str) -> Identity:
     parts = text.split("_", 2)
     row = session.get(Token, parts[1]) if len(parts) == 3 and len(parts[1]) <= 64 else None
     matches = hmac.compare_digest(_hash(key, text), row.hash if row else "0" * 64)
-    moment = now(session)
-    valid = row is not None and row.revoked_at is None and _holds(row, moment)
-    if row is None or not matches or not valid:
+    return _identity(session, row if matches else None)
+
+
+def identity(session: Session, token_id: str) -> Identity:
+    """Return the identity that a token gives, for whoever has shown it before. Raises Refusal as `authenticate`."""
+    return _identity(session, session.get(Token, token_id))
+
+
+def _identity(session: Session, row: Token | None) -> Identity:
+    if row is None or row.revoked_at is not None or not _holds(row, now(session)):
         raise Refusal(
             "unauthenticated",
             "the token is unknown, expired or revoked; an admin makes one with: relay token create",

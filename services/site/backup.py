@@ -34,7 +34,7 @@ Show = Callable[[int, int], object]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-PASSING = {"workers", "device_leases", "lockouts", "alembic_version"}
+PASSING = {"workers", "device_leases", "lockouts", "browser_sessions", "alembic_version"}
 """Tables of what is true only while a site runs: they are not backed up."""
 ASIDE = "replaced-"
 """Beginning of the names that a restore gives what it moves aside."""

@@ -18,15 +18,49 @@ def inside(root: Path, relative: str) -> Path:
             `not_found` for no folder; `data_invalid` for one that cannot be read; `too_large` for one of more than
             `MAX_ENTRIES` files and folders.
     """
-    parts = PurePosixPath(relative).parts
-    if not parts or relative.startswith("/") or ".." in parts or "\\" in relative or "\0" in relative:
-        raise Refusal("path_escape", "path is relative to the data root, with / between folders and without ..")
+    parts = _parts(relative)
     try:
         folder = _descend(root, parts, relative)
         _refuse_links(folder, relative)
     except OSError as error:  # a name too long for the file system, a folder that may not be read
         raise Refusal("data_invalid", f"{relative}: cannot be read: {error.strerror}") from None
     return folder
+
+
+MAX_LISTED = 1000
+"""The most folders that `below` lists."""
+
+
+def below(root: Path, relative: str) -> tuple[list[str], int]:
+    """Return the names of the folders in one, sorted, and how many files lie in it, for somebody who looks for images.
+
+    Args:
+        root: the data root.
+        relative: path of the folder from there; empty: the data root itself.
+
+    Raises:
+        Refusal: as `inside`; links are left out here, not refused.
+    """
+    folder = _descend(root, _parts(relative), relative) if relative else root
+    names: list[str] = []
+    files = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) and len(names) < MAX_LISTED:
+                    names.append(entry.name)
+                elif entry.is_file(follow_symlinks=False):
+                    files += 1
+    except OSError as error:
+        raise Refusal("data_invalid", f"{relative or 'the data root'}: cannot be read: {error.strerror}") from None
+    return sorted(names), files
+
+
+def _parts(relative: str) -> tuple[str, ...]:
+    parts = PurePosixPath(relative).parts
+    if not parts or relative.startswith("/") or ".." in parts or "\\" in relative or "\0" in relative:
+        raise Refusal("path_escape", "path is relative to the data root, with / between folders and without ..")
+    return parts
 
 
 def _descend(root: Path, parts: tuple[str, ...], relative: str) -> Path:

@@ -3,6 +3,7 @@
 from services.api.routes import (
     audit,
     checkpoints,
+    choices,
     datasets,
     evaluations,
     exports,
@@ -12,12 +13,15 @@ from services.api.routes import (
     models,
     predictions,
     runs,
+    session,
     system,
     v2,
 )
 
 ROUTERS = (
     system.router,
+    session.router,
+    choices.router,
     datasets.router,
     runs.router,
     jobs.router,

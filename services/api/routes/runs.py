@@ -64,6 +64,24 @@ def register_run(
     return run
 
 
+@router.post(
+    "/check",
+    responses=changes("run_file_invalid", "path_escape"),
+    openapi_extra={"requestBody": {"required": True, "content": _FILE}},
+)
+def check_run(
+    caller: Operator,
+    text: Annotated[str, Depends(_run_file)],
+    name: Annotated[schemas.Name, Query(description="What people would call it.")] = "run",
+) -> schemas.RunPreview:
+    """Check a run file without registering it: what it would be, in canonical form."""
+    row = runs.read(text, name)
+    return schemas.RunPreview(
+        id=row.id, name=row.name, strategy=row.strategy, text=row.content, notes=runs.run_file(row).notes,
+        sites=[schemas.RunSite(**entry) for entry in row.sites],
+    )  # fmt: skip
+
+
 @router.get("", responses=refusals("cursor_invalid"))
 def list_runs(site: Site, caller: Viewer, paging: PageQuery) -> schemas.Page[schemas.Run]:
     """Runs, newest first."""

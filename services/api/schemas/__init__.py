@@ -1,7 +1,7 @@
 """Define what goes over the wire: request and response bodies, and the values of parameters."""
 
 from services.api.schemas.common import Absent, CheckpointId, DatasetId, EvaluationId, JobId, Page, Problem, RunId, Words
-from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest, Name
+from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest, Folder, LayoutFacts, Name, Setting
 from services.api.schemas.handoff import BundleId, Export, ExportRequest, HandOffRequest, Import, Rejection, ReportRequest
 from services.api.schemas.jobs import (
     EvaluateRequest,
@@ -31,8 +31,8 @@ from services.api.schemas.models import (
     Version,
 )
 from services.api.schemas.results import Checkpoint, CheckpointChange, Evaluation, EvaluationSummary
-from services.api.schemas.runs import Run, RunChange
-from services.api.schemas.system import AuditRecord, CatalogueEntry, Check, Health, Readiness, System, Worker
+from services.api.schemas.runs import Recipe, Run, RunChange, RunPreview, RunSite
+from services.api.schemas.system import AuditRecord, CatalogueEntry, Check, Health, Readiness, SignedIn, System, Worker
 
 __all__ = [
     "Absent",
@@ -58,12 +58,14 @@ __all__ = [
     "Export",
     "ExportOnnxRequest",
     "ExportRequest",
+    "Folder",
     "HandOffRequest",
     "Health",
     "Import",
     "Job",
     "JobId",
     "JobRequest",
+    "LayoutFacts",
     "Measurements",
     "ModelName",
     "ModelVersion",
@@ -77,14 +79,19 @@ __all__ = [
     "Production",
     "PromoteRequest",
     "Readiness",
+    "Recipe",
     "Rejection",
     "ReportRequest",
     "RollbackRequest",
     "Run",
     "RunChange",
     "RunId",
+    "RunPreview",
+    "RunSite",
     "SamplesRequest",
     "Series",
+    "Setting",
+    "SignedIn",
     "StoredFile",
     "System",
     "TrainRequest",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema
 
@@ -34,6 +34,37 @@ _EXAMPLE: dict[str, JsonValue] = {
     "options": {},
     "note": "second scanner",
 }
+
+
+class Folder(ResponseBody):
+    """Describes a folder below the site's data root."""
+
+    path: str = Field(examples=["fundus"])
+    """Leads to it from the data root; empty: the data root itself."""
+    folders: list[str] = Field(examples=[["fundus/Domain1"]])
+    """Lists the paths of the folders in it."""
+    files: int
+    """Counts the files that lie in it, those in its folders left out."""
+
+
+class Setting(ResponseBody):
+    """Describes one setting of a layout."""
+
+    key: str = Field(examples=["num_classes"])
+    about: str = Field(examples=["Number of classes, the background (class 0) included."])
+    default: Any = Field(examples=[3])
+    choices: list[Any]
+    """Lists the values that it may have; empty: it is free."""
+    kind: Literal["number", "text", "switch", "yaml"]
+    """Says how it is written down; yaml: as a list, or as keys with values."""
+
+
+class LayoutFacts(ResponseBody):
+    """Describes a layout: how a data set's files lie."""
+
+    name: str = Field(examples=["folder"])
+    about: str
+    settings: list[Setting]
 
 
 class DatasetRequest(RequestBody):

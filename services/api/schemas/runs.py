@@ -58,6 +58,28 @@ class Run(ResponseBody):
     created_at: datetime
 
 
+class RunPreview(ResponseBody):
+    """Says what a run file would register, and where it leaves something out of account."""
+
+    id: RunId
+    name: str
+    strategy: str
+    sites: list[RunSite]
+    text: str
+    """Is the run file in canonical form: it extends nothing."""
+    notes: list[str]
+    """Lists keys of the published vocabulary that are read, and mean nothing here."""
+
+
+class Recipe(ResponseBody):
+    """Holds a run file that comes with the software."""
+
+    name: str = Field(examples=["fundus-cpu"])
+    about: str
+    text: str
+    """Is the run file as it is, YAML with its comments."""
+
+
 class RunChange(RequestBody):
     """Says which hop of the relay this site is."""
 

@@ -11,6 +11,29 @@ from services.api.schemas.common import EXAMPLE_JOB, EXAMPLE_RUN, EXAMPLE_TIME, 
 from services.site import Role
 
 
+class SignedIn(ResponseBody):
+    """Says who is signed in at the page, or whose token a request has."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"name": "ana", "role": "operator", "actor": "ana (3f9c01d2ab)", "csrf_token": EXAMPLE_RUN,
+                 "idle_seconds": 1800.0}
+            ]
+        }
+    )  # fmt: skip
+
+    name: str
+    """Is the name of the token."""
+    role: Role
+    actor: str
+    """Is what the audit log, and a job's `created_by`, call the holder."""
+    csrf_token: str | None
+    """Is to be sent as X-CSRF-Token with every change that a browser's session makes; null: the request has a token."""
+    idle_seconds: float
+    """Is how long a session lasts after somebody last worked with the page."""
+
+
 class Health(ResponseBody):
     """Says that the process answers."""
 

@@ -431,6 +431,17 @@ class Token(Base):
     revoked_at: Mapped[float | None]
 
 
+class BrowserSession(Base):
+    """Records who is signed in at the site's page, by a keyed hash of the browser's cookie; or a link that signs in once."""
+
+    __tablename__ = "browser_sessions"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    token_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    seen_at: Mapped[float | None]
+    """When somebody last worked with the page; None: a link that nobody has opened yet."""
+
+
 class Lockout(Base):
     """Counts the failed logins of an address."""
 

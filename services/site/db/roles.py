@@ -32,7 +32,7 @@ class Part:
 _READ, _ADD = ("SELECT",), ("SELECT", "INSERT")
 PARTS = (
     Part("api", {"audit": _ADD, "alembic_version": _READ, "roster": _READ}),
-    Part("worker", {"audit": _ADD, "alembic_version": _READ, "tokens": (), "lockouts": ()}),
+    Part("worker", {"audit": _ADD, "alembic_version": _READ, "tokens": (), "lockouts": (), "browser_sessions": ()}),
 )
 
 
