@@ -7,7 +7,10 @@ BUILD := .venv-build
 RELEASE_KEYS ?= release-keys
 IMAGES ?=
 
-.PHONY: install demo ops bench test check hashes sbom release clean
+VENDOR := services/api/web/vendor
+CHARTS := $(VENDOR)/uPlot.esm.js
+
+.PHONY: install demo page ops bench test check hashes sbom release clean
 
 install: $(VENV)/.installed
 
@@ -15,6 +18,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+page: $(CHARTS) # what the site's page draws charts with; without it (no npm) the page shows tables
+
+$(CHARTS): docker/page/package-lock.json
+	cd docker/page && npm ci --ignore-scripts --no-audit --no-fund --silent
+	mkdir -p $(VENDOR)
+	cp docker/page/node_modules/uplot/dist/uPlot.esm.js docker/page/node_modules/uplot/dist/uPlot.min.css $(VENDOR)
+	cp docker/page/node_modules/uplot/LICENSE $(VENDOR)/uPlot.LICENSE
 	touch $@
 
 demo: install

@@ -12,7 +12,8 @@ import getpass
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from relay_core.bundle import canonical
 from relay_core.bundle.trust import HASH, Card, Roster, Trusted
 from relay_core.errors import BundleError
-from relay_core.files import write_atomically
+from relay_core.files import alone, write_atomically
 
 _PEM = serialization.Encoding.PEM
 
@@ -80,6 +81,15 @@ class KeyFolder:
     def save(self, roster: Roster) -> None:
         """Write the roster."""
         roster.write(self.folder / "roster.json")
+
+    @contextmanager
+    def changing(self) -> Iterator[Roster]:
+        """Yield the roster for a change and save it afterwards; two people at once do not undo each other's changes."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with alone(self.folder):
+            roster = self.roster
+            yield roster
+            self.save(roster)
 
     @property
     def exists(self) -> bool:

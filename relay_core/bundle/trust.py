@@ -15,6 +15,7 @@ from relay_core.bundle import canonical
 from relay_core.bundle.values import day, is_name, spoken_fingerprint
 from relay_core.errors import BundleError
 from relay_core.files import write_atomically
+from relay_core.texts import site_name
 
 HASH = ec.ECDSA(hashes.SHA256())
 """The signature algorithm of all signatures here, with keys on the curve P-256."""
@@ -186,7 +187,14 @@ class Roster:
 
         Trust for a single run is added to that for other runs; it replaces an entry for the same run, one for every run, and
         revoked ones. Trust for every run (`run` is None) replaces all entries of the key.
+
+        Raises:
+            BundleError: `bundle_damaged` where the card's name is none that a site may have.
         """
+        try:
+            site_name(card.name)
+        except ValueError as error:
+            raise BundleError("bundle_damaged", f"the card: {error}; ask the site for a card with another name") from None
         replaced = [
             e for e in self._entries_of(card.fingerprint) if run is None or e.run in (None, run) or e.revoked_at is not None
         ]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from relay_core.bundle import Policy
-from relay_core.cli.keys import KEYS, JsonOption, KeysOption, alone, key_folder, keys_app
+from relay_core.cli.keys import KEYS, JsonOption, KeysOption, key_folder, keys_app
 from relay_core.errors import BundleError
+from relay_core.files import alone
 
 if TYPE_CHECKING:
     from relay_core.bundle import BundleFacts, Progress

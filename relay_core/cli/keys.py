@@ -13,7 +13,7 @@ import typer
 from relay_core.errors import BundleError
 
 if TYPE_CHECKING:
-    from relay_core.bundle import KeyFolder, Roster
+    from relay_core.bundle import KeyFolder
 
 KeysOption = Annotated[
     Path, typer.Option("--keys", envvar="RELAY_KEYS", help="Folder of this site's keys and of whom it trusts.")
@@ -93,14 +93,9 @@ def trust(
 ) -> None:
     """Trust a site, after comparing its fingerprint by telephone."""
     from relay_core.bundle import spoken_fingerprint
-    from relay_core.texts import site_name
 
-    trusted_card, folder = _read_card(card), key_folder(keys)
-    try:
-        site_name(trusted_card.name)
-    except ValueError as error:
-        raise BundleError("bundle_damaged", f"{card.name}: {error}; ask the site for a card with another name") from None
-    with _witnessed(keys), changed_roster(folder) as roster:
+    trusted_card = _read_card(card)
+    with _witnessed(keys), key_folder(keys).changing() as roster:
         roster.trust(trusted_card, run)
     print(f"trusted: {trusted_card.name}, {spoken_fingerprint(trusted_card.fingerprint)}")
 
@@ -111,7 +106,7 @@ def revoke(
     keys: KeysOption = KEYS,
 ) -> None:
     """Trust a key no more: bundles with it anywhere in their history are refused from now on."""
-    with _witnessed(keys), changed_roster(key_folder(keys)) as roster:
+    with _witnessed(keys), key_folder(keys).changing() as roster:
         entry = roster.revoke(name)
     print(f"revoked: {entry.card.name}, {entry.card.fingerprint}")
 
@@ -122,16 +117,6 @@ def _witnessed(folder: Path) -> Iterator[None]:
         for witness in witnesses:
             stack.enter_context(witness(folder))
         yield
-
-
-@contextlib.contextmanager
-def changed_roster(folder: KeyFolder) -> Iterator[Roster]:
-    """Yield the roster for a change and save it afterwards; two people at once do not undo each other's changes."""
-    folder.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with alone(folder.folder):
-        roster = folder.roster
-        yield roster
-        folder.save(roster)
 
 
 @keys_app.command("list")
@@ -148,17 +133,3 @@ def list_(keys: KeysOption = KEYS, as_json: JsonOption = False) -> None:
     for entry in entries:
         state = "revoked" if entry.revoked_at else "trusted" + (f" for run {entry.run[:12]}" if entry.run else "")
         print(f"{spoken_fingerprint(entry.card.fingerprint)}  {state}  {entry.card.name}")
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Lock a folder within the block: one process at a time has it, others wait."""
-    import fcntl
-    import os
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

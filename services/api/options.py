@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from relay_core.config import dataset_class, outside_values
+from relay_core.config import Settings, dataset_class, outside_values
 from services.api.schemas import Setting
 from services.site import Refusal
 
@@ -43,9 +43,9 @@ def check(layout: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def settings(layout: str) -> list[Setting]:
-    """Return the settings of a layout, with their texts, for a form."""
-    schema = dataset_class(layout).model_json_schema()
+def settings(kwargs: type[Settings]) -> list[Setting]:
+    """Return the settings of a class, with their texts, for a form."""
+    schema = kwargs.model_json_schema()
     return [
         Setting(
             key=key, about=" ".join(facts.get("description", "").split()), default=facts.get("default"),

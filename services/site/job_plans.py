@@ -188,6 +188,16 @@ def preflight(session: Session, dataset_id: str, *, previews: int = 8) -> JobPla
     return JobPlan({"dataset": need(session, Dataset, dataset_id, hold=True).id, "previews": previews})
 
 
+def trust_card(card: str, run_id: str | None) -> JobPlan:
+    """Plan that a worker, which has the folder of keys, trusts a card: for one run, or for every one."""
+    return JobPlan({"card": card, "run": run_id})
+
+
+def revoke_key(fingerprint: str) -> JobPlan:
+    """Plan that a worker trusts a key no more."""
+    return JobPlan({"revoke": fingerprint})
+
+
 def privacy_audit(
     session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None, samples: int = 10_000,
     discriminators: bool = True,

@@ -187,8 +187,15 @@ class WorkerLoop:
             "torch": importlib.metadata.version("torch"),
             "ops": self.ops,
             "volumes": volumes.away(self.database, self.settings, *volumes.ALL),
+            "card": _card(self.settings),
             "gpu_memory": _gpu_memory() if self.devices[0].startswith("cuda") else {},
         }
+
+
+def _card(settings: Settings) -> str | None:
+    """Return the card that the other sites need, for the API, which has no folder of keys; None: there is none yet."""
+    path = settings.keys_folder / "card.json"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _gpu_memory() -> dict[str, int]:

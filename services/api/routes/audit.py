@@ -23,6 +23,14 @@ _HEAD = {
 }
 
 
+@router.get("/verification", responses=refusals("forbidden", "audit_broken"))
+def verify_audit(site: Site, caller: Admin) -> schemas.AuditVerified:
+    """Check the whole chain of the log. That its end was cut off, a head noted down earlier tells, or a signed one."""
+    with site.database.read() as session:
+        rows, head = audit.verify(session)
+    return schemas.AuditVerified(rows=rows, head=head)
+
+
 @router.get(
     "",
     responses={

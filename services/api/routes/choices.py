@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from relay_core.config import DATASETS, recipes
+from relay_core.config import DATASETS, TrainSettings, recipes
 from services.api import options, schemas
 from services.api.deps import Operator, Site, Viewer
 from services.api.docs import refusals
@@ -31,9 +31,15 @@ def list_folders(
 def list_layouts(caller: Viewer) -> list[schemas.LayoutFacts]:
     """How a data set's files may lie, and the settings of each layout."""
     return [
-        schemas.LayoutFacts(name=name, about=entry.summary, settings=options.settings(name))
+        schemas.LayoutFacts(name=name, about=entry.summary, settings=options.settings(entry.kwargs))
         for name, entry in DATASETS.items()
     ]
+
+
+@router.get("/training-settings", responses=refusals())
+def list_training_settings(caller: Viewer) -> list[schemas.Setting]:
+    """The settings of a training, under `train` in a run file."""
+    return options.settings(TrainSettings)
 
 
 @router.get("/recipes", responses=refusals())

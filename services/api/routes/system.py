@@ -68,5 +68,6 @@ def describe_system(site: Site, caller: Viewer) -> schemas.System:
         database=site.database.url.get_backend_name(),
         storage_free_mib=site.store.free_mib(),
         storage_min_free_mib=settings.min_free_mib,
+        readiness=site.probe.look(),
         workers=[schemas.Worker.model_validate(row) for row in rows],
     )

@@ -2,7 +2,18 @@
 
 from services.api.schemas.common import Absent, CheckpointId, DatasetId, EvaluationId, JobId, Page, Problem, RunId, Words
 from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest, Folder, LayoutFacts, Name, Setting
-from services.api.schemas.handoff import BundleId, Export, ExportRequest, HandOffRequest, Import, Rejection, ReportRequest
+from services.api.schemas.handoff import (
+    BundleId,
+    Export,
+    ExportRequest,
+    HandOffRequest,
+    Import,
+    Keys,
+    Rejection,
+    ReportRequest,
+    TrustedKey,
+    TrustRequest,
+)
 from services.api.schemas.jobs import (
     EvaluateRequest,
     Event,
@@ -32,11 +43,22 @@ from services.api.schemas.models import (
 )
 from services.api.schemas.results import Checkpoint, CheckpointChange, Evaluation, EvaluationSummary
 from services.api.schemas.runs import Recipe, Run, RunChange, RunPreview, RunSite
-from services.api.schemas.system import AuditRecord, CatalogueEntry, Check, Health, Readiness, SignedIn, System, Worker
+from services.api.schemas.system import (
+    AuditRecord,
+    AuditVerified,
+    CatalogueEntry,
+    Check,
+    Health,
+    Readiness,
+    SignedIn,
+    System,
+    Worker,
+)
 
 __all__ = [
     "Absent",
     "AuditRecord",
+    "AuditVerified",
     "BundleId",
     "CatalogueEntry",
     "Check",
@@ -65,6 +87,7 @@ __all__ = [
     "Job",
     "JobId",
     "JobRequest",
+    "Keys",
     "LayoutFacts",
     "Measurements",
     "ModelName",
@@ -95,6 +118,8 @@ __all__ = [
     "StoredFile",
     "System",
     "TrainRequest",
+    "TrustRequest",
+    "TrustedKey",
     "Version",
     "Words",
     "Worker",

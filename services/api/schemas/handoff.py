@@ -18,6 +18,7 @@ from services.api.schemas.common import (
     JobId,
     RequestBody,
     ResponseBody,
+    RunId,
 )
 from services.api.schemas.jobs import JobError
 from services.site import Purpose, Shown
@@ -142,6 +143,41 @@ class Import(_Bundle):
     decided_at: datetime | None
     reason: str | None
     """Says why it was rejected."""
+
+
+class TrustedKey(ResponseBody):
+    """Describes a key that this site trusts, or trusts no more."""
+
+    fingerprint: str = Field(examples=[EXAMPLE_RUN])
+    name: str = Field(examples=["South Clinic"])
+    run: str | None
+    """Is the id of the run that the trust is for; null: every run."""
+    added_at: datetime | None
+    revoked_at: datetime | None
+    """Is when it was revoked; null: it is trusted."""
+
+
+class Keys(ResponseBody):
+    """Lists the keys that this site knows."""
+
+    own: TrustedKey | None
+    """Is this site's own key; null: no worker has told of it yet."""
+    card: str | None
+    """Is the content of this site's card.json, which the other sites need."""
+    trusted: list[TrustedKey]
+    confirmed_at: datetime | None
+    """Is when a worker last read the folder of keys."""
+
+
+class TrustRequest(RequestBody):
+    """Trusts a site by its card."""
+
+    card: Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")] = Field(
+        examples=['{"age":"age1...","format":1,"name":"South Clinic","proof":"MEUC...","public_key":"-----BEGIN ..."}']
+    )
+    """Is the content of the site's card.json, as it is."""
+    run_id: RunId | None = None
+    """Limits the trust to one run; null: every run."""
 
 
 class Rejection(RequestBody):

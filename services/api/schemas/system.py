@@ -78,6 +78,8 @@ class System(ResponseBody):
     storage_free_mib: int
     storage_min_free_mib: int
     """Is the free space below which no job is taken."""
+    readiness: Readiness
+    """Is what `/readyz` says."""
     workers: list[Worker]
 
 
@@ -101,6 +103,14 @@ class AuditRecord(ResponseBody):
     detail: dict[str, Any]
     previous: str
     hash: str
+
+
+class AuditVerified(ResponseBody):
+    """Says that every row of the audit log fits the one before."""
+
+    rows: int
+    head: str = Field(examples=[EXAMPLE_RUN])
+    """Is the hash of the newest row: note it down."""
 
 
 class CatalogueEntry(ResponseBody):

@@ -1,0 +1,67 @@
+// Keep what is on the screen true: read again while somebody looks, and follow a job's events through broken connections.
+
+/** Say whether the site answers; the shell shows it. */
+export const connection = new EventTarget();
+export const connected = (yes) => connection.dispatchEvent(new CustomEvent("change", { detail: yes }));
+
+/**
+ * Call `read` now and every `seconds`, while the page is looked at and until it is left; a failure is tried again.
+ * @returns {Promise} Ends after the first call, so that a page that cannot be read says so.
+ */
+export async function every(seconds, read, signal) {
+  await read();
+  const again = async () => {
+    if (signal.aborted) return;
+    if (!document.hidden) {
+      try {
+        await read();
+        connected(true);
+      } catch (error) {
+        if (error.name === "AbortError") return;
+        if (error.status === 0) connected(false);
+      }
+    }
+    setTimeout(again, seconds * 1000);
+  };
+  setTimeout(again, seconds * 1000);
+}
+
+/**
+ * Follow a job's events from `after` on, in order and each once; a broken stream goes on where it was.
+ * @param {(event: object) => void} seen Is called with each event.
+ * @param {() => void} ended Is called when the job has ended.
+ */
+export function follow(jobId, after, seen, ended, signal) {
+  let last = after;
+  let source;
+  const open = () => {
+    if (signal.aborted) return;
+    source = new EventSource(`/api/v1/jobs/${jobId}/events?after=${last}`);
+    source.onopen = () => connected(true);
+    const take = (message) => {
+      const event = JSON.parse(message.data);
+      if (event.seq <= last) return;
+      last = event.seq;
+      seen(event);
+      if (["succeeded", "failed", "cancelled"].includes(event.event)) {
+        source.close();
+        ended();
+      }
+    };
+    for (const kind of KINDS) source.addEventListener(kind, take);
+    source.onmessage = take;
+    source.onerror = () => {
+      source.close();
+      connected(false);
+      setTimeout(open, 2000);
+    };
+  };
+  signal.addEventListener("abort", () => source?.close());
+  open();
+}
+
+// A stream names each event by its kind, and a browser hands on only the kinds that it was told of.
+export const KINDS = [
+  "queued", "claimed", "started", "step", "scores", "checkpoint", "samples", "log", "warning", "progress", "run", "written", "finished",
+  "cancelling", "requeued", "succeeded", "failed", "cancelled",
+];

@@ -1,0 +1,73 @@
+// One data set: what its check found, with its images.
+import { h } from "../lib/dom.js";
+import { get, getWithTag, patch, remove, submit } from "../lib/api.js";
+import { count, moment, percent, t } from "../lib/text.js";
+import { area, button, card, empty, facts, field, form, head, link, table, warning } from "../lib/widgets.js";
+
+export async function show({ parts: [id], me }) {
+  const [set, tag] = await getWithTag(`/api/v1/datasets/${id}`);
+  const layouts = await get("/api/v1/layouts");
+  const may = me.role !== "viewer";
+  const check = button(set.report ? t("Check again") : t("Check its files"), async () => {
+    const job = await submit({ kind: "preflight", dataset_id: id });
+    location.hash = `#/jobs/${job.id}`;
+  }, { kind: "primary" });
+  const forget = button(t("Forget"), async () => {
+    await remove(`/api/v1/datasets/${id}`);
+    location.hash = "#/data";
+  }, { kind: "danger", confirm: t("The site forgets this data set. Its images stay where they are.") });
+  const options = Object.entries(set.options).map(([key, value]) => [key, JSON.stringify(value)]);
+  return [
+    head(h("bdi", set.name), may && check, may && forget),
+    card(null, facts([[t("Folder"), set.path], [t("Layout"), `${set.layout}: ${layouts.find((one) => one.name === set.layout)?.about ?? ""}`],
+      [t("Registered"), moment(set.created_at)], ...options, [t("Note"), set.note]])),
+    set.report ? report(set.report) : card(t("Check"), empty(t("Nobody has looked into its files yet. The check reads every image and mask, and changes nothing."))),
+    set.report && pictures(id, set.report),
+    may && note(id, set, tag),
+  ];
+}
+
+function report(found) {
+  const splits = Object.keys(found.counts);
+  const classes = Math.max(0, ...Object.values(found.class_shares).map((shares) => shares.length));
+  return [
+    card(t("What the check found"),
+      found.problems.length ? warning(t("Some files cannot be used; trainings refuse this data set until they are mended or removed.")) : h("p.state.good", "✓ ", t("Every file can be used.")),
+      table(t("Images of each part"), [t("Part"), [t("Images"), "number"], [t("Patients"), "number"]],
+        splits.map((split) => [split, count(found.counts[split]), count(found.subjects[split])])),
+      h("p.about", t("Sizes in pixels: {sizes}", { sizes: Object.entries(found.sizes).map(([size, n]) => `${size} (${n})`).join(", ") })),
+      found.duplicates.length > 0 && warning(t("Images that are in both parts, pixel for pixel: {n}. A score on them says nothing.", { n: count(found.duplicates.length) }),
+        h("ul", found.duplicates.slice(0, 20).map((pair) => h("li", { dir: "auto" }, pair.join(" = "))))),
+      splits.flatMap((split) => found.repeats?.[split] ?? []).length > 0 && warning(t("The same images stand several times in one part."))),
+    found.problems.length > 0 && card(t("Files that cannot be used"), problems(found.problems)),
+    classes > 0 && card(t("Shares of the classes"), h("div.cards", splits.map((split) => h("div", h("h3", split), bars(found.class_shares[split]))))),
+  ];
+}
+
+/** One line a file; the reason opens with one click. */
+const problems = (lines) => h("ul.plain", lines.slice(0, 500).map((line) => {
+  const [file, ...reason] = String(line).split(": ");
+  return h("li", reason.length ? h("details", h("summary", { dir: "auto" }, file), h("p", { dir: "auto" }, reason.join(": "))) : h("span", { dir: "auto" }, file));
+}));
+
+const bars = (shares) => h("div.bars", shares.flatMap((share, i) => [
+  h("span", t("class {n}", { n: i })), h("meter", { min: 0, max: 1, value: share, "aria-label": t("class {n}", { n: i }) }), h("span.number", percent(share)),
+]));
+
+function pictures(id, found) {
+  if (!found.previews.length) return null;
+  return card(t("Images with their masks"), h("div.pictures", found.previews.map((_, i) =>
+    h("figure", h("img", { src: `/api/v1/datasets/${id}/preview?index=${i}`, alt: t("Image {n} with its mask drawn over it", { n: i + 1 }), loading: "lazy" })))),
+  h("p.about", link(`#/jobs/${found.job}`, t("The check as a job"))));
+}
+
+function note(id, set, tag) {
+  const box = area({ rows: "3" });
+  box.value = set.note;
+  const said = h("span", { role: "status" });
+  return card(t("Note"), form(t("Keep the note"), async () => {
+    await patch(`/api/v1/datasets/${id}`, { note: box.value }, tag);
+    said.textContent = t("Kept.");
+  }, field(t("For people"), box)), said);
+}
+

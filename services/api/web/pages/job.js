@@ -1,0 +1,150 @@
+// One job, live: curves, pictures, log, and what it left.
+import { h, fill } from "../lib/dom.js";
+import { get, getText, post } from "../lib/api.js";
+import { bytes, count, duration, moment, number, t } from "../lib/text.js";
+import { button, card, facts, head, kindWords, link, progress, state, table, warning } from "../lib/widgets.js";
+import { every, follow } from "../lib/live.js";
+import { chart } from "../lib/chart.js";
+
+const TERMINAL = ["succeeded", "failed", "cancelled"];
+const EVERY = 3;
+
+export async function show({ parts: [id], me, signal }) {
+  const path = `/api/v1/jobs/${id}`;
+  const may = me.role !== "viewer";
+  let job = await get(path);
+  const top = h("div");
+  const bar = h("div");
+  let drawn = "";
+  const curves = h("div");
+  const scores = h("div");
+  const pictures = h("div");
+  const log = h("pre", { tabindex: "0", "aria-label": t("Log") });
+  const files = h("div");
+  const charts = new Map();
+  let lines = [];
+  let stale = true;
+
+  // The top is drawn again when something in it changed, so that a button keeps its focus while steps go by.
+  function drawTop() {
+    fill(bar, progress(job));
+    const { progress: steps, events, ...rest } = job;
+    if (JSON.stringify(rest) === drawn) return;
+    drawn = JSON.stringify(rest);
+    const active = !TERMINAL.includes(job.state);
+    const took = job.started_at ? ((job.finished_at ? new Date(job.finished_at) : new Date()) - new Date(job.started_at)) / 1000 : null;
+    fill(top, head([kindWords()[job.kind] ?? job.kind, " ", state(job.state)],
+      may && active && job.state !== "cancelling" && button(t("Stop"), async () => ((job = await post(`${path}/cancel`)), drawTop()), { kind: "danger", confirm: t("The job ends. A training writes a checkpoint first, from which it can go on.") }),
+      may && ["failed", "cancelled"].includes(job.state) && button(t("Try again"), async () => ((job = await post(`${path}/retry`)), drawTop(), listen()), { kind: "primary" })),
+    card(null, bar, job.error && h("div.alert", { role: "alert" }, h("strong", job.error.code), " ", h("span", { dir: "auto" }, job.error.message)),
+      (job.result?.warnings ?? []).map((text) => warning(text)), outcome(job),
+      facts([[t("By"), job.created_by], [t("Since"), moment(job.created_at)], [t("Took"), job.started_at ? duration(took) : null], [t("Worker"), job.worker],
+        [t("Attempt"), job.attempt > 1 ? count(job.attempt) : null], [t("Run"), job.run_id && link(`#/runs/${job.run_id}`, job.run_id.slice(0, 12))],
+        [t("Checkpoint"), job.checkpoint_id && link(`#/checkpoints/${job.checkpoint_id}`, job.checkpoint_id.slice(-8))]])));
+  }
+
+  async function drawCurves() {
+    if (!stale || !["train", "privacy_audit"].includes(job.kind)) return;
+    stale = false;
+    const series = await get(`${path}/metrics`, { points: 400 }, { signal });
+    const groups = new Map();
+    for (const one of series) {
+      const [group, label] = grouped(one);
+      if (!groups.has(group)) groups.set(group, []);
+      groups.get(group).push({ label, steps: one.steps, values: one.values });
+    }
+    const single = [...groups].filter(([, lines]) => lines.every((line) => line.steps.length < 2));
+    single.forEach(([group]) => groups.delete(group));
+    fill(scores, single.length > 0 && card(t("Scores"), facts(single.flatMap(([group, lines]) => lines.map((line) => [`${group} (${line.label})`, number(line.values.at(-1))])))));
+    if (!groups.size) return;
+    if (!curves.firstChild) curves.append(card(t("Curves"), h("div.charts")));
+    for (const [group, found] of groups) {
+      if (!charts.has(group)) {
+        charts.set(group, chart(group));
+        curves.querySelector(".charts").append(charts.get(group).element);
+      }
+      await charts.get(group).draw(found);
+    }
+  }
+
+  async function drawFiles() {
+    const found = await get(`${path}/files`).catch((error) => (error.status === 403 ? [] : Promise.reject(error)));
+    const images = found.filter((file) => file.media_type === "image/png");
+    fill(pictures, images.length > 0 && card(t("Pictures"), slider(images, path)));
+    fill(files, found.length > 0 && card(t("Files"), table(t("Files that the job left"), [t("Name"), [t("Size"), "number"]],
+      found.map((file) => [h("a", { href: `${path}/files/${encodeURIComponent(file.name)}`, download: file.name, dir: "auto" }, file.name), bytes(file.size)]))));
+  }
+
+  async function refresh() {
+    const seen = job.progress;
+    job = await get(path, {}, { signal });
+    if (seen?.site === job.progress?.site && (job.progress?.step ?? 0) < (seen?.step ?? 0)) job.progress = seen;
+    drawTop();
+    await drawCurves();
+    if (TERMINAL.includes(job.state)) await drawFiles();
+  }
+
+  function write(event) {
+    if (event.event === "step" || event.event === "progress") {
+      job.progress = event.event === "step" ? { ...event } : { ...job.progress, ...event };
+      stale = true;
+      fill(bar, progress(job));
+      return;
+    }
+    if (event.event === "scores") stale = true;
+    const words = event.event === "log" ? event.line : said(event);
+    lines = [...lines, words].slice(-500);
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    log.textContent = lines.join("\n");
+    if (atEnd) log.scrollTop = log.scrollHeight;
+  }
+
+  function listen() {
+    follow(id, Math.max(0, job.events - 500), write, () => refresh().catch(() => {}), signal);
+    if (!TERMINAL.includes(job.state)) every(EVERY, refresh, signal);
+  }
+  await refresh();
+  listen();
+  return [top, curves, scores, pictures, card(t("Log"), log), files];
+}
+
+/** In which chart a series belongs, and what it is called there. */
+function grouped({ site, name }) {
+  const [group, ...rest] = name.split("/");
+  if (rest.length) return [rest.join("/"), t("{test}, after {site}", { test: group, site })];
+  if (/^(images_per_second|lr|ada)/.test(name)) return [name, site || name];
+  return [/^(D|G|r1|pl|adv)_?/.test(name) ? t("Adversarial losses") : t("Losses of the solver"), `${name}${site ? ` (${site})` : ""}`];
+}
+
+function outcome(job) {
+  const result = job.result ?? {};
+  return [
+    result.outcome && h("p", t("Privacy audit"), ": ", state(result.outcome), (result.reasons ?? []).map((reason) => h("span.note", { dir: "auto" }, ` ${reason}`))),
+    (result.checkpoints ?? []).length > 0 && h("p", t("It left"), ": ", result.checkpoints.map((one) => [link(`#/checkpoints/${one}`, t("checkpoint {n}", { n: one.slice(-6) })), " "])),
+    result.evaluation && h("p", link(`#/sites/${result.evaluation}`, t("See its scores"))),
+    result.bundle && h("p", link(`#/exports/${result.bundle}`, t("See the bundle"))),
+    result.model && h("p", link(`#/models/${result.model}/${result.version}`, t("See the model {name}, version {n}", { name: result.model, n: result.version }))),
+  ];
+}
+
+/** Pictures, newest last; a slider goes through those of a training. */
+function slider(images, path) {
+  const picture = h("img.wide", { alt: "" });
+  const whole = h("a", { target: "_blank" }, picture);
+  const name = h("figcaption");
+  const choose = (i) => {
+    picture.src = `${path}/files/${encodeURIComponent(images[i].name)}`;
+    picture.alt = images[i].name;
+    whole.href = picture.src;
+    name.textContent = images[i].name;
+  };
+  const range = h("input", { type: "range", min: 0, max: images.length - 1, value: images.length - 1, "aria-label": t("Which picture"), oninput: () => choose(Number(range.value)) });
+  choose(images.length - 1);
+  return h("figure", whole, name, images.length > 1 && range);
+}
+
+function said(event) {
+  const rest = Object.entries(event).filter(([key]) => !["event", "seq", "at", "attempt"].includes(key) && event[key] !== null && event[key] !== "");
+  return `${moment(event.at)}  ${event.event}  ${rest.map(([key, value]) => `${key}=${typeof value === "number" ? number(value, Number.isInteger(value) ? 0 : 4) : typeof value === "object" ? JSON.stringify(value) : value}`).join("  ")}`;
+}
+

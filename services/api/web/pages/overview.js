@@ -1,0 +1,66 @@
+// What runs, what waits, and what to do next.
+import { h, fill } from "../lib/dom.js";
+import { all, get } from "../lib/api.js";
+import { bytes, count, moment, t } from "../lib/text.js";
+import { card, empty, facts, head, kindWords, link, progress, state, table } from "../lib/widgets.js";
+import { every } from "../lib/live.js";
+import { nextStep, stepper } from "../lib/steps.js";
+
+export async function show({ me, signal }) {
+  const now = h("div");
+  const steps = h("div");
+  const health = h("div.cards");
+  await Promise.all([
+    every(4, async () => fill(now, await running(signal)), signal),
+    every(20, async () => fill(steps, await turns(me)), signal),
+    every(10, async () => fill(health, await state_of_site(signal)), signal),
+  ]);
+  return [head(t("Overview")), steps, now, health];
+}
+
+async function running(signal) {
+  const kinds = kindWords();
+  const [active, waiting, last] = await Promise.all([
+    get("/api/v1/jobs", { state: "running", limit: 20 }, { signal }),
+    get("/api/v1/jobs", { state: "queued", limit: 50 }, { signal }),
+    get("/api/v1/jobs", { limit: 6 }, { signal }),
+  ]);
+  const row = (job) => h("li", link(`#/jobs/${job.id}`, kinds[job.kind] ?? job.kind), " ", state(job.state), progress(job));
+  return [
+    card(t("Now"),
+      active.items.length ? h("ul.plain", active.items.map(row)) : h("p", t("Nothing is running.")),
+      waiting.items.length > 0 && h("p.note", t("Waiting: {n}", { n: count(waiting.items.length) + (waiting.next_cursor ? "+" : "") }))),
+    last.items.length > 0 && card(t("Latest"), table(t("Latest jobs"), [t("Job"), t("State"), t("By"), t("Since")],
+      last.items.map((job) => [link(`#/jobs/${job.id}`, kinds[job.kind] ?? job.kind), state(job.state), h("bdi", job.created_by), moment(job.created_at)]))),
+  ];
+}
+
+async function turns(me) {
+  const runs = (await get("/api/v1/runs", { limit: 5 })).items;
+  if (!runs.length) {
+    const [datasets] = await Promise.all([get("/api/v1/datasets", { limit: 1 })]);
+    return card(t("What to do next"), empty(
+      datasets.items.length ? t("Register a run: it says which sites take part, and how they train. All sites of a relay use the same one.") : t("Begin with a data set: name the folder that holds this site's images."),
+      h("div.actions", !datasets.items.length && h("a.button.primary", { href: "#/data" }, t("Register a data set")), h("a.button", { href: "#/runs/new" }, t("Register a run")), h("a.button", { href: "#/handoff" }, t("Bring a bundle")))));
+  }
+  return Promise.all(runs.slice(0, 3).map(async (run) => {
+    const steps = await nextStep(run);
+    return card(h("span", t("What to do next"), ": ", link(`#/runs/${run.id}`, run.name)), stepper(steps, me));
+  }));
+}
+
+async function state_of_site(signal) {
+  const system = await get("/api/v1/system", {}, { signal });
+  const ready = system.readiness;
+  const words = { ready: t("The site is ready"), degraded: t("The site works, but not as its settings ask for"), not_ready: t("The site cannot carry out jobs") };
+  const tones = { ready: "good", degraded: "waiting", not_ready: "bad" };
+  return [
+    card(t("Health"), h(`p.state.${tones[ready.status]}`, words[ready.status] ?? ready.status),
+      h("ul.checks", Object.entries(ready.checks).map(([name, check]) => h("li", h(`span.state.${check.ok ? "good" : "bad"}`, check.ok ? "✓" : "✕", " ", h("span.hidden", check.ok ? t("good") : t("bad"))), ` ${name}: ${check.detail}`)))),
+    card(t("Workers and devices"), system.workers.length
+      ? table(t("Workers"), [t("Machine"), t("Device"), t("Seen")], system.workers.map((worker) => [worker.host, String(worker.facts.device ?? "–"), moment(worker.seen_at)]))
+      : empty(t("No worker was seen lately: jobs wait until one is started."))),
+    card(t("This site"), facts([[t("Name"), h("bdi", system.site_name)], [t("Version"), system.version], [t("Database"), system.database],
+      [t("Free storage"), bytes(system.storage_free_mib * 1048576)]])),
+  ];
+}

@@ -1,0 +1,260 @@
+"""The site's page over a running API whose worker the test plays: what people see when something is wrong, or hostile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, expect
+from sqlalchemy import update
+
+from services.site import auth, sessions
+from services.site.db import BrowserSession
+from tests.api.kit import Site, ok, run_text, running
+from tests.page.kit import Visitor, expected, visiting
+
+AXE = Path(__file__).parents[2] / "docker/page/node_modules/axe-core/axe.min.js"
+NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&amp; \u202eאבג ÄÖÜß"
+SITE = "<script>alert(3)</script>" + "ü" * 60
+LONG = NASTY + "x" * 1500
+
+
+@dataclass
+class Seeded:
+    """A site, and one address of each page with something on it."""
+
+    site: Site
+    pages: dict[str, str]
+    texts: dict[str, list[str]]
+    """Page -> what must stand on it as text."""
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory, exported: Any) -> Iterator[Seeded]:
+    with running(tmp_path_factory.mktemp("page"), None, RELAY_SITE_NAME="Zürich Süd") as site:
+        yield _seed(site, exported)
+
+
+def _seed(site: Site, exported: Any) -> Seeded:
+    dataset = site.dataset()
+    change = {"note": LONG, "options": {"num_classes": 2, "class_names": ["background", NASTY]}}
+    ok(site.operator.patch(f"/api/v1/datasets/{dataset['id']}", json=change, headers={"If-Match": '"1"'}))
+    raw = yaml.safe_load(run_text(990_001))
+    raw["all_tasks_datasets"][0]["kwargs"]["task_name"] = SITE
+    headers = {"Content-Type": "application/yaml"}
+    hostile = ok(site.operator.post("/api/v1/runs", content=yaml.safe_dump(raw), headers=headers), 201)
+    run = site.run()
+    checkpoint = site.checkpoint(run)
+    ok(site.operator.patch(f"/api/v1/checkpoints/{checkpoint.id}", json={"note": LONG}, headers={"If-Match": '"1"'}))
+    evaluation = site.evaluation(checkpoint)
+    export = site.export(checkpoint)
+    signer = {"name": NASTY, "fingerprint": "f" * 64, "trusted": True}
+    hop = {"hop": 1, "task_id": 1, "site": NASTY, "signer": NASTY, "fingerprint": "f" * 64, "trusted": True, "images": 8,
+           "metrics": {}, "bundle": "0" * 64, "created_at": 1.0,
+           "audit": {"outcome": "failed", "override": LONG, "auc": 0.9}}  # fmt: skip
+    brought = site.quarantined(run["id"], site=NASTY, signer=signer, history=[hop], metrics={NASTY: {"dice": 0.5}})
+    failed = site.submit({"kind": "train", "run_id": run["id"]})
+    claim = site.claim(failed["id"])
+    site.say(claim, {"event": "log", "line": LONG}, {"event": "warning", "site": NASTY, "message": LONG})
+    site.finish(claim, "failed", error={"code": "data_invalid", "message": LONG})
+    model = site.model(exported, "fundus")
+    with site.database.write() as session:
+        auth.create_token(session, site.settings.key, NASTY, "viewer")
+        site.trusting(session, name=NASTY)
+    pages = {
+        "overview": "/", "datasets": "/data", "dataset": f"/data/{dataset['id']}", "runs": "/runs", "new run": "/runs/new",
+        "run": f"/runs/{run['id']}", "hostile run": f"/runs/{hostile['id']}", "jobs": "/jobs",
+        "job": f"/jobs/{failed['id']}",
+        "checkpoint": f"/checkpoints/{checkpoint.id}", "sites": f"/sites/{evaluation.id}", "hand-off": "/handoff",
+        "export": f"/exports/{export.id}", "import": f"/imports/{brought['id']}", "models": "/models",
+        "model": f"/models/{model.name}/{model.version}", "keys": "/keys", "audit": "/audit",
+    }  # fmt: skip
+    texts = {
+        "dataset": [LONG], "hostile run": [SITE], "job": [LONG], "checkpoint": [LONG], "import": [NASTY, LONG],
+        "hand-off": [NASTY], "keys": [NASTY], "audit": ["<script>alert(1)"],
+    }  # fmt: skip
+    return Seeded(site, pages, texts)
+
+
+@pytest.fixture
+def admin(browser: Browser, seeded: Seeded) -> Iterator[Visitor]:
+    with visiting(browser, seeded.site.url) as visitor:
+        visitor.sign_in(seeded.site.tokens["admin"])
+        yield visitor
+
+
+def test_what_came_from_outside_is_text_on_every_page(admin: Visitor, seeded: Seeded) -> None:
+    shown = {}
+    admin.page.on("dialog", lambda dialog: admin.complaints.append(f"a script ran: {dialog.message}"))
+    for name, path in seeded.pages.items():
+        admin.go(path)
+        admin.page.wait_for_timeout(300)
+        shown[name] = admin.page.locator("body").evaluate("body => body.textContent")
+        assert admin.page.locator("main script, main img[src=x], main [onerror]").count() == 0, name
+        width = admin.page.locator("html").evaluate("html => [html.scrollWidth, html.clientWidth]")
+        assert width[0] <= width[1], f"{name} is wider than the window"
+    for name, texts in seeded.texts.items():
+        for text in texts:
+            assert text in shown[name], (name, text[:40])
+    assert "Zürich Süd" in shown["overview"]
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not here: make page installs it")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_everybody_can_use_every_page(browser: Browser, seeded: Seeded, scheme: Any, width: int) -> None:
+    view = {"width": width, "height": 800}
+    with visiting(browser, seeded.site.url, color_scheme=scheme, viewport=view, bypass_csp=True) as visitor:
+        visitor.sign_in(seeded.site.tokens["admin"])
+        found = []
+        for name, path in seeded.pages.items():
+            visitor.go(path)
+            visitor.page.add_script_tag(content=AXE.read_text())
+            report = visitor.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+            found += [
+                (name, one["id"], one["impact"], one["nodes"][0]["html"][:150])
+                for one in report["violations"]
+                if one["impact"] != "minor"
+            ]
+        assert not found, found
+
+
+def test_a_page_is_used_by_keyboard_alone(admin: Visitor, seeded: Seeded) -> None:
+    admin.go("/data")
+    admin.page.keyboard.press("Tab")
+    for _ in range(40):
+        focused = admin.page.locator(":focus")
+        if focused.count() and focused.inner_text() == "Runs":
+            break
+        admin.page.keyboard.press("Tab")
+    admin.page.keyboard.press("Enter")
+    expect(admin.page.get_by_role("heading", level=1, name="Runs")).to_be_focused()
+
+
+def test_a_wrong_token_and_a_session_that_is_over(browser: Browser, seeded: Seeded) -> None:
+    with visiting(browser, seeded.site.url) as visitor:
+        visitor.page.goto(visitor.url)
+        visitor.page.get_by_label("Token").fill("relay_0123456789_wrong")
+        visitor.press("Sign in")
+        expect(visitor.page.get_by_role("alert")).to_contain_text("unknown, expired or revoked")
+        expected(visitor, "401")
+        visitor.page.get_by_label("Token").fill(seeded.site.tokens["viewer"])
+        visitor.press("Sign in")
+        visitor.go("/jobs")
+        with seeded.site.database.write() as session:
+            session.execute(update(BrowserSession).values(seen_at=BrowserSession.seen_at - sessions.IDLE))
+        visitor.page.goto(f"{visitor.url}/#/runs")
+        expect(visitor.page.get_by_text("You are signed out. Sign in to go on where you were.")).to_be_visible()
+        expected(visitor, "401")
+        visitor.page.get_by_label("Token").fill(seeded.site.tokens["viewer"])
+        visitor.press("Sign in")
+        expect(visitor.page.get_by_role("heading", level=1, name="Runs")).to_be_visible()
+
+
+def test_a_viewer_is_offered_nothing_that_changes(browser: Browser, seeded: Seeded) -> None:
+    reading = {"Sign out", "Show more", "Menu", "Download the run file", "Save the card"}
+    with visiting(browser, seeded.site.url) as visitor:
+        visitor.sign_in(seeded.site.tokens["viewer"])
+        assert visitor.page.get_by_role("link", name="Audit log").count() == 0
+        for name, path in seeded.pages.items():
+            if name not in ("new run", "audit"):
+                visitor.go(path)
+                buttons = visitor.page.locator("main button").all_inner_texts()
+                assert set(buttons) <= reading, (name, buttons)
+        visitor.go("/audit")
+        expect(visitor.page.get_by_role("alert")).to_contain_text("admin")
+        expected(visitor, "403")
+
+
+def test_a_training_is_watched_through_a_broken_connection(admin: Visitor, seeded: Seeded) -> None:
+    site = seeded.site
+    job = site.submit({"kind": "train", "run_id": site.run()["id"]})
+    claim = site.claim(job["id"])
+    step = {
+        "event": "step",
+        "site": "R",
+        "steps": 100,
+        "losses": {"solver": 0.5},
+        "images_per_second": 10.0,
+        "eta_seconds": 9,
+    }
+    admin.go(f"/jobs/{job['id']}")
+    expect(admin.page.locator("main h1")).to_contain_text("running")
+    site.say(claim, {"event": "log", "line": "line one"}, {**step, "step": 10})
+    log = admin.page.get_by_label("Log")
+    expect(log).to_contain_text("line one")
+    expect(admin.page.locator(".progress")).to_contain_text("10 / 100")
+    admin.page.context.set_offline(True)
+    expect(admin.page.get_by_text("The site does not answer. What you see may be old")).to_be_visible()
+    site.say(claim, {"event": "log", "line": "line two"}, {"event": "log", "line": "line three"}, {**step, "step": 20})
+    admin.page.context.set_offline(False)
+    expect(log).to_contain_text("line three")
+    expect(admin.page.get_by_text("The site does not answer. What you see may be old")).to_be_hidden()
+    lines = log.inner_text().splitlines()
+    assert [line for line in lines if line.startswith("line ")] == ["line one", "line two", "line three"]
+    site.finish(claim, "failed", error={"code": "out_of_memory", "message": "memory ran out at step 20"})
+    expect(admin.page.get_by_role("alert").first).to_contain_text("memory ran out at step 20")
+    expected(admin, "ERR_INTERNET_DISCONNECTED|Failed to load resource")
+    admin.press("Try again")
+    expect(admin.page.locator("main h1")).to_contain_text("waiting")
+    admin.press("Stop")
+    admin.press("Cancel", admin.page.locator("dialog"))  # not sure after all
+    expect(admin.page.locator("main h1")).to_contain_text("waiting")
+    admin.press("Stop")
+    admin.press("Stop", admin.page.locator("dialog"))
+    expect(admin.page.locator("main h1")).to_contain_text("cancelled")
+
+
+def test_a_tampered_bundle_says_what_is_wrong_with_it(admin: Visitor, seeded: Seeded) -> None:
+    brought = ok(seeded.site.bring(), 202)
+    admin.go(f"/imports/{brought['id']}")
+    expect(admin.page.locator("main h1")).to_contain_text("being verified")
+    claim = seeded.site.claim(brought["job_id"])
+    error = {"code": "signature_invalid", "message": "the signature does not fit the manifest: the file was changed"}
+    seeded.site.finish(claim, "failed", error=error)
+    expect(admin.page.get_by_role("alert")).to_contain_text("the file was changed")
+    assert admin.page.get_by_role("button", name="Accept").count() == 0
+
+
+def test_an_import_is_rejected_with_a_reason(admin: Visitor, seeded: Seeded) -> None:
+    brought = seeded.site.quarantined(seeded.site.run()["id"])
+    admin.go(f"/imports/{brought['id']}")
+    admin.page.get_by_text("Refuse it").click()
+    admin.page.get_by_label("Reason").fill("Dice fell on Domain1")
+    admin.press("Refuse")
+    expect(admin.page.locator("main h1")).to_contain_text("rejected")
+    expect(admin.page.locator("main")).to_contain_text("Dice fell on Domain1")
+
+
+def test_the_overview_says_that_no_worker_is_there(admin: Visitor, seeded: Seeded) -> None:
+    admin.go("/")
+    expect(admin.page.get_by_text("No worker was seen lately")).to_be_visible()
+    expect(admin.page.get_by_text("The site cannot carry out jobs")).to_be_visible()
+    with seeded.site.worker():
+        expect(admin.page.get_by_role("region", name="Workers")).to_contain_text("cpu", timeout=15_000)
+
+
+def test_a_run_file_with_a_mistake_is_explained_before_it_is_kept(admin: Visitor, seeded: Seeded) -> None:
+    admin.go("/runs/new")
+    expect(admin.page.get_by_label("Run file (YAML)")).to_have_value(re.compile("extends: fundus-cpu"))
+    admin.page.get_by_label("train.batch_size").fill("8")
+    expect(admin.page.get_by_label("Run file (YAML)")).to_have_value(re.compile("batch_size: 8"))
+    admin.page.get_by_label("Run file (YAML)").fill("extends: fundus-cpu\ncommon: {train: {batch_sise: 8}}\n")
+    admin.press("Check")
+    expect(admin.page.get_by_role("alert")).to_contain_text("batch_size")
+    expected(admin, "422")
+
+
+def test_the_page_speaks_german(browser: Browser, seeded: Seeded) -> None:
+    with visiting(browser, seeded.site.url) as visitor:
+        visitor.sign_in(seeded.site.tokens["admin"])
+        visitor.page.locator("header").get_by_label("Language").select_option("de")
+        expect(visitor.page.get_by_role("heading", level=1, name="Überblick")).to_be_visible()
+        assert visitor.page.locator("html").get_attribute("lang") == "de"
+        visitor.go("/audit")
+        expect(visitor.page.locator("main")).to_contain_text("MEZ")
