@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	command -v npm > /dev/null && $(MAKE) --no-print-directory page || echo "without npm the site's page shows tables, not charts"
 	touch $@
 
 page: $(CHARTS) # what the site's page draws charts with; without it (no npm) the page shows tables
@@ -63,7 +64,7 @@ hashes: # docker/hashes/*.txt anew, after constraints.txt or pyproject.toml chan
 	$(BUILD)/bin/python -m pip install --quiet uv
 	UV=$(BUILD)/bin/uv sh docker/hashes.sh
 
-sbom: $(BUILD)/.installed # dist/: wheel, sdist, a CycloneDX bill of materials of each kind of installation, and of IMAGES
+sbom: $(BUILD)/.installed page # dist/: wheel, sdist, a CycloneDX bill of materials of each kind of installation, and of IMAGES
 	rm -rf dist build
 	$(BUILD)/bin/python -m build --no-isolation --outdir dist
 	for kind in api-cpu api-gpu; do $(PYTHON) docker/sbom.py wheel dist/*.whl docker/hashes/$$kind.txt > dist/wheel-$$kind.cdx.json; done

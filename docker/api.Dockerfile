@@ -1,6 +1,13 @@
 # The API process: no torch, no compiler. RUNTIME=gpu brings ONNX Runtime with CUDA and cuDNN, cpu the small one.
 # Every package is named by version and digest in docker/hashes/, which docker/hashes.sh writes; docker/pin.sh gives PYTHON's.
 ARG PYTHON=python:3.11-slim-bookworm
+# What the site's page draws charts with, by the digests of docker/page/package-lock.json.
+FROM $PYTHON AS page
+WORKDIR /src
+RUN apt-get update && apt-get install --yes --no-install-recommends npm
+COPY docker/page/package.json docker/page/package-lock.json ./
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+
 FROM $PYTHON AS build
 ARG RUNTIME=gpu
 WORKDIR /src
@@ -11,6 +18,8 @@ RUN /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :al
 COPY pyproject.toml README.md LICENSE ./
 COPY relay_core relay_core
 COPY services services
+COPY --from=page /src/node_modules/uplot/dist/uPlot.esm.js /src/node_modules/uplot/dist/uPlot.min.css services/api/web/vendor/
+COPY --from=page /src/node_modules/uplot/LICENSE services/api/web/vendor/uPlot.LICENSE
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /dist . \
     && /opt/relay/bin/pip install --no-cache-dir --no-index --no-deps /dist/*.whl \
     && /opt/relay/bin/pip uninstall --yes --quiet pip

@@ -182,11 +182,16 @@ class Roster:
             )
         return matches[0]
 
-    def trust(self, card: Card, run: str | None = None) -> None:
+    def trust(self, card: Card, run: str | None = None, where: str = "the card") -> None:
         """Trust a card, also one that was revoked before.
 
         Trust for a single run is added to that for other runs; it replaces an entry for the same run, one for every run, and
         revoked ones. Trust for every run (`run` is None) replaces all entries of the key.
+
+        Args:
+            card: the card.
+            run: digest of the run that it is trusted for; None: every one.
+            where: the name of its source, for the error message.
 
         Raises:
             BundleError: `bundle_damaged` where the card's name is none that a site may have.
@@ -194,7 +199,7 @@ class Roster:
         try:
             site_name(card.name)
         except ValueError as error:
-            raise BundleError("bundle_damaged", f"the card: {error}; ask the site for a card with another name") from None
+            raise BundleError("bundle_damaged", f"{where}: {error}; ask the site for a card with another name") from None
         replaced = [
             e for e in self._entries_of(card.fingerprint) if run is None or e.run in (None, run) or e.revoked_at is not None
         ]

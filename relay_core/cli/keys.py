@@ -96,7 +96,7 @@ def trust(
 
     trusted_card = _read_card(card)
     with _witnessed(keys), key_folder(keys).changing() as roster:
-        roster.trust(trusted_card, run)
+        roster.trust(trusted_card, run, card.name)
     print(f"trusted: {trusted_card.name}, {spoken_fingerprint(trusted_card.fingerprint)}")
 
 

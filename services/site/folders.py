@@ -41,10 +41,10 @@ def below(root: Path, relative: str) -> tuple[list[str], int]:
     Raises:
         Refusal: as `inside`; links are left out here, not refused.
     """
-    folder = _descend(root, _parts(relative), relative) if relative else root
     names: list[str] = []
     files = 0
     try:
+        folder = _descend(root, _parts(relative), relative) if relative else root
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False) and len(names) < MAX_LISTED:

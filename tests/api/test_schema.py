@@ -55,6 +55,11 @@ expected-statuses = ["2xx", "3xx", "4xx", 503]
 include-operation-id-regex = "^list_"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404]
 
+# ... which folders there are below the data root ...
+[[operations]]
+include-operation-id = "browse_folders"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 422]
+
 # ... which version of a row is the present one, which options a layout has, or which sites a run has ...
 [[operations]]
 include-operation-id-regex = "^change_"
@@ -74,7 +79,7 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 412, 416, 
 
 # ... or that a YAML mapping is a run file, and which data sets and checkpoints are there.
 [[operations]]
-include-operation-id-regex = "^(register|submit)_"
+include-operation-id-regex = "^(register|submit|preview_run|trust_key|revoke_key)"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 422]
 
 # ... or how many bytes a file has.

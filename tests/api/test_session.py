@@ -27,7 +27,7 @@ def test_a_cookie_does_what_its_token_does(site):
     ok(page.get("/api/v1/jobs"))
     refused(page.post("/api/v1/datasets", json={}), 403, "forbidden")
     refused(page.get("/api/v1/audit"), 403, "forbidden")
-    assert browser(site, "operator").post("/api/v1/runs/check", content="x").status_code == 415
+    assert browser(site, "operator").post("/api/v1/run-previews", content="x").status_code == 415
     assert [row.action for row in site.audited("session.begin", said["actor"].split("(")[1].rstrip(")"))][-1:] == [
         "session.begin"
     ]
@@ -149,7 +149,7 @@ def test_what_there_is_to_choose_from(small_site):
     assert recipes["fundus-cpu"]["about"].startswith("Optic disc and cup")
     checked = ok(
         small_site.operator.post(
-            "/api/v1/runs/check", content="extends: fundus-cpu\n", headers={"Content-Type": "application/yaml"}
+            "/api/v1/run-previews", content="extends: fundus-cpu\n", headers={"Content-Type": "application/yaml"}
         )
     )
     assert (checked["strategy"], len(checked["sites"])) == ("relay", 4)

@@ -32,7 +32,7 @@ class Up:
         until(lambda: "Ctrl-C stops" in self.log.read_text() or self.process.poll() is not None, 60, "the site is up")
         found = re.search(r"RELAY_TOKEN=(\S+)", self.log.read_text())
         self.token = found.group(1) if found else ""
-        self.link = re.findall(r"http://\S+/#link_\S+", self.log.read_text())[-1]
+        self.link = (re.findall(r"http://\S+/#link_\S+", self.log.read_text()) or [""])[-1]
 
     def environment(self, token: str) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}

@@ -25,6 +25,7 @@ ROUTERS = (
     choices.router,
     datasets.router,
     runs.router,
+    runs.previews,
     jobs.router,
     job_events.router,
     checkpoints.router,

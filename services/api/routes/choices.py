@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api/v1", tags=["choices"])
 
 
 @router.get("/folders", responses=refusals("forbidden", "path_escape", "not_found", "data_invalid"))
-def list_folders(
+def browse_folders(
     site: Site,
     caller: Operator,
     path: Annotated[str, Query(max_length=500, description="From the data root; empty: the data root itself.")] = "",

@@ -21,6 +21,7 @@ _TEXT = {"schema": {"type": "string"}, "example": "extends: fundus-cpu\n"}
 _FILE = {kind: _TEXT if kind == "text/plain" else _MAPPING for kind in TYPES}
 
 router = APIRouter(prefix="/api/v1/runs", tags=["runs"])
+previews = APIRouter(prefix="/api/v1/run-previews", tags=["runs"])
 
 
 async def _run_file(request: Request) -> str:
@@ -64,12 +65,12 @@ def register_run(
     return run
 
 
-@router.post(
-    "/check",
+@previews.post(
+    "",
     responses=changes("run_file_invalid", "path_escape"),
     openapi_extra={"requestBody": {"required": True, "content": _FILE}},
 )
-def check_run(
+def preview_run(
     caller: Operator,
     text: Annotated[str, Depends(_run_file)],
     name: Annotated[schemas.Name, Query(description="What people would call it.")] = "run",

@@ -43,13 +43,13 @@ export async function show() {
     name.value = file.files[0].name.replace(/\.ya?ml$/i, "").replace(/[^A-Za-z0-9 ._-]/g, "-").slice(0, 100) || "run";
   });
 
-  const send = (path) => raw("POST", `/api/v1/runs${path}?name=${encodeURIComponent(name.value.trim())}`, { body: text.value, headers: YAML }).then((answer) => answer.json());
+  const send = (path) => raw("POST", `/api/v1/${path}?name=${encodeURIComponent(name.value.trim())}`, { body: text.value, headers: YAML }).then((answer) => answer.json());
   const check = form(t("Check"), async () => {
-    const run = await send("/check");
+    const run = await send("run-previews");
     fill(preview, card(t("What it would be"), facts([[t("Strategy"), run.strategy], [t("Sites"), run.sites.map((site) => site.name).join(", ")], [t("Id"), run.id]]),
       run.notes.map((note) => warning(note)), h("details", h("summary", t("The whole file")), h("pre", { tabindex: "0" }, run.text)),
       form(t("Register"), async () => {
-        const kept = await send("");
+        const kept = await send("runs");
         location.hash = `#/runs/${kept.id}`;
       })));
     preview.scrollIntoView({ block: "nearest" });
