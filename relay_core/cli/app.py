@@ -215,7 +215,7 @@ def evaluate(
     checkpoint: CheckpointArgument,
     run: Annotated[str, typer.Option(help="Run file or recipe that names the test sets.")],
     data_root: DataRootOption = None,
-    out: Annotated[Path | None, typer.Option(help="Also write scores.json and predictions.png here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write scores.json, predictions.png and worst.png here.")] = None,
     own_size: Annotated[
         bool, typer.Option(help="Score masks at each image's own size; default: at the size that the solver learned at.")
     ] = False,

@@ -85,21 +85,35 @@ def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module
 
 
 def prediction_rows(
-    solver: nn.Module, tests: dict[str, SiteData], device: torch.device, count: int = 6
+    solver: nn.Module,
+    tests: dict[str, SiteData],
+    device: torch.device,
+    count: int = 6,
+    scores: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[tuple[str, Tensor, Tensor, Tensor]]:
-    """Return the first `count` images of each test set with labels and predictions, as rows for `write_picture`.
+    """Return `count` images of each test set with labels and predictions, as rows for `write_picture`.
 
-    A row is (name, images in [-1, 1], labels, predictions).
+    They are the first ones, or, where `scores` by test set are given, the worst, the worst of all first. A row is
+    (name, images in [-1, 1], labels, predictions).
     """
     rows = []
     for name, data in tests.items():
-        images, labels = data.batch(range(min(count, len(data))))
+        chosen = _worst_first(data, scores[name]["samples"]) if scores is not None else range(len(data))
+        images, labels = data.batch(list(chosen)[:count])
         with torch.no_grad():
             predicted = solver(images.to(device)).argmax(dim=1).cpu()
         low, high = images.min(), images.max()
         images = images if low >= -1 and high <= 1 else (images - low) / (high - low) * 2 - 1
         rows.append((name, images, labels, predicted))
     return rows
+
+
+def _worst_first(data: SiteData, samples: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the position of one image of each scored subject: those of the lowest Dice first, or those taken for wrong."""
+    first = {subject: i for i, subject in reversed(list(enumerate(data.subjects)))}
+    key = "dice" if samples and "dice" in samples[0] else "right"
+    ranked = sorted(samples, key=lambda sample: -1.0 if sample[key] is None else float(sample[key]))
+    return [first[sample["subject"]] for sample in ranked]
 
 
 def write_picture(rows: Sequence[tuple[str, Tensor, Tensor, Tensor | None]], path: Path, num_classes: int) -> None:

@@ -31,8 +31,8 @@ def evaluate_checkpoint(
 ) -> tuple[dict[str, Any], list[Path]]:
     """Score a checkpoint's solver on every test set of the run that is on this machine.
 
-    With `out`, `scores.json`, `predictions.png` and the matrices are written there. Returns the scores by test site, and the
-    files written.
+    With `out`, `scores.json`, `predictions.png`, `worst.png` and the matrices are written there. Returns the scores by test
+    site, and the files written.
 
     Raises:
         DataError: none of the run's test sets is on this machine.
@@ -45,9 +45,10 @@ def evaluate_checkpoint(
     scores = {name: evaluate(solver, data, device) for name, data in tests.items()}
     if out is None:
         return scores, []
-    written = [out / SCORES, out / "predictions.png"]
+    written = [out / SCORES, out / "predictions.png", out / "worst.png"]
     write_scores(written[0], checkpoint.digest, tests, scores)
     write_picture(prediction_rows(solver, tests, device), written[1], trained.data.num_classes)
+    write_picture(prediction_rows(solver, tests, device, scores=scores), written[2], trained.data.num_classes)
     write_matrices({str(checkpoint.meta["site"]): scores}, list(scores), out / "evaluation")
     return scores, [*written, *sorted((out / "evaluation").iterdir())]
 

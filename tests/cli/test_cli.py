@@ -105,9 +105,9 @@ def test_evaluate_predict_samples_inspect(trained):
     options = ["--run", folder / "run.yaml", "--data-root", trained.data, "--out", folder / "f", "--json"]
     *written, last = relay("evaluate", out / "task_2", *options).stdout.splitlines()
     assert json.loads(last) == scores
-    files = [str(folder / "f" / name) for name in ("scores.json", "predictions.png")]
+    files = [str(folder / "f" / name) for name in ("scores.json", "predictions.png", "worst.png")]
     events = [json.loads(line) for line in written]
-    assert events[:2] == [{"event": "written", "path": path} for path in files]
+    assert events[:3] == [{"event": "written", "path": path} for path in files]
     assert {"event": "written", "path": str(folder / "f" / "evaluation" / "dice_per_sample.csv")} in events
     assert all(Path(path).stat().st_size for path in files)
 

@@ -9,6 +9,8 @@ const DARK = ["#56b4e9", "#ff9b52", "#3ecfa0", "#e9a4cb", "#e6c84c", "#9fd3f2", 
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [14, 4], [1, 2]];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
+const WHOLE = [1, 2, 5].flatMap((n) => [0, 1, 2, 3, 4, 5, 6, 7].map((power) => n * 10 ** power)).sort((a, b) => a - b);
+
 let library;
 function loadLibrary() {
   library ??= import("/web/vendor/uPlot.esm.js").then(
@@ -54,7 +56,7 @@ export function chart(title, { x = t("step"), digits = 3, from = null, to = null
     plot = new Plot({
       width: Math.max(element.clientWidth, 240), height: 210, legend: { show: false }, cursor: { points: { size: 7 } },
       scales: { x: { time: false }, y: from === null ? {} : { range: [from, to] } },
-      axes: [{ ...axis, label: x, labelSize: 18, labelFont: "12px system-ui, sans-serif" }, { ...axis, size: 58 }],
+      axes: [{ ...axis, incrs: WHOLE, label: x, labelSize: 18, labelFont: "12px system-ui, sans-serif" }, { ...axis, size: 58 }],
       series: [{}, ...lines.map((line, i) => ({
         label: line.label, stroke: colours[i % colours.length], dash: DASHES[i % DASHES.length], width: 2, spanGaps: true,
         points: { show: line.steps.length < 15 },

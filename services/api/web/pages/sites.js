@@ -18,7 +18,8 @@ export async function show({ parts: [id], me }) {
   const metrics = Object.keys(evaluation.matrices).sort((a, b) => rank(a) - rank(b));
   const metric = choice(metrics.map((one) => [one, evaluation.matrices[one].title ?? one]), metrics[0], { id: "which-metric" });
   const box = h("div");
-  const draw = () => fill(box, matrixCard(evaluation.matrices[metric.value], found, metric.value), courseCard(evaluation.matrices[metric.value]));
+  const baselines = study(metric, evaluation.matrices);
+  const draw = () => fill(box, matrixCard(evaluation.matrices[metric.value], found, metric.value), courseCard(evaluation.matrices[metric.value]), baselines.card(), baselines.draw());
   metric.addEventListener("change", draw);
   draw();
   return [
@@ -48,8 +49,8 @@ async function scores(evaluation) {
   const path = `/api/v1/jobs/${evaluation.job_id}/files`;
   const files = await get(path).catch(() => []);
   const named = files.filter((file) => /(^|\.)scores\.json$/.test(file.name)).at(-1);
-  const pictures = files.filter((file) => /predictions\.png$/.test(file.name)).map((file) => `${path}/${encodeURIComponent(file.name)}`);
-  return { sites: named ? (await get(`${path}/${encodeURIComponent(named.name)}`)).scores ?? {} : {}, pictures };
+  const worst = files.find((file) => file.name === "worst.png");
+  return { sites: named ? (await get(`${path}/${encodeURIComponent(named.name)}`)).scores ?? {} : {}, picture: worst && `${path}/${worst.name}` };
 }
 
 function matrixCard(matrix, found, metric) {
@@ -103,7 +104,42 @@ function worst(evaluation, found) {
   rows.sort((a, b) => (a[key] ?? -1) - (b[key] ?? -1));
   const names = Object.keys(rows[0]).filter((name) => typeof rows[0][name] === "number" && name !== "num_images");
   return card(t("Worst images first"),
-    found.pictures.length > 0 && h("figure", h("img.wide", { src: found.pictures.at(-1), alt: t("Test images with their labels and what the model found"), loading: "lazy" }), h("figcaption", t("Image, label and prediction of some of them."))),
+    found.picture ? h("figure", h("a", { href: found.picture, target: "_blank" }, h("img.wide", { src: found.picture, alt: t("The worst test images with their labels and what the model found") })), h("figcaption", t("Image, label and prediction of the worst of each test set.")))
+      : h("p.about", t("An evaluation of the checkpoint draws them.")),
     table(t("Images"), [t("Test set"), t("Image or patient"), ...names.map((name) => [name, "number"])], rows.slice(0, 30).map((row) => [row.site, String(row.subject), ...names.map((name) => number(row[name]))])),
     rows.length > 30 && h("p.about", t("of {n} images", { n: count(rows.length) })));
+}
+
+/** Compare with the baselines of a study (`relay study` writes study.json), read in the browser: it goes to no server. */
+function study(metric, matrices) {
+  const file = h("input", { type: "file", accept: ".json", id: "study-file" });
+  const result = h("div");
+  let runs = [];
+  const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
+  const figures = (matrix) => ({ average: matrix.summary?.average, forgetting: matrix.summary?.forgetting, worst: extreme(matrix) });
+  function extreme(matrix) {
+    const last = matrix.values.at(-1).filter((value) => value !== null);
+    return last.length ? (matrix.higher_is_better === false ? Math.max(...last) : Math.min(...last)) : null;
+  }
+  function draw() {
+    const named = Map.groupBy ? Map.groupBy(runs, (run) => run.strategy) : runs.reduce((map, run) => map.set(run.strategy, [...(map.get(run.strategy) ?? []), run]), new Map());
+    const row = (label, all) => {
+      const found = all.filter(Boolean).map(figures);
+      const column = (key) => number(mean(found.map((one) => one[key]).filter((value) => typeof value === "number")));
+      return [label, count(found.length), column("average"), column("worst"), column("forgetting")];
+    };
+    fill(result, runs.length > 0 && table(t("Compared with a study"), [t("Strategy"), [t("Seeds"), "number"], [t("average at the end"), "number"], [t("worst site"), "number"], [t("forgetting"), "number"]],
+      [row(t("this relay"), [matrices[metric.value]]), ...[...named].map(([name, all]) => row(name, all.map((run) => run.matrices[metric.value])))]));
+    return null;
+  }
+  const section = card(t("Compared with a study"), field(t("Result of relay study (study.json)"), file, t("It is read in this browser alone.")), result);
+  file.addEventListener("change", async () => {
+    try {
+      runs = JSON.parse(await file.files[0].text()).runs;
+      draw();
+    } catch {
+      fill(result, h("div.alert", { role: "alert" }, t("This is no study.json.")));
+    }
+  });
+  return { card: () => section, draw };
 }
