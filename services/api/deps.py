@@ -74,7 +74,7 @@ async def identify(scope: Scope) -> Identity | None:
     request = Request(scope)
     site: ServiceParts = request.app.state.parts
     credentials = await bearer(request)
-    signed_in = cookies.SESSION in request.cookies
+    signed_in = cookies.name(site.settings) in request.cookies
     if credentials is None and not signed_in and site.settings.serve_anonymous and scope["path"].startswith("/v2/"):
         return None
     identity = await to_thread.run_sync(_identify, site, request, credentials)
@@ -124,25 +124,24 @@ def _identify(site: ServiceParts, request: Request, credentials: HTTPAuthorizati
     """
     settings, address = site.settings, client_address(request)
     if credentials is None:
-        if (text := request.cookies.get(cookies.SESSION)) is None:
+        if (text := request.cookies.get(cookies.name(settings))) is None:
             raise Refusal("unauthenticated", "send the header Authorization: Bearer relay_...", auth.CHALLENGE)
         with site.database.read() as session:
             signed_in = sessions.who(session, settings.key, text)
         cookies.require_own_page(request, signed_in)
         return signed_in.identity
     token = credentials.credentials
-    if is_link := token.startswith(sessions.LINK_PREFIX) and request.url.path == cookies.PATH:
-        with site.database.write() as session:
-            try:
+    if token.startswith(sessions.LINK_PREFIX) and (request.method, request.url.path) == ("POST", cookies.PATH):
+        with site.database.read() as session:
+            known = sessions.is_link(session, settings.key, token)
+        if known:  # what nobody made costs no turn among the database's writers
+            with site.database.write() as session:
                 return sessions.follow(session, settings.key, token)
-            except Refusal as refusal:
-                failed = refusal
     with site.database.read() as session:
-        if not is_link:
-            try:
-                return auth.authenticate(session, settings.key, token)
-            except Refusal as refusal:
-                failed = refusal
+        try:
+            return auth.authenticate(session, settings.key, token)
+        except Refusal as refusal:
+            failed = refusal
         auth.check_lockout(session, address, settings.lockout_failures, settings.lockout_seconds)
     with site.database.write() as session:
         failures = auth.note_failure(session, address, settings.lockout_seconds)

@@ -29,6 +29,8 @@ PATIENCE = 60.0
 """The API has this many seconds to answer after its start."""
 LONGEST_PAUSE = 30.0
 """Two starts of a process that ends again and again are at most this many seconds apart."""
+LINK_TOKEN = "relay up"
+"""Name of the token whose holder a link signs in as: whoever starts the site, in the audit log."""
 LONGEST_LOG = 10 << 20
 """The next start begins a new log where the old one has more bytes than this."""
 
@@ -201,10 +203,12 @@ def _greet(settings: Settings) -> None:
             row, text = auth.create_token(session, settings.key, "first admin", "admin")
             audit.record(session, audit.operator("relay up"), "token.create", row.id, name=row.name, role=row.role)
             print(f"admin token, shown this once:\n  export RELAY_TOKEN={text}")
-        token_id = auth.newest_admin(session)
-        if token_id is not None:
-            link = sessions.link(session, settings.key, token_id)
-            print(f"the site's page, signed in (once, within {sessions.LINK / 60:.0f} minutes):\n  {_url(settings)}/#{link}")
+        token_id = (
+            auth.token_named(session, LINK_TOKEN) or auth.create_token(session, settings.key, LINK_TOKEN, "admin")[0].id
+        )
+        link = sessions.link(session, settings.key, token_id)
+        audit.record(session, audit.operator("relay up"), "session.link", token_id)
+        print(f"the site's page, signed in (once, within {sessions.LINK / 60:.0f} minutes):\n  {_url(settings)}/#{link}")
     print("Ctrl-C stops everything; running jobs go on with the next start", flush=True)
 
 

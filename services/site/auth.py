@@ -61,11 +61,11 @@ def create_token(session: Session, key: bytes, name: str, role: Role, days: floa
     return row, text
 
 
-def newest_admin(session: Session) -> str | None:
-    """Return the id of the newest admin token that is valid; None: there is none."""
+def token_named(session: Session, name: str) -> str | None:
+    """Return the id of a valid token of this name; None: there is none."""
     moment = now(session)
-    admins = select(Token).where(Token.role == "admin", Token.revoked_at.is_(None)).order_by(Token.created_at.desc())
-    return next((row.id for row in session.scalars(admins) if _holds(row, moment)), None)
+    rows = session.scalars(select(Token).where(Token.name == name, Token.revoked_at.is_(None)))
+    return next((row.id for row in rows if _holds(row, moment)), None)
 
 
 def revoke_token(session: Session, token_id: str) -> Token:

@@ -31,8 +31,8 @@ MAX_LISTED = 1000
 """The most folders that `below` lists."""
 
 
-def below(root: Path, relative: str) -> tuple[list[str], int]:
-    """Return the names of the folders in one, sorted, and how many files lie in it, for somebody who looks for images.
+def below(root: Path, relative: str) -> tuple[list[str], int, bool]:
+    """Return the names of the folders in one, sorted, how many files lie in it, and whether there are more folders.
 
     Args:
         root: the data root.
@@ -47,13 +47,14 @@ def below(root: Path, relative: str) -> tuple[list[str], int]:
         folder = _descend(root, _parts(relative), relative) if relative else root
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False) and len(names) < MAX_LISTED:
+                if entry.is_dir(follow_symlinks=False):
                     names.append(entry.name)
                 elif entry.is_file(follow_symlinks=False):
                     files += 1
     except OSError as error:
         raise Refusal("data_invalid", f"{relative or 'the data root'}: cannot be read: {error.strerror}") from None
-    return sorted(names), files
+    readable = sorted(name for name in names if name.isprintable())
+    return readable[:MAX_LISTED], files, len(readable) > MAX_LISTED
 
 
 def _parts(relative: str) -> tuple[str, ...]:

@@ -152,6 +152,8 @@ def retry(session: Session, job_id: str, actor: str) -> Job:
     job = locked(session, job_id)
     if job.state not in ("failed", "cancelled"):
         raise Refusal("conflict", f"{job_id} is {job.state}; only a failed or cancelled job can be retried")
+    if job.kind == "keys":
+        raise Refusal("conflict", f"{job_id} changed whom the site trusts, as it was then: ask for it anew")
     if job.kind == "predict_study":
         raise Refusal("conflict", f"{job_id} has ended, and its image is not kept; send the image again")
     audit.record(session, actor, "job.retry", job_id)

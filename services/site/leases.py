@@ -40,8 +40,9 @@ class Claim:
 
 
 def claim(
-    session: Session, *, worker: str, host: str, devices: Sequence[str], lease: float, job_id: str | None = None
-) -> Claim | None:
+    session: Session, *, worker: str, host: str, devices: Sequence[str], lease: float, job_id: str | None = None,
+    key_changes: bool = False,
+) -> Claim | None:  # fmt: skip
     """Take the oldest waiting job that fits the worker's free devices; return None where there is none.
 
     A job that needs devices takes that many of the worker's free ones; where fewer are free it stays in the queue, and
@@ -54,6 +55,7 @@ def claim(
         devices: names of the devices that the worker may use.
         lease: seconds until another worker may take the job, unless the lease is renewed.
         job_id: the only job to take; default: any.
+        key_changes: whether to take a change of keys, and nothing else; otherwise these are left out.
     """
     moment = now(session)
     leased_at = func.coalesce(DeviceLease.leased_at, 0.0)  # NOT of a comparison with NULL would not be true
@@ -64,9 +66,9 @@ def claim(
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(host))))
     taken_devices = set(session.scalars(leased))
     free = [device for device in devices if device not in taken_devices]
-    candidates = (
-        select(Job).where(Job.state == "queued", Job.gpus <= len(free), ready()).order_by(Job.queued_at, Job.id).limit(1)
-    )
+    of_kind = Job.kind == "keys" if key_changes else Job.kind != "keys"
+    candidates = select(Job).where(Job.state == "queued", of_kind, Job.gpus <= len(free), ready())
+    candidates = candidates.order_by(Job.queued_at, Job.id).limit(1)
     if job_id is not None:
         candidates = candidates.where(Job.id == job_id)
     job = session.scalars(candidates.with_for_update(skip_locked=True)).first()

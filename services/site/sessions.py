@@ -53,6 +53,12 @@ def link(session: Session, key: bytes, token_id: str) -> str:
     return text
 
 
+def is_link(session: Session, key: bytes, text: str) -> bool:
+    """Return whether a text is a link that nobody has opened yet."""
+    row = session.get(BrowserSession, _hash(key, text))
+    return row is not None and row.seen_at is None
+
+
 def follow(session: Session, key: bytes, text: str) -> Identity:
     """Use up a link; return whom it signs in.
 

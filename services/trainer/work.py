@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from relay_core.bundle import AUDIT, Card, KeyFolder
+from relay_core.bundle import AUDIT
 from relay_core.config import CommonDatasetKwargs, RunFile, dataset_options
 from services.site import (
     ArtifactStore,
@@ -109,8 +109,6 @@ def prepare(database: Database, store: ArtifactStore, settings: Settings, claim:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         _MAKERS[job.kind](session, settings, claim, work)
-    if job.kind == "keys":
-        _change_keys(database, settings, job)
     if job.kind == "import":  # whoever accepts it goes by the roster that it is verified by
         trust.confirm(database, settings.keys_folder, f"worker {claim.worker}")
     for digest, target in work.wanted:
@@ -208,22 +206,6 @@ def _evaluate(session: Session, settings: Settings, claim: Claim, work: Prepared
     run = run_file(need(session, Run, str(work.job.run_id)))
     run_path = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
     work.command = _core_command(claim, "evaluate", str(checkpoint), "--run", str(run_path), "--out", str(work.folder))
-
-
-def _keys(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
-    """Let the process list whom the site trusts, once `_change_keys` has done what was asked for."""
-    trust.require_keys(session, settings.keys_folder)
-    work.command = [sys.executable, "-m", "relay_core", "keys", "list", "--keys", str(settings.keys_folder)]
-
-
-def _change_keys(database: Database, settings: Settings, job: Job) -> None:
-    """Trust a card, or revoke a key, in the name of whoever asked. Raises BundleError for no card, or an unknown key."""
-    folder = KeyFolder(settings.keys_folder)
-    with trust.changing(database, settings.keys_folder, job.created_by), folder.changing() as roster:
-        if "card" in job.params:
-            roster.trust(Card.from_json(job.params["card"].encode(), "the card"), job.params["run"])
-        else:
-            roster.revoke(job.params["revoke"])
 
 
 def _privacy_audit(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
@@ -379,5 +361,5 @@ def _add_input(work: PreparedJob, flag: str, artifact: artifacts.Artifact | None
 _MAKERS: dict[str, Callable[[Session, Settings, Claim, PreparedJob], None]] = {
     "train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight, "export": _export,
     "import": _import, "report": _report, "export_onnx": _export_onnx, "predict": _predict,
-    "predict_study": _predict_study, "privacy_audit": _privacy_audit, "keys": _keys,
+    "predict_study": _predict_study, "privacy_audit": _privacy_audit,
 }  # fmt: skip

@@ -25,6 +25,7 @@ from relay_core.errors import RelayError
 from relay_core.files import write_atomically
 from services.site import ArtifactStore, Settings, audit_heads, jobs, leases, sweep, trust, volumes, workers
 from services.site.db import Attachment, Database, Job, clock, now
+from services.trainer import key_changes
 from services.trainer.runner import Runner
 
 TIDY_EVERY = 3600.0
@@ -118,6 +119,8 @@ class WorkerLoop:
         """Claim a job and run it to its end; return whether there was one."""
         if self.leaving() or self._waits():
             return False
+        if key_changes.carry_out(self.database, self.settings, self.worker):
+            return True
         if time.monotonic() - self._tidied > TIDY_EVERY:
             self._tidied = time.monotonic()
             tidy(self.database, self.settings)
@@ -162,6 +165,8 @@ class WorkerLoop:
             except (SQLAlchemyError, RelayError) as error:
                 log.warning("the database cannot be told that this worker lives: %s", error)
             try:
+                while key_changes.carry_out(self.database, self.settings, self.worker):
+                    pass
                 trust.confirm(self.database, self.settings.keys_folder, f"worker {self.worker}")
             except (SQLAlchemyError, RelayError, OSError) as error:
                 log.warning("the database cannot be told whom this site trusts: %s", error)
@@ -194,8 +199,10 @@ class WorkerLoop:
 
 def _card(settings: Settings) -> str | None:
     """Return the card that the other sites need, for the API, which has no folder of keys; None: there is none yet."""
-    path = settings.keys_folder / "card.json"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    try:
+        return (settings.keys_folder / "card.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _gpu_memory() -> dict[str, int]:

@@ -54,6 +54,19 @@ def test_an_admin_trusts_a_site_and_revokes_it(tmp_path, toy: Toy, other: KeyFol
         _done(site, ask(site, f"{KEYS}/{other.card.fingerprint}/revoke", "revoke"))
         assert ok(site.viewer.get(KEYS))["trusted"][0]["revoked_at"] is not None
         assert site.audited("keys.revoke", other.card.fingerprint)
+        for client in (site.operator, site.admin):  # what was asked for once is not asked for again by a click
+            refused(client.post(f"/api/v1/jobs/{failed['id']}/retry"), 409, "conflict")
+        refused(site.admin.post(f"{KEYS}/{own.card.fingerprint}/revoke", headers={"Idempotency-Key": "o"}), 409, "conflict")
+        refused(site.admin.post(f"{KEYS}/{'0' * 64}/revoke", headers={"Idempotency-Key": "n"}), 404, "not_found")
+
+        waits = ask(site, KEYS, "late", {"card": card})
+        refused(site.operator.post(f"/api/v1/jobs/{waits['id']}/cancel"), 403, "forbidden")
+        with own.changing() as roster:  # by somebody at the machine, after the admin asked
+            roster.trust(other.card)
+            roster.revoke("south")
+        _work(site, waits["id"])
+        assert site.job(waits["id"]).error["code"] == "signer_revoked"
+        assert own.roster.of(other.card.fingerprint).revoked_at is not None
 
 
 def test_trust_is_an_admins_matter(small_site):

@@ -6,7 +6,7 @@ from sqlalchemy import update
 from services.api.site_page import FOLDER
 from services.site import auth, sessions
 from services.site.db import BrowserSession
-from tests.api.kit import Site, ok, refused
+from tests.api.kit import Site, ok, refused, running
 
 SESSION = "/api/v1/session"
 
@@ -38,7 +38,9 @@ def test_the_cookie_is_kept_from_scripts_and_other_sites(small_site):
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
-    assert "Path=/" in cookie
+    assert "Path=/api/v1" in cookie
+    assert "Max-Age" not in cookie, "it ends with the browser"
+    assert "Secure" not in cookie
     assert small_site.tokens["viewer"] not in cookie
 
 
@@ -101,9 +103,10 @@ def test_a_link_signs_in_once(site):
     def follow(text: str):
         return site.client(None, "127.0.0.77").post(SESSION, headers={"Authorization": f"Bearer {text}"})
 
+    admin = site.tokens["admin"].split("_")[1]
     with site.database.write() as session:
-        text = sessions.link(session, site.settings.key, str(auth.newest_admin(session)))
-        late = sessions.link(session, site.settings.key, str(auth.newest_admin(session)))
+        text = sessions.link(session, site.settings.key, admin)
+        late = sessions.link(session, site.settings.key, admin)
     refused(site.client(text, "127.0.0.77").get("/api/v1/jobs"), 401, "unauthenticated")  # it is no token
     assert ok(follow(text))["role"] == "admin"
     refused(follow(text), 401, "unauthenticated")
@@ -136,7 +139,7 @@ def test_what_there_is_to_choose_from(small_site):
     small_site.folder("choose/one")
     (small_site.settings.data_folder / "choose" / "note.txt").write_text("x")
     found = ok(small_site.operator.get("/api/v1/folders", params={"path": "choose"}))
-    assert found == {"path": "choose", "folders": ["choose/one"], "files": 1}
+    assert found == {"path": "choose", "folders": ["choose/one"], "files": 1, "more": False}
     assert "choose" in ok(small_site.operator.get("/api/v1/folders"))["folders"]
     refused(small_site.viewer.get("/api/v1/folders"), 403, "forbidden")
     layouts = {entry["name"]: entry for entry in ok(small_site.viewer.get("/api/v1/layouts"))}
@@ -156,3 +159,28 @@ def test_what_there_is_to_choose_from(small_site):
     assert ok(small_site.viewer.get("/api/v1/runs"))["items"] == [] or checked["id"] not in [
         run["id"] for run in ok(small_site.viewer.get("/api/v1/runs"))["items"]
     ]
+
+
+def test_behind_a_proxy_with_tls_the_cookie_goes_over_tls_alone(tmp_path):
+    with running(tmp_path, None, FORWARDED_ALLOW_IPS="127.0.0.1") as site:
+        headers = {"Authorization": f"Bearer {site.tokens['viewer']}", "X-Forwarded-Proto": "https"}
+        assert "Secure" in site.anonymous.post(SESSION, headers=headers).headers["set-cookie"]
+
+
+def test_signing_in_again_ends_the_session_before(site):
+    page = browser(site)
+    cookie = dict(page.cookies)
+    ok(page.post(SESSION, headers={"Authorization": f"Bearer {site.tokens['operator']}"}))
+    old = site.client(None)
+    old.cookies.update(cookie)
+    refused(old.get("/api/v1/jobs"), 401, "unauthenticated")
+    ok(page.get("/api/v1/jobs"))
+
+
+def test_a_link_is_not_used_up_by_looking(site):
+    with site.database.write() as session:
+        text = sessions.link(session, site.settings.key, site.tokens["viewer"].split("_")[1])
+    headers = {"Authorization": f"Bearer {text}"}
+    for method in ("GET", "HEAD", "DELETE"):
+        assert site.client(None, "127.0.0.78").request(method, SESSION, headers=headers).status_code == 401
+    ok(site.client(None, "127.0.0.78").post(SESSION, headers=headers))

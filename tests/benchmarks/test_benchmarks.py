@@ -16,6 +16,7 @@ RUNS = {
     "export precision": ["ms", "fp32 / it", "Dice Domain1", "pixels that differ"],
     "input": ["its own seconds", "when due", "ahead", "ratio"],
     "mutations": ["answers to the attacker", "predict p99 ms", "infer p99 ms", "failed", "API MiB"],
+    "page": ["median ms", "longest ms"],
     "predict": ["seconds", "API, MiB above the model", "below it, MiB"],
     "privacy": ["solver, AUC", "all together", "outcome"],
     "serve": ["bare images/s", "HTTP images/s", "ratio", "HTTP p99 ms"],

@@ -30,7 +30,7 @@ class Visitor:
     def go(self, path: str) -> None:
         """Open a page and wait until it is shown."""
         self.page.goto(f"{self.url}/#{path}")
-        self.shown()
+        expect(self.page.locator(f'main[data-path="{path}"]:not([aria-busy]) h1')).to_be_visible()
 
     def shown(self) -> None:
         """Wait until a page is shown."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from playwright.sync_api import Browser, expect
 from sqlalchemy import update
 
 from services.site import auth, sessions
-from services.site.db import BrowserSession
+from services.site.db import BrowserSession, Dataset
 from tests.api.kit import Site, ok, run_text, running
 from tests.page.kit import Visitor, expected, visiting
 
@@ -52,6 +54,12 @@ def _seed(site: Site, exported: Any) -> Seeded:
     checkpoint = site.checkpoint(run)
     ok(site.operator.patch(f"/api/v1/checkpoints/{checkpoint.id}", json={"note": LONG}, headers={"If-Match": '"1"'}))
     evaluation = site.evaluation(checkpoint)
+    bad = site.dataset()
+    report = {"ok": False, "layout": "folder", "counts": {"train": 3}, "subjects": {"train": 3}, "class_shares": {},
+              "digests": {}, "sizes": {"32x32": 3}, "duplicates": [["a.png", "b.png"]], "repeats": {"train": []},
+              "problems": [{"file": f"image/{NASTY}.png", "message": LONG}], "previews": [], "job": "job-0"}  # fmt: skip
+    with site.database.write() as session:
+        session.get_one(Dataset, bad["id"]).report = report
     export = site.export(checkpoint)
     signer = {"name": NASTY, "fingerprint": "f" * 64, "trusted": True}
     hop = {"hop": 1, "task_id": 1, "site": NASTY, "signer": NASTY, "fingerprint": "f" * 64, "trusted": True, "images": 8,
@@ -67,7 +75,8 @@ def _seed(site: Site, exported: Any) -> Seeded:
         auth.create_token(session, site.settings.key, NASTY, "viewer")
         site.trusting(session, name=NASTY)
     pages = {
-        "overview": "/", "datasets": "/data", "dataset": f"/data/{dataset['id']}", "runs": "/runs", "new run": "/runs/new",
+        "overview": "/", "datasets": "/data", "dataset": f"/data/{dataset['id']}", 
+        "bad data set": f"/data/{bad['id']}", "runs": "/runs", "new run": "/runs/new",
         "run": f"/runs/{run['id']}", "hostile run": f"/runs/{hostile['id']}", "jobs": "/jobs",
         "job": f"/jobs/{failed['id']}",
         "checkpoint": f"/checkpoints/{checkpoint.id}", "sites": f"/sites/{evaluation.id}", "hand-off": "/handoff",
@@ -75,7 +84,8 @@ def _seed(site: Site, exported: Any) -> Seeded:
         "model": f"/models/{model.name}/{model.version}", "keys": "/keys", "audit": "/audit",
     }  # fmt: skip
     texts = {
-        "dataset": [LONG], "hostile run": [SITE], "job": [LONG], "checkpoint": [LONG], "import": [NASTY, LONG],
+        "dataset": [LONG], "bad data set": [NASTY, LONG], "datasets": ["files that cannot be used: 1"],
+        "hostile run": [SITE], "job": [LONG], "checkpoint": [LONG], "import": [NASTY, LONG],
         "hand-off": [NASTY], "keys": [NASTY], "audit": ["<script>alert(1)"],
     }  # fmt: skip
     return Seeded(site, pages, texts)
@@ -202,6 +212,13 @@ def test_a_training_is_watched_through_a_broken_connection(admin: Visitor, seede
     expected(admin, "ERR_INTERNET_DISCONNECTED|Failed to load resource")
     admin.press("Try again")
     expect(admin.page.locator("main h1")).to_contain_text("waiting")
+    again = site.claim(job["id"])
+    site.say(again, {"event": "log", "line": "line four"}, {**step, "step": 30})
+    expect(log).to_contain_text("line four")  # the story goes on after a second attempt
+    assert log.inner_text().count("line one") == 1
+    site.finish(again, "failed", error={"code": "out_of_memory", "message": "again"})
+    admin.press("Try again")
+    expect(admin.page.locator("main h1")).to_contain_text("waiting")
     admin.press("Stop")
     admin.press("Cancel", admin.page.locator("dialog"))  # not sure after all
     expect(admin.page.locator("main h1")).to_contain_text("waiting")
@@ -224,9 +241,9 @@ def test_a_tampered_bundle_says_what_is_wrong_with_it(admin: Visitor, seeded: Se
 def test_an_import_is_rejected_with_a_reason(admin: Visitor, seeded: Seeded) -> None:
     brought = seeded.site.quarantined(seeded.site.run()["id"])
     admin.go(f"/imports/{brought['id']}")
-    admin.page.get_by_text("Refuse it").click()
+    admin.page.get_by_text("Reject it").click()
     admin.page.get_by_label("Reason").fill("Dice fell on Domain1")
-    admin.press("Refuse")
+    admin.press("Reject")
     expect(admin.page.locator("main h1")).to_contain_text("rejected")
     expect(admin.page.locator("main")).to_contain_text("Dice fell on Domain1")
 
@@ -236,7 +253,7 @@ def test_the_overview_says_that_no_worker_is_there(admin: Visitor, seeded: Seede
     expect(admin.page.get_by_text("No worker was seen lately")).to_be_visible()
     expect(admin.page.get_by_text("The site cannot carry out jobs")).to_be_visible()
     with seeded.site.worker():
-        expect(admin.page.get_by_role("region", name="Workers")).to_contain_text("cpu", timeout=15_000)
+        expect(admin.page.get_by_role("region", name="Workers")).to_contain_text("cpu", timeout=60_000)
 
 
 def test_a_run_file_with_a_mistake_is_explained_before_it_is_kept(admin: Visitor, seeded: Seeded) -> None:
@@ -257,4 +274,27 @@ def test_the_page_speaks_german(browser: Browser, seeded: Seeded) -> None:
         expect(visitor.page.get_by_role("heading", level=1, name="Überblick")).to_be_visible()
         assert visitor.page.locator("html").get_attribute("lang") == "de"
         visitor.go("/audit")
-        expect(visitor.page.locator("main")).to_contain_text("MEZ")
+        expect(visitor.page.locator("main")).to_contain_text(re.compile("MES?Z"))
+
+
+def test_going_back_after_signing_out_stays_signed_out(admin: Visitor, seeded: Seeded) -> None:
+    admin.go("/jobs")
+    admin.go("/runs")
+    admin.press("Sign out")
+    expect(admin.page.get_by_label("Token")).to_be_visible()
+    admin.page.go_back()
+    expect(admin.page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_card_is_shown_before_it_is_trusted(admin: Visitor, seeded: Seeded, tmp_path: Path) -> None:
+    admin.go("/keys")
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps({"name": NASTY, "public_key": "a key"}))
+    admin.page.get_by_label("Card of the other site (card.json)").set_input_files(path)
+    said = hashlib.sha256(b"a key").hexdigest()
+    expect(admin.card("Trust a site").locator(".fingerprint")).to_have_text(re.compile(f"^{said[:4]} {said[4:8]}"))
+    path.write_text("no card")
+    admin.page.get_by_label("Card of the other site (card.json)").set_input_files(path)
+    expect(admin.page.get_by_role("alert")).to_contain_text("not a site's card")
+    assert admin.page.get_by_role("button", name="It is the same: trust this card").count() == 0
+    expected(admin, "422")

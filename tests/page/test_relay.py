@@ -53,7 +53,7 @@ def register(visitor: Visitor, run_file: Path, turn: int) -> None:
     visitor.press("Register")
     expect(visitor.page.get_by_role("heading", level=1, name=run_file.stem)).to_be_visible()
     visitor.page.get_by_label("This hospital is").select_option(str(turn))
-    visitor.press("Keep")
+    visitor.press("Save")
     expect(visitor.page.get_by_text("(this site)")).to_be_visible()
 
 
@@ -105,7 +105,8 @@ def test_two_sites_through_two_pages(browser: Browser, sites: tuple[Up, Up], toy
 
         south.go("/keys")
         south.page.get_by_label("Card of the other site (card.json)").set_input_files(card)
-        south.press("Trust this card")
+        assert south.card("Trust a site").locator(".fingerprint").inner_text() == fingerprint
+        south.press("It is the same: trust this card")
         south.job_done()
         south.go("/keys")
         expect(south.card("Trusted sites").locator("tbody")).to_contain_text("North")

@@ -33,6 +33,7 @@ ROUTERS = (
     exports.router,
     imports.router,
     keys.router,
+    keys.previews,
     models.router,
     predictions.router,
     v2.router,

@@ -22,9 +22,9 @@ def browse_folders(
     path: Annotated[str, Query(max_length=500, description="From the data root; empty: the data root itself.")] = "",
 ) -> schemas.Folder:
     """The folders in one below the data root."""
-    names, files = folders.below(site.settings.data_folder, path)
+    names, files, more = folders.below(site.settings.data_folder, path)
     prefix = f"{path.rstrip('/')}/" if path else ""
-    return schemas.Folder(path=path, folders=[f"{prefix}{name}" for name in names], files=files)
+    return schemas.Folder(path=path, folders=[f"{prefix}{name}" for name in names], files=files, more=more)
 
 
 @router.get("/layouts", responses=refusals())

@@ -125,6 +125,8 @@ def get_job(job_id: schemas.JobId, site: Site, caller: Viewer) -> schemas.Job:
 def cancel_job(job_id: schemas.JobId, site: Site, caller: Operator) -> schemas.Job:
     """End a job: at once while it waits; while it runs it writes a checkpoint first."""
     with site.database.write() as session:
+        if need(session, Job, job_id).kind == "keys":
+            caller.require("admin")
         return schemas.Job.model_validate(jobs.cancel(session, job_id, caller.actor))
 
 

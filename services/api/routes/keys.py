@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Response
@@ -10,10 +12,11 @@ from sqlalchemy.orm import Session
 from services.api import schemas
 from services.api.deps import Admin, IdempotencyKey, ServiceParts, Site, Viewer
 from services.api.docs import LOCATION, REPLAYED, changes, refusals, success
-from services.site import Identity, JobPlan, job_plans, jobs, workers
+from services.site import Identity, JobPlan, Refusal, job_plans, jobs, workers
 from services.site.db import RosterCopy
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
+previews = APIRouter(prefix="/api/v1/key-previews", tags=["keys"])
 
 _ACCEPTED = success(202, "Accepted: a worker does it.", headers=LOCATION | REPLAYED)
 _CODES = ("idempotency_key_missing", "idempotency_key_reused", "queue_full")
@@ -34,6 +37,17 @@ def list_keys(site: Site, caller: Viewer) -> schemas.Keys:
     )  # fmt: skip
 
 
+@previews.post("", responses=changes())
+def preview_key(body: Annotated[schemas.TrustRequest, Body()], caller: Viewer) -> schemas.KeyPreview:
+    """Say whose a card is, before it is trusted: compare the fingerprint by telephone. A worker checks the card itself."""
+    try:
+        content = json.loads(body.card)
+        name, key = str(content["name"]), str(content["public_key"])
+    except (ValueError, TypeError, KeyError):
+        raise Refusal("invalid_request", "card: this is not a site's card (card.json)") from None
+    return schemas.KeyPreview(name=name[:100], fingerprint=hashlib.sha256(key.encode()).hexdigest())
+
+
 @router.post("", status_code=202, responses={**_ACCEPTED, **changes(*_CODES)})
 def trust_key(
     body: Annotated[schemas.TrustRequest, Body()], key: IdempotencyKey, site: Site, caller: Admin, response: Response
@@ -44,13 +58,22 @@ def trust_key(
 
 
 @router.post(
-    "/{fingerprint}/revoke", status_code=202, responses={**_ACCEPTED, **refusals("forbidden", "not_found", *_CODES)}
+    "/{fingerprint}/revoke",
+    status_code=202,
+    responses={**_ACCEPTED, **refusals("forbidden", "not_found", "conflict", *_CODES)},
 )
 def revoke_key(
     fingerprint: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], key: IdempotencyKey, site: Site, caller: Admin,
     response: Response,
 ) -> schemas.Job:  # fmt: skip
-    """Trust a key no more: what has it anywhere in its history is refused from now on."""
+    """Trust a key no more: what has it anywhere in its history is refused once a worker's heartbeat has carried it out."""
+    with site.database.read() as session:
+        copy = session.get(RosterCopy, 1)
+        known = [entry for entry in (copy.entries if copy else []) if entry["fingerprint"] == fingerprint]
+    if not known:
+        raise Refusal("not_found", "the site knows no key of this fingerprint")
+    if _is_own(known[0]):
+        raise Refusal("conflict", "this is the site's own key; a new one is made with: relay keys create")
     return _submitted(site, caller, job_plans.revoke_key(fingerprint), key, {"revoke": fingerprint}, response)
 
 
@@ -72,7 +95,8 @@ def _submitted(
 
 
 def _own_card(session: Session) -> str | None:
-    return next((row.facts["card"] for row in workers.lately(session, workers.FORGET) if row.facts.get("card")), None)
+    told = [row for row in workers.lately(session, workers.FORGET) if row.facts.get("card")]
+    return str(max(told, key=lambda row: row.seen_at).facts["card"]) if told else None
 
 
 def _is_own(entry: dict[str, Any]) -> bool:

@@ -25,10 +25,12 @@ def sign_in(request: Request, response: Response, site: Site, caller: Viewer) ->
     A link that `relay up` printed is sent as a token would be, and works once.
     """
     with site.database.write() as session:
+        if (before := request.cookies.get(cookies.name(site.settings))) is not None:
+            sessions.end(session, site.settings.key, before)
         text = sessions.begin(session, site.settings.key, caller.token_id)
         signed_in = sessions.who(session, site.settings.key, text)
         audit.record(session, caller.actor, "session.begin", caller.token_id)
-    cookies.set_session(request, response, text)
+    cookies.set_session(request, response, site.settings, text)
     return _body(signed_in.identity, signed_in.csrf_token)
 
 
@@ -38,14 +40,14 @@ def get_session(request: Request, site: Site, caller: Viewer) -> schemas.SignedI
     if "authorization" in request.headers:
         return _body(caller, None)
     with site.database.read() as session:
-        signed_in = sessions.who(session, site.settings.key, request.cookies[cookies.SESSION])
+        signed_in = sessions.who(session, site.settings.key, request.cookies[cookies.name(site.settings)])
     return _body(signed_in.identity, signed_in.csrf_token)
 
 
 @router.post("/worked", status_code=204, responses=refusals())
 def keep_session(request: Request, site: Site, caller: Viewer) -> None:
     """Say that somebody works with the page: its session goes on. What the page reads by itself does not count."""
-    if (text := request.cookies.get(cookies.SESSION)) is not None:
+    if (text := request.cookies.get(cookies.name(site.settings))) is not None:
         with site.database.write() as session:
             sessions.worked(session, site.settings.key, text)
 
@@ -53,11 +55,11 @@ def keep_session(request: Request, site: Site, caller: Viewer) -> None:
 @router.delete("", status_code=204, responses=refusals())
 def sign_out(request: Request, response: Response, site: Site, caller: Viewer) -> None:
     """Sign out: the cookie is worth nothing from now on."""
-    if (text := request.cookies.get(cookies.SESSION)) is not None:
+    if (text := request.cookies.get(cookies.name(site.settings))) is not None:
         with site.database.write() as session:
             sessions.end(session, site.settings.key, text)
             audit.record(session, caller.actor, "session.end", caller.token_id)
-    response.delete_cookie(cookies.SESSION)
+    cookies.forget_session(response, site.settings)
 
 
 def _body(identity: Identity, csrf_token: str | None) -> schemas.SignedIn:

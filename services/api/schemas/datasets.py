@@ -45,6 +45,8 @@ class Folder(ResponseBody):
     """Lists the paths of the folders in it."""
     files: int
     """Counts the files that lie in it, those in its folders left out."""
+    more: bool
+    """Says that there are more folders than are listed; a path can be written by hand."""
 
 
 class Setting(ResponseBody):

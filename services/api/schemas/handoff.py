@@ -169,6 +169,13 @@ class Keys(ResponseBody):
     """Is when a worker last read the folder of keys."""
 
 
+class KeyPreview(ResponseBody):
+    """Says whose a card is."""
+
+    name: str = Field(examples=["South Clinic"])
+    fingerprint: str = Field(examples=[EXAMPLE_RUN])
+
+
 class TrustRequest(RequestBody):
     """Trusts a site by its card."""
 

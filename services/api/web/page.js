@@ -1,6 +1,6 @@
 // The shell: who is signed in, where one is, and which page is shown there.
 import { h, fill } from "./lib/dom.js";
-import { Problem, get, raw, remove, signedInAs } from "./lib/api.js";
+import { get, raw, remove, signedInAs } from "./lib/api.js";
 import { LANGUAGES, chooseLanguage, language, loadLanguage, t } from "./lib/text.js";
 import { alert, form, field } from "./lib/widgets.js";
 import { connection } from "./lib/live.js";
@@ -27,19 +27,22 @@ const PAGES = [
 
 let me = null;
 let leaving = new AbortController();
+let siteName = "relay";
 
 const SESSION = "/api/v1/session";
 const WAS_HERE = "relay-signed-in"; // no secret: it saves asking for a session where there cannot be one
 
 async function start() {
-  await loadLanguage();
+  await loadLanguage().catch(() => {}); // without its catalogue the page speaks English
+  watchWork();
   const link = location.hash.startsWith("#link_") ? location.hash.slice(1) : null;
   if (link) history.replaceState(null, "", "/");
   if (!link && !localStorage.getItem(WAS_HERE)) return signInPage();
   try {
     me = link ? await signIn(link) : await get(SESSION);
   } catch (error) {
-    return signInPage(error instanceof Problem && (link || error.code !== "unauthenticated") ? error : null);
+    if (error.code === "unauthenticated") return signInPage(null, link ? t("This link was used, or is too old: relay up prints a new one when it starts.") : "");
+    return signInPage(error);
   }
   enter();
 }
@@ -51,6 +54,7 @@ async function signIn(token) {
 
 function signInPage(why = null, words = "") {
   leaving.abort();
+  window.onhashchange = null;
   localStorage.removeItem(WAS_HERE);
   me = null;
   signedInAs(null);
@@ -93,9 +97,8 @@ async function enter() {
     h("header", menu, h("a.brand", { href: "#/" }, h("img", { src: "/web/icon.svg", alt: "", width: 24, height: 24 }), " ", h("bdi", system.site_name || "relay")),
       h("div.who", h("span", h("bdi", me.name), ` (${roles[me.role]})`), languages(), h("button", { type: "button", onclick: signOut }, t("Sign out")))),
     offline, h("div.columns", nav, main));
-  document.title = system.site_name || "relay";
+  siteName = system.site_name || "relay";
   window.onhashchange = route;
-  watchWork();
   route();
 }
 
@@ -119,12 +122,16 @@ async function route() {
     const content = await show({ parts: route.match(pattern).slice(1).map(decodeURIComponent), query: new URLSearchParams(query), me, signal });
     if (signal.aborted) return;
     fill(main, content);
+    main.dataset.path = path;
+    document.title = `${main.querySelector("h1")?.textContent ?? ""} – ${siteName}`;
     main.querySelector("h1")?.focus({ preventScroll: true });
     scrollTo(0, 0);
   } catch (error) {
-    if (error.name !== "AbortError" && !signal.aborted) fill(main, h("h1", { tabindex: "-1" }, t("This cannot be shown")), alert(error));
+    if (signal.aborted) return;
+    fill(main, h("h1", { tabindex: "-1" }, t("This cannot be shown")), alert(error));
+    main.dataset.path = path;
   } finally {
-    main.removeAttribute("aria-busy");
+    if (!signal.aborted) main.removeAttribute("aria-busy");
   }
 }
 
@@ -133,10 +140,10 @@ async function signOut() {
   signInPage(null, t("You are signed out."));
 }
 
-// Work keeps the session; what the page reads by itself does not.
+// Work keeps the session; what the page reads by itself does not. The service knows of work in every window.
 function watchWork() {
   let last = Date.now();
-  let told = Date.now();
+  let told = 0;
   const worked = () => {
     last = Date.now();
     if (!me || last - told < 60_000) return;
@@ -144,12 +151,12 @@ function watchWork() {
     raw("POST", `${SESSION}/worked`).catch(() => {});
   };
   for (const kind of ["pointerdown", "keydown", "wheel"]) addEventListener(kind, worked, { passive: true });
-  const timer = setInterval(() => {
-    if (!me) return clearInterval(timer);
-    if (Date.now() - last < me.idle_seconds * 1000) return;
-    clearInterval(timer);
-    signInPage(null, t("You were signed out, as nobody worked here for {n} minutes.", { n: Math.round(me.idle_seconds / 60) }));
-  }, 15_000);
+  setInterval(async () => {
+    if (!me || Date.now() - last < me.idle_seconds * 1000) return;
+    const idle = Math.round(me.idle_seconds / 60);
+    const over = await get(SESSION).then(() => false, (error) => error.status === 401);
+    if (over) signInPage(null, t("You were signed out, as nobody worked here for {n} minutes.", { n: idle }));
+  }, 30_000);
 }
 
 start();

@@ -66,10 +66,26 @@ export const remove = async (path) => json(await send("DELETE", path));
 /** Send anything, and get the answer itself. */
 export const raw = (method, path, options) => send(method, path, options);
 
-/** Submit a job; the same press of a button never makes two. */
-export const submit = (body, path = "/api/v1/jobs") => post(path, body, { "Idempotency-Key": crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}` });
+/** A new Idempotency-Key; a request that is sent again with its own key makes nothing twice. */
+export const newKey = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`; // randomUUID needs TLS or this machine
 
-export function address(path, query = {}) {
+/** Submit a job. Where the answer was lost on its way, pressing again within the page sends the same key. */
+export async function submit(body, path = "/api/v1/jobs") {
+  const request = JSON.stringify([path, body]);
+  const key = unanswered.get(request) ?? newKey();
+  unanswered.set(request, key);
+  try {
+    const job = await post(path, body, { "Idempotency-Key": key });
+    unanswered.delete(request);
+    return job;
+  } catch (error) {
+    if (error.status) unanswered.delete(request);
+    throw error;
+  }
+}
+const unanswered = new Map();
+
+function address(path, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
   return given.length ? `${path}?${new URLSearchParams(given)}` : path;
 }
@@ -86,8 +102,8 @@ export async function all(path, query = {}, most = 1000) {
   return items;
 }
 
-/** Upload a file with progress; `shown(share)` is called with 0 to 1. */
-export function upload(path, file, headers, shown) {
+/** Upload a file with progress; `shown(share)` is called with 0 to 1. Leaving the page ends it. */
+export function upload(path, file, headers, shown, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);
@@ -101,9 +117,11 @@ export function upload(path, file, headers, shown) {
       } catch {
         content = { title: request.statusText };
       }
+      if (request.status === 401) lost();
       if (request.status < 300) resolve(content);
       else reject(new Problem(request.status, content));
     };
+    signal.addEventListener("abort", () => request.abort());
     request.send(file);
   });
 }

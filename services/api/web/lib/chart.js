@@ -26,10 +26,10 @@ function loadLibrary() {
 /**
  * Draw a chart that can be given new lines.
  * @param {string} title What it shows.
- * @param {object} options `x`: what the steps count; `digits` of the values; `from`, `to`: the range of values.
+ * @param {object} options `x`: what the steps count; `digits` of the values.
  * @returns {{element: Node, draw: (lines: Array<{label: string, steps: number[], values: number[]}>) => Promise}}
  */
-export function chart(title, { x = t("step"), digits = 3, from = null, to = null } = {}) {
+export function chart(title, { x = t("step"), digits = 3 } = {}) {
   const area = h("div");
   const legend = h("ul.legend");
   const details = h("details", h("summary", t("As a table")));
@@ -46,7 +46,10 @@ export function chart(title, { x = t("step"), digits = 3, from = null, to = null
     const colours = dark.matches ? DARK : COLOURS;
     const data = aligned(lines);
     const form = JSON.stringify([lines.map((line) => line.label), dark.matches]);
-    if (plot && form === shown) return plot.setData(data);
+    if (plot && form === shown) {
+      plot.setData(data);
+      return say(plot.cursor.idx);
+    }
     plot?.destroy();
     shown = form;
     const style = getComputedStyle(document.documentElement);
@@ -55,7 +58,7 @@ export function chart(title, { x = t("step"), digits = 3, from = null, to = null
     const axis = { stroke: ink, grid, ticks: grid, font: "12px system-ui, sans-serif" };
     plot = new Plot({
       width: Math.max(element.clientWidth, 240), height: 210, legend: { show: false }, cursor: { points: { size: 7 } },
-      scales: { x: { time: false }, y: from === null ? {} : { range: [from, to] } },
+      scales: { x: { time: false } },
       axes: [{ ...axis, incrs: WHOLE, label: x, labelSize: 18, labelFont: "12px system-ui, sans-serif" }, { ...axis, size: 58 }],
       series: [{}, ...lines.map((line, i) => ({
         label: line.label, stroke: colours[i % colours.length], dash: DASHES[i % DASHES.length], width: 2, spanGaps: true,
@@ -79,7 +82,8 @@ export function chart(title, { x = t("step"), digits = 3, from = null, to = null
   }
 
   new ResizeObserver(() => plot?.setSize({ width: Math.max(element.clientWidth, 240), height: 210 })).observe(element);
-  dark.addEventListener("change", () => element.isConnected && draw(lines));
+  const redraw = () => (element.isConnected ? draw(lines) : dark.removeEventListener("change", redraw));
+  dark.addEventListener("change", redraw);
   return { element, draw };
 }
 

@@ -24,20 +24,22 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-const SVG = "http://www.w3.org/2000/svg";
-
-/** Make an SVG element. */
-export function svg(tag, attributes = {}, ...children) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children.flat());
+/**
+ * Replace what is in an element, unless it says the same already: what somebody reads, or has the focus in, stays.
+ * A field or link that had the focus gets it back.
+ */
+export function fill(element, ...children) {
+  const made = document.createDocumentFragment();
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  const focused = element.contains(document.activeElement) ? document.activeElement : null;
+  if (focused && same(element, made)) return element;
+  const again = focused?.id ? `#${CSS.escape(focused.id)}` : focused?.getAttribute("href") ? `a[href="${CSS.escape(focused.getAttribute("href"))}"]` : null;
+  element.replaceChildren(made);
+  if (again) element.querySelector(again)?.focus({ preventScroll: true });
   return element;
 }
 
-/** Replace what is in an element; a focused field of the same id keeps its focus. */
-export function fill(element, ...children) {
-  const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
-  element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
-  if (focused) document.getElementById(focused)?.focus();
-  return element;
+function same(element, made) {
+  const [now, then] = [[...element.childNodes], [...made.childNodes]];
+  return now.length === then.length && now.every((node, i) => node.isEqualNode(then[i]));
 }

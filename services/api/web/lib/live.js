@@ -2,23 +2,23 @@
 
 /** Say whether the site answers; the shell shows it. */
 export const connection = new EventTarget();
-export const connected = (yes) => connection.dispatchEvent(new CustomEvent("change", { detail: yes }));
+const connected = (yes) => connection.dispatchEvent(new CustomEvent("change", { detail: yes }));
 
 /**
- * Call `read` now and every `seconds`, while the page is looked at and until it is left; a failure is tried again.
- * @returns {Promise} Ends after the first call, so that a page that cannot be read says so.
+ * Call `read` now and every `seconds`, while the page is looked at and until it is left, or `read` returns false.
+ * @returns {Promise} Ends after the first call, so that a page that cannot be read says so; a later failure is tried again.
  */
 export async function every(seconds, read, signal) {
-  await read();
+  if ((await read()) === false) return;
   const again = async () => {
     if (signal.aborted) return;
     if (!document.hidden) {
       try {
-        await read();
+        if ((await read()) === false) return;
         connected(true);
       } catch (error) {
-        if (error.name === "AbortError") return;
-        if (error.status === 0) connected(false);
+        if (signal.aborted) return;
+        connected(false);
       }
     }
     setTimeout(again, seconds * 1000);
@@ -29,7 +29,7 @@ export async function every(seconds, read, signal) {
 /**
  * Follow a job's events from `after` on, in order and each once; a broken stream goes on where it was.
  * @param {(event: object) => void} seen Is called with each event.
- * @param {() => void} ended Is called when the job has ended.
+ * @param {() => Promise<boolean>} ended Is asked, when the service has ended the stream, whether the job has ended.
  */
 export function follow(jobId, after, seen, ended, signal) {
   let last = after;
@@ -43,17 +43,14 @@ export function follow(jobId, after, seen, ended, signal) {
       if (event.seq <= last) return;
       last = event.seq;
       seen(event);
-      if (["succeeded", "failed", "cancelled"].includes(event.event)) {
-        source.close();
-        ended();
-      }
     };
     for (const kind of KINDS) source.addEventListener(kind, take);
     source.onmessage = take;
-    source.onerror = () => {
+    source.onerror = async () => {
       source.close();
-      connected(false);
-      setTimeout(open, 2000);
+      const over = await ended().catch(() => null); // null: nobody answered
+      if (over === null && !signal.aborted) connected(false);
+      if (!over) setTimeout(open, 2000);
     };
   };
   signal.addEventListener("abort", () => source?.close());
@@ -61,7 +58,7 @@ export function follow(jobId, after, seen, ended, signal) {
 }
 
 // A stream names each event by its kind, and a browser hands on only the kinds that it was told of.
-export const KINDS = [
+const KINDS = [
   "queued", "claimed", "started", "step", "scores", "checkpoint", "samples", "log", "warning", "progress", "run", "written", "finished",
   "cancelling", "requeued", "succeeded", "failed", "cancelled",
 ];

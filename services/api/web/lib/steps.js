@@ -5,7 +5,7 @@ import { t } from "./text.js";
 import { link } from "./widgets.js";
 
 /** Find out which steps of this site's turn are done, and what comes next. */
-export async function nextStep(run) {
+export async function turnSteps(run) {
   const order = run.sites.filter((site) => site.trained);
   const own = order.find((site) => site.task_id === run.site) ?? null;
   if (!own) return [{ name: t("Choose this site"), done: false, hint: t("Say which of the run's sites this hospital is, or train all of them on this machine."), href: `#/runs/${run.id}` }];
@@ -25,7 +25,7 @@ export async function nextStep(run) {
   const left = trained && exports.items.find((row) => row.checkpoint_id === trained.id);
   const steps = [];
   if (before) steps.push({ name: t("Import"), done: Boolean(came), hint: waits ? t("A bundle waits for your decision.") : t("Bring the bundle of {site}.", { site: before.name }), href: waits ? `#/imports/${waits.id}` : "#/handoff" });
-  steps.push({ name: t("Check"), done: Boolean(dataset?.report), hint: dataset ? t("Let the images of {site} be checked.", { site: own.name }) : t("Register the images of {site} under that name.", { site: own.name }), href: dataset ? `#/data/${dataset.id}` : "#/data" });
+  steps.push({ name: t("Check"), done: Boolean(dataset?.report?.ok), hint: dataset?.report ? t("Some files of {site} cannot be used.", { site: own.name }) : dataset ? t("Let the images of {site} be checked.", { site: own.name }) : t("Register the images of {site} under that name.", { site: own.name }), href: dataset ? `#/data/${dataset.id}` : "#/data" });
   steps.push({ name: t("Train"), done: Boolean(trained), hint: t("Train on this site's images."), href: `#/runs/${run.id}` });
   steps.push({ name: t("Evaluate"), done: Boolean(scored), hint: t("Score the model on the test sets that are here."), href: trained ? `#/checkpoints/${trained.id}` : `#/runs/${run.id}` });
   steps.push({ name: t("Audit"), done: Boolean(audited), word: audited?.result?.outcome, hint: t("Test what the model gives away of the patients here."), href: trained ? `#/checkpoints/${trained.id}` : `#/runs/${run.id}` });

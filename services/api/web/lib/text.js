@@ -27,15 +27,10 @@ export function t(text, values = {}) {
   return (catalogue[text] ?? text).replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 
-// Text of unknown direction is set apart from what stands around it, so that it changes nothing there.
-const ISOLATE = ["\u2068", "\u2069"];
-/** Quote a name from outside within a sentence. */
-export const name = (text) => ISOLATE[0] + String(text) + ISOLATE[1];
-
 export const number = (value, digits = 3) =>
   value === null || value === undefined || Number.isNaN(value) ? "–" : new Intl.NumberFormat(language, { maximumFractionDigits: digits, minimumFractionDigits: digits }).format(value);
 export const count = (value) => (value === null || value === undefined ? "–" : new Intl.NumberFormat(language).format(value));
-export const percent = (value) => new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: 0 }).format(value);
+export const percent = (value) => new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: value > 0.1 && value < 0.99 ? 0 : 2 }).format(value);
 
 /** Say a moment (ISO text, or seconds since 1970) in local time with its zone. */
 export function moment(value) {
@@ -62,10 +57,9 @@ export function duration(seconds) {
   const rounded = Math.round(seconds);
   if (rounded < 90) return t("{n} s", { n: rounded });
   if (rounded < 5400) return t("{n} min", { n: Math.round(rounded / 60) });
-  return t("{h} h {m} min", { h: Math.floor(rounded / 3600), m: Math.round((rounded % 3600) / 60) });
+  const minutes = Math.round(rounded / 60);
+  return t("{h} h {m} min", { h: Math.floor(minutes / 60), m: minutes % 60 });
 }
 
-/** Cut an id or digest to what a person compares at a glance. */
-export const short = (id) => (String(id).includes("-") ? `${String(id).split("-")[0]}-…${String(id).slice(-6)}` : String(id).slice(0, 12));
 /** Write a fingerprint in groups of four, to be read aloud. */
 export const grouped = (digest) => (String(digest).match(/.{1,4}/g) ?? []).join(" ");

@@ -1,7 +1,7 @@
 // Pieces that several pages are made of.
 import { h, fill } from "./dom.js";
 import { Problem, get } from "./api.js";
-import { t, count, duration, moment, number, percent } from "./text.js";
+import { t, count, duration, number, percent } from "./text.js";
 
 const STATES = {
   queued: ["waiting", "◷"], running: ["busy", "▶"], cancelling: ["waiting", "◼"], succeeded: ["good", "✓"], failed: ["bad", "✕"],
@@ -15,7 +15,7 @@ const STATE_WORDS = () => ({
 });
 export const kindWords = () => ({
   train: t("Training"), evaluate: t("Evaluation"), preflight: t("Check of a data set"), samples: t("Pictures of the replay"),
-  export: t("Export of a bundle"), import: t("Verification of a bundle"), report: t("Signed report"), export_onnx: t("Model for the clinic"),
+  export: t("Export of a bundle"), import: t("Verification of a bundle"), report: t("Signed report"), export_onnx: t("Export to ONNX"),
   predict: t("Predictions of a data set"), predict_study: t("Prediction of a study"), privacy_audit: t("Privacy audit"), keys: t("Change of keys"),
 });
 
@@ -24,6 +24,9 @@ export function state(value) {
   const [tone, sign] = STATES[value] ?? ["quiet", "•"];
   return h(`span.state.${tone}`, h("span", { "aria-hidden": "true" }, sign), " ", STATE_WORDS()[value] ?? value);
 }
+
+/** The outcome of a privacy audit; a job that fails is something else. */
+export const outcomeState = (value) => (value === "failed" ? h("span.state.bad", h("span", { "aria-hidden": "true" }, "✕"), " ", t("not passed")) : state(value));
 
 /** A heading with what can be done beside it. */
 export const head = (title, ...actions) => h("div.head", h("h1", { tabindex: "-1" }, title), h("div.actions", actions));
@@ -60,21 +63,22 @@ export function button(label, act, { kind = "", confirm = null } = {}) {
   const press = h(`button${kind ? `.${kind}` : ""}`, { type: "button" }, label);
   press.addEventListener("click", async () => {
     if (confirm && !(await sure(confirm, label))) return;
-    press.disabled = true;
+    if (press.getAttribute("aria-disabled")) return;
+    press.setAttribute("aria-disabled", "true"); // it keeps the focus
     note.textContent = "";
     try {
       await act(press);
     } catch (error) {
       note.replaceChildren(problem(error));
     } finally {
-      press.disabled = false;
+      press.removeAttribute("aria-disabled");
     }
   });
   return h("span.press", press, note);
 }
 
 /** Ask before something that cannot be taken back. */
-export function sure(question, label) {
+function sure(question, label) {
   return new Promise((resolve) => {
     const dialog = h(
       "dialog", { "aria-label": label }, h("p", question),
@@ -128,17 +132,40 @@ export function form(label, act, ...children) {
   const element = h("form", { novalidate: true }, children, note, h("div.actions", send));
   element.addEventListener("submit", async (event) => {
     event.preventDefault();
-    send.disabled = true;
+    if (send.getAttribute("aria-disabled")) return;
+    send.setAttribute("aria-disabled", "true");
     note.replaceChildren();
     try {
       await act();
     } catch (error) {
       note.replaceChildren(alert(error));
     } finally {
-      send.disabled = false;
+      send.removeAttribute("aria-disabled");
     }
   });
   return element;
+}
+
+/**
+ * A place to drop one file on, or to choose it; while it is taken, no other one is.
+ * @param {string} label What to do.
+ * @param {object} attributes Of the field.
+ * @param {(file: File) => Promise} take Takes the file.
+ */
+export function dropzone(label, attributes, take) {
+  const file = h("input", { type: "file", ...attributes });
+  const zone = h("div.drop", h("p", label), file);
+  let busy = false;
+  async function taken(one) {
+    if (!one || busy) return;
+    busy = file.disabled = true;
+    await take(one).finally(() => (busy = file.disabled = false));
+  }
+  file.addEventListener("change", () => taken(file.files[0]));
+  zone.addEventListener("dragover", (event) => (event.preventDefault(), zone.classList.add("over")));
+  zone.addEventListener("dragleave", () => zone.classList.remove("over"));
+  zone.addEventListener("drop", (event) => (event.preventDefault(), zone.classList.remove("over"), taken(event.dataTransfer.files[0])));
+  return zone;
 }
 
 /** How far a job is. */
@@ -170,7 +197,9 @@ export async function paged(path, query, draw, nothing) {
   async function next(cursor) {
     const page = await get(path, { limit: 50, ...query, cursor });
     if (!cursor && !page.items.length) return box.append(nothing);
-    box.append(draw(page.items));
+    const drawn = draw(page.items);
+    box.append(drawn);
+    if (cursor) drawn.focus();
     fill(more, page.next_cursor ? button(t("Show more"), () => next(page.next_cursor)) : null);
   }
   await next(null);
@@ -184,4 +213,3 @@ export function save(name, text, type = "text/plain") {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
-export { moment };

@@ -2,7 +2,7 @@
 import { h, fill } from "../lib/dom.js";
 import { get, getText, post } from "../lib/api.js";
 import { bytes, count, grouped, moment, number, t } from "../lib/text.js";
-import { area, button, card, empty, facts, field, form, head, link, state, table, warning } from "../lib/widgets.js";
+import { area, button, card, empty, facts, field, form, head, link, outcomeState, state, table, warning } from "../lib/widgets.js";
 import { every } from "../lib/live.js";
 
 export async function show({ parts: [kind, id], me, signal }) {
@@ -39,7 +39,7 @@ async function brought(row, me) {
     ...story(row.facts),
     may && card(t("Decide"), h("p", t("Compare the fingerprint by telephone, and look at hops, scores and audits. Then:")),
       button(t("Accept"), async () => (await post(`${path}/accept`), again()), { kind: "primary" }),
-      h("details", h("summary", t("Refuse it")), form(t("Refuse"), async () => (await post(`${path}/reject`, { reason: reason.value }), again()), field(t("Reason"), reason)))),
+      h("details", h("summary", t("Reject it")), form(t("Reject"), async () => (await post(`${path}/reject`, { reason: reason.value }), again()), field(t("Reason"), reason)))),
     cardText && card(t("Model card"), h("pre", { tabindex: "0", dir: "auto" }, cardText)),
   ];
 }
@@ -73,6 +73,6 @@ function story(told) {
 
 function auditOf(audit) {
   if (!audit) return t("none");
-  return [state(audit.outcome ?? "–"), audit.auc !== undefined && ` AUC ${number(audit.auc, 2)}`, audit.override && h("div", t("let leave because"), ": ", h("bdi", audit.override)), (audit.reasons ?? []).map((reason) => h("div.note", { dir: "auto" }, reason))];
+  return [outcomeState(audit.outcome ?? "–"), typeof audit.auc === "number" && ` AUC ${number(audit.auc, 2)}, ${t("at most {n}", { n: number(audit.auc_high, 2) })}`, audit.override && h("div", t("let leave because"), ": ", h("bdi", audit.override))];
 }
 

@@ -2,7 +2,7 @@
 import { h } from "../lib/dom.js";
 import { get, getWithTag, patch, remove, submit } from "../lib/api.js";
 import { bytes, count, moment, t } from "../lib/text.js";
-import { area, button, card, check, choice, facts, field, form, head, input, kindWords, link, state, table, warning } from "../lib/widgets.js";
+import { area, button, card, check, choice, facts, field, form, head, input, kindWords, link, outcomeState, state, table, warning } from "../lib/widgets.js";
 
 export async function show({ parts: [id], me }) {
   const [row, tag] = await getWithTag(`/api/v1/checkpoints/${id}`);
@@ -28,7 +28,7 @@ export async function show({ parts: [id], me }) {
         evaluations.items.length > 0 && h("ul", evaluations.items.map((one) => h("li", link(`#/sites/${one.id}`, moment(one.created_at)))))),
       card(t("Look at the replay"), h("p", t("Pictures that its generators draw of each site so far.")), button(t("Draw pictures"), go({ kind: "samples", checkpoint_id: id, per_site: 8 }))),
       card(t("Privacy audit"), h("p", t("Attack the networks as a receiver could: which images were they trained on, and are any copied?")),
-        audits.length ? h("p", t("The last one"), ": ", link(`#/jobs/${audits[0].id}`, state(audits[0].result?.outcome))) : null, button(t("Start the audit"), go({ kind: "privacy_audit", checkpoint_id: id }))),
+        audits.length ? h("p", t("The last one"), ": ", link(`#/jobs/${audits[0].id}`, outcomeState(audits[0].result?.outcome))) : null, button(t("Start the audit"), go({ kind: "privacy_audit", checkpoint_id: id }))),
       onnx(id, run, go)),
     may && row.finished && handOver(id, audits[0]),
     own.length > 0 && card(t("Jobs with it"), table(t("Jobs with this checkpoint"), [t("Job"), t("State"), t("Since")], own.slice(0, 30).map((job) => [link(`#/jobs/${job.id}`, kindWords()[job.kind] ?? job.kind), state(job.state), moment(job.created_at)]))),
@@ -48,7 +48,7 @@ function handOver(id, audit) {
   const [discriminators, discriminatorsBox] = check(t("with the discriminators: the next site need not start its own anew"), true);
   const reason = area({ rows: "3", id: "override" });
   return card(t("Hand it on"), h("p", t("A signed file for the next site. Carry it there, or let a person do so.")),
-    audit ? h("p", t("Privacy audit of this checkpoint"), ": ", state(audit.result?.outcome)) : warning(t("No privacy audit of this checkpoint was made.")),
+    audit ? h("p", t("Privacy audit of this checkpoint"), ": ", outcomeState(audit.result?.outcome)) : warning(t("No privacy audit of this checkpoint was made.")),
     form(t("Build the bundle"), async () => {
       const job = await submit({ checkpoint_id: id, recipient: recipient.value.trim() || null, half: half.checked, discriminators: discriminators.checked, override: reason.value.trim() || null }, "/api/v1/exports");
       location.hash = `#/jobs/${job.id}`;

@@ -45,10 +45,11 @@ function report(found) {
 }
 
 /** One line a file; the reason opens with one click. */
-const problems = (lines) => h("ul.plain", lines.slice(0, 500).map((line) => {
-  const [file, ...reason] = String(line).split(": ");
-  return h("li", reason.length ? h("details", h("summary", { dir: "auto" }, file), h("p", { dir: "auto" }, reason.join(": "))) : h("span", { dir: "auto" }, file));
-}));
+const problems = (found) => [
+  h("ul.plain", found.slice(0, SHOWN).map(({ file, message }) => h("li", h("details", h("summary", { dir: "auto" }, file), h("p", { dir: "auto" }, message))))),
+  found.length > SHOWN && h("p.about", t("and {n} more: the check's job has all of them", { n: count(found.length - SHOWN) })),
+];
+const SHOWN = 500;
 
 const bars = (shares) => h("div.bars", shares.flatMap((share, i) => [
   h("span", t("class {n}", { n: i })), h("meter", { min: 0, max: 1, value: share, "aria-label": t("class {n}", { n: i }) }), h("span.number", percent(share)),
@@ -65,9 +66,9 @@ function note(id, set, tag) {
   const box = area({ rows: "3" });
   box.value = set.note;
   const said = h("span", { role: "status" });
-  return card(t("Note"), form(t("Keep the note"), async () => {
+  return card(t("Note"), form(t("Save the note"), async () => {
     await patch(`/api/v1/datasets/${id}`, { note: box.value }, tag);
-    said.textContent = t("Kept.");
+    said.textContent = t("Saved.");
   }, field(t("For people"), box)), said);
 }
 

@@ -2,7 +2,7 @@
 import { h, fill } from "../lib/dom.js";
 import { get, post, submit } from "../lib/api.js";
 import { count, t } from "../lib/text.js";
-import { alert, area, card, choice, empty, field, form, head, input, link, paged, table } from "../lib/widgets.js";
+import { alert, card, choice, empty, field, form, head, input, link, paged, table } from "../lib/widgets.js";
 
 export async function show({ me }) {
   const list = await paged("/api/v1/datasets", {}, (items) => table(t("Data sets"), [t("Name"), t("Folder"), t("Layout"), t("Last check")],
@@ -11,8 +11,8 @@ export async function show({ me }) {
   return [head(t("Data sets")), card(null, list), me.role !== "viewer" && (await register())];
 }
 
-export const verdict = (report) =>
-  report.unreadable?.length ? t("files that cannot be used: {n}", { n: count(report.unreadable.length) }) : t("fine: {n} images", { n: count(Object.values(report.counts ?? {}).reduce((a, b) => a + b, 0)) });
+const verdict = (report) =>
+  report.ok ? t("fine: {n} images", { n: count(Object.values(report.counts).reduce((a, b) => a + b, 0)) }) : t("files that cannot be used: {n}", { n: count(report.problems.length) });
 
 async function register() {
   const layouts = await get("/api/v1/layouts");

@@ -1,46 +1,37 @@
 // Bundles that came and went; bring one.
 import { h } from "../lib/dom.js";
-import { upload } from "../lib/api.js";
+import { newKey, upload } from "../lib/api.js";
 import { bytes, count, moment, percent, t } from "../lib/text.js";
-import { alert, card, check, empty, head, link, paged, state, table } from "../lib/widgets.js";
+import { alert, card, check, dropzone, empty, head, link, paged, outcomeState, state, table } from "../lib/widgets.js";
 
-export async function show({ me }) {
+export async function show({ me, signal }) {
   const imports = await paged("/api/v1/imports", {}, (items) => table(t("Imports"), [t("From"), t("State"), t("For"), [t("Size"), "number"], t("Came")],
     items.map((one) => [link(`#/imports/${one.id}`, one.facts ? `${one.facts.site} (${one.facts.signer.name})` : t("a file")), state(one.state), one.purpose === "evaluate" ? t("scoring alone") : t("training"), bytes(one.size), moment(one.created_at)])),
   empty(t("No bundle was brought here yet.")));
   const exports = await paged("/api/v1/exports", {}, (items) => table(t("Exports"), [t("After"), t("For"), [t("Size"), "number"], t("Built"), t("Audit")],
-    items.map((one) => [link(`#/exports/${one.id}`, `${one.facts?.site ?? one.id}, ${t("hop {n}", { n: count(one.facts?.hop) })}`), one.facts?.recipient?.name ?? one.facts?.recipient ?? t("whoever has the file"), bytes(one.size), moment(one.created_at), state(outcome(one.facts))])),
+    items.map((one) => [link(`#/exports/${one.id}`, `${one.facts?.site ?? one.id}, ${t("hop {n}", { n: count(one.facts?.hop) })}`), one.facts?.recipient?.name ?? one.facts?.recipient ?? t("whoever has the file"), bytes(one.size), moment(one.created_at), outcomeState(outcome(one.facts))])),
   empty(t("No bundle was built here yet. A finished checkpoint can be handed on from its page.")));
-  return [head(t("Hand-off")), me.role !== "viewer" && bring(), card(t("Brought here"), imports), card(t("Built here"), exports)];
+  return [head(t("Hand-off")), me.role !== "viewer" && bring(signal), card(t("Brought here"), imports), card(t("Built here"), exports)];
 }
 
 /** The outcome of the privacy audit of the newest hop. */
-export const outcome = (facts) => facts?.audit?.outcome ?? facts?.history?.at(-1)?.audit?.outcome ?? t("no audit");
+const outcome = (facts) => facts?.audit?.outcome ?? facts?.history?.at(-1)?.audit?.outcome ?? t("no audit");
 
-function bring() {
-  const file = h("input", { type: "file", id: "bundle-file", accept: ".relay", "aria-label": t("Bundle") });
+function bring(signal) {
   const [only, onlyBox] = check(t("only to score it"));
   const note = h("div", { role: "status" });
-  const drop = h("div.drop", h("p", t("Drop a bundle (.relay) here, or choose it:")), file, onlyBox, note);
   async function send(one) {
     const bar = h("progress", { max: "1", value: 0, "aria-label": t("Upload") });
     const share = h("span");
     note.replaceChildren(bar, share);
     try {
-      const headers = { "Content-Type": "application/vnd.relay.bundle", "Idempotency-Key": `${one.name.replace(/[^\x21-\x7e]/g, "_").slice(0, 100)}-${one.size}-${one.lastModified}-${Date.now()}` };
-      const row = await upload(`/api/v1/imports?purpose=${only.checked ? "evaluate" : "train"}`, one, headers, (at) => ((bar.value = at), (share.textContent = ` ${percent(at)}`)));
-      location.hash = `#/imports/${row.id}`;
+      const headers = { "Content-Type": "application/vnd.relay.bundle", "Idempotency-Key": newKey() };
+      const row = await upload(`/api/v1/imports?purpose=${only.checked ? "evaluate" : "train"}`, one, headers, (at) => ((bar.value = at), (share.textContent = ` ${percent(at)}`)), signal);
+      if (!signal.aborted) location.hash = `#/imports/${row.id}`;
     } catch (error) {
       note.replaceChildren(alert(error));
     }
   }
-  file.addEventListener("change", () => file.files[0] && send(file.files[0]));
-  drop.addEventListener("dragover", (event) => (event.preventDefault(), drop.classList.add("over")));
-  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    if (event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
-  });
-  return card(t("Bring a bundle"), drop, h("p.about", t("It is verified, and then waits for your decision. Nothing uses it before.")));
+  return card(t("Bring a bundle"), dropzone(t("Drop a bundle (.relay) here, or choose it:"), { id: "bundle-file", accept: ".relay", "aria-label": t("Bundle") }, send), onlyBox, note,
+    h("p.about", t("It is verified, and then waits for your decision. Nothing uses it before.")));
 }

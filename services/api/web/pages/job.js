@@ -1,8 +1,8 @@
 // One job, live: curves, pictures, log, and what it left.
 import { h, fill } from "../lib/dom.js";
-import { get, getText, post } from "../lib/api.js";
+import { get, post } from "../lib/api.js";
 import { bytes, count, duration, moment, number, t } from "../lib/text.js";
-import { button, card, facts, head, kindWords, link, progress, state, table, warning } from "../lib/widgets.js";
+import { alert, button, card, facts, head, kindWords, link, progress, outcomeState, state, table, warning } from "../lib/widgets.js";
 import { every, follow } from "../lib/live.js";
 import { chart } from "../lib/chart.js";
 
@@ -23,6 +23,8 @@ export async function show({ parts: [id], me, signal }) {
   const files = h("div");
   const charts = new Map();
   let lines = [];
+  let waiting = false;
+  let filed = null;
   let stale = true;
 
   // The top is drawn again when something in it changed, so that a button keeps its focus while steps go by.
@@ -35,7 +37,12 @@ export async function show({ parts: [id], me, signal }) {
     const took = job.started_at ? ((job.finished_at ? new Date(job.finished_at) : new Date()) - new Date(job.started_at)) / 1000 : null;
     fill(top, head([kindWords()[job.kind] ?? job.kind, " ", state(job.state)],
       may && active && job.state !== "cancelling" && button(t("Stop"), async () => ((job = await post(`${path}/cancel`)), drawTop()), { kind: "danger", confirm: t("The job ends. A training writes a checkpoint first, from which it can go on.") }),
-      may && ["failed", "cancelled"].includes(job.state) && button(t("Try again"), async () => ((job = await post(`${path}/retry`)), drawTop(), listen()), { kind: "primary" })),
+      may && ["failed", "cancelled"].includes(job.state) && !["keys", "predict_study"].includes(job.kind) && button(t("Try again"), async () => {
+        const { events } = job;
+        job = await post(`${path}/retry`);
+        drawTop();
+        listen(events);
+      }, { kind: "primary" })),
     card(null, bar, job.error && h("div.alert", { role: "alert" }, h("strong", job.error.code), " ", h("span", { dir: "auto" }, job.error.message)),
       (job.result?.warnings ?? []).map((text) => warning(text)), outcome(job),
       facts([[t("By"), job.created_by], [t("Since"), moment(job.created_at)], [t("Took"), job.started_at ? duration(took) : null], [t("Worker"), job.worker],
@@ -81,7 +88,12 @@ export async function show({ parts: [id], me, signal }) {
     if (seen?.site === job.progress?.site && (job.progress?.step ?? 0) < (seen?.step ?? 0)) job.progress = seen;
     drawTop();
     await drawCurves();
-    if (TERMINAL.includes(job.state)) await drawFiles();
+    const over = TERMINAL.includes(job.state);
+    if (over && filed !== job.attempt) {
+      filed = job.attempt;
+      await drawFiles();
+    }
+    return !over;
   }
 
   function write(event) {
@@ -93,18 +105,26 @@ export async function show({ parts: [id], me, signal }) {
     }
     if (event.event === "scores") stale = true;
     const words = event.event === "log" ? event.line : said(event);
-    lines = [...lines, words].slice(-500);
+    lines.push(words);
+    if (!waiting) requestAnimationFrame(drawLog); // a thousand lines at once are drawn once
+    waiting = true;
+  }
+
+  function drawLog() {
+    waiting = false;
+    lines = lines.slice(-500);
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
     log.textContent = lines.join("\n");
     if (atEnd) log.scrollTop = log.scrollHeight;
   }
 
-  function listen() {
-    follow(id, Math.max(0, job.events - 500), write, () => refresh().catch(() => {}), signal);
-    if (!TERMINAL.includes(job.state)) every(EVERY, refresh, signal);
+  // The story from its last 500 events on, and the job itself beside it, until the attempt is over.
+  function listen(after) {
+    follow(id, after, write, async () => !(await refresh()), signal);
+    every(EVERY, refresh, signal).catch((error) => signal.aborted || curves.append(alert(error)));
   }
-  await refresh();
-  listen();
+  drawTop();
+  listen(Math.max(0, job.events - 500)); // what takes longer than the job itself comes after it
   return [top, curves, scores, pictures, card(t("Log"), log), files];
 }
 
@@ -119,8 +139,10 @@ function grouped({ site, name }) {
 function outcome(job) {
   const result = job.result ?? {};
   return [
-    result.outcome && h("p", t("Privacy audit"), ": ", state(result.outcome), (result.reasons ?? []).map((reason) => h("span.note", { dir: "auto" }, ` ${reason}`))),
+    result.outcome && h("p", t("Privacy audit"), ": ", outcomeState(result.outcome), (result.reasons ?? []).map((reason) => h("span.note", { dir: "auto" }, ` ${reason}`))),
     (result.checkpoints ?? []).length > 0 && h("p", t("It left"), ": ", result.checkpoints.map((one) => [link(`#/checkpoints/${one}`, t("checkpoint {n}", { n: one.slice(-6) })), " "])),
+    job.kind === "preflight" && job.params.dataset && h("p", result.ok === false && h("span.state.bad", "✕ ", t("Some files cannot be used."), " "), link(`#/data/${job.params.dataset}`, t("See what the check found"))),
+    result.report && h("p", h("a", { href: `/api/v1/evaluations/${result.report}/report.json`, download: "report.json" }, t("Download the signed report"))),
     result.evaluation && h("p", link(`#/sites/${result.evaluation}`, t("See its scores"))),
     result.bundle && h("p", link(`#/exports/${result.bundle}`, t("See the bundle"))),
     result.model && h("p", link(`#/models/${result.model}/${result.version}`, t("See the model {name}, version {n}", { name: result.model, n: result.version }))),

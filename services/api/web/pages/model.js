@@ -2,9 +2,9 @@
 import { h, fill } from "../lib/dom.js";
 import { get, getWithTag, raw, remove } from "../lib/api.js";
 import { bytes, count, moment, number, percent, t } from "../lib/text.js";
-import { alert, area, button, card, facts, field, form, head, link, table, warning } from "../lib/widgets.js";
+import { alert, area, button, card, dropzone, facts, field, form, head, link, table, warning } from "../lib/widgets.js";
 
-export async function show({ parts: [name, version], me }) {
+export async function show({ parts: [name, version], me, signal }) {
   const path = `/api/v1/models/${name}/versions/${version}`;
   const [row, comparison, [production, tag]] = await Promise.all([get(path), get(`${path}/comparison`), getWithTag(`/api/v1/models/${name}`)]);
   const may = me.role !== "viewer";
@@ -14,7 +14,7 @@ export async function show({ parts: [name, version], me }) {
       may && !row.production && button(t("Delete"), async () => (await remove(path), (location.hash = "#/models")), { kind: "danger", confirm: t("This version and its file are deleted.") })),
     card(null, facts([[t("Classes"), (row.facts.classes ?? []).join(", ")], [t("Resolution"), row.facts.resolution], [t("Precision"), row.precision], [t("Size"), bytes(row.size)], [t("Made"), moment(row.created_at)], [t("By"), row.created_by],
       [t("Checkpoint"), link(`#/checkpoints/${row.checkpoint_id}`, row.checkpoint_id.slice(-8))], [t("Run"), link(`#/runs/${row.run_id}`, row.run_id.slice(0, 12))]])),
-    h("div.two", trial(name, version, row), card(t("Production"), compared(comparison, row), may && decisions(name, row, production, tag))),
+    h("div.two", trial(name, version, signal), card(t("Production"), compared(comparison, row), may && decisions(name, row, production, tag))),
   ];
 }
 
@@ -34,10 +34,8 @@ function decisions(name, row, production, tag) {
   return form(t("Put into production"), () => change("promote", { version: row.version, reason: reason.value.trim() || null }), field(t("Reason"), reason, production.version ? t("Version {n} is in production now.", { n: production.version }) : t("Nothing is in production yet.")));
 }
 
-function trial(name, version, row) {
-  const file = h("input", { type: "file", id: "trial-image", "aria-label": t("Image") });
-  const result = h("div", { role: "status" });
-  const drop = h("div.drop", h("p", t("Drop an image here (PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a series), or choose it:")), file);
+function trial(name, version, signal) {
+  const result = h("div", { "aria-live": "polite" });
   let urls = [];
   async function see(image) {
     urls.forEach((url) => URL.revokeObjectURL(url));
@@ -46,35 +44,24 @@ function trial(name, version, row) {
     const ask = (output) => raw("POST", `/api/v1/models/${name}/predict?version=${version}${output ? `&output=${output}` : ""}`, { body: image, headers: { "Content-Type": "application/octet-stream" } });
     try {
       const answer = await ask(null);
-      if (answer.status === 202) return void (location.hash = `#/jobs/${(await answer.json()).id}`);
+      if (answer.status === 202) return void (signal.aborted || (location.hash = `#/jobs/${(await answer.json()).id}`));
       const found = await answer.json();
-      fill(result, (found.warnings ?? []).map((text) => warning(text)), found.classes ? await overlay(found, image) : null, findings(found));
+      fill(result, (found.warnings ?? []).map((text) => warning(text)), findings(found));
+      if (found.classes && found.slices === 1 && !signal.aborted) result.prepend(...(await overlay(image, ask)));
     } catch (error) {
-      fill(result, alert(error));
+      if (!signal.aborted) result.append(alert(error));
     }
-    async function overlay() {
-      if (found_is_volume()) return slices();
-      const picture = async (output) => {
-        const url = URL.createObjectURL(await (await ask(output)).blob());
-        urls.push(url);
-        return url;
-      };
-      const drawn = h("img", { src: await picture("overlay"), alt: t("The image with what the model found drawn over it") });
-      const plain = URL.createObjectURL(image);
-      urls.push(plain);
-      const below = h("img", { src: plain, alt: t("The image"), onerror: () => below.remove() });
-      const opacity = h("input", { type: "range", min: 0, max: 100, value: 70, id: "opacity", oninput: () => (drawn.style.opacity = opacity.value / 100) });
-      drawn.style.opacity = 0.7;
-      return [h("div.layers", below, drawn), field(t("Opacity of what was found"), opacity)];
-    }
-    function found_is_volume() { return false; }
-    function slices() { return null; }
   }
-  file.addEventListener("change", () => file.files[0] && see(file.files[0]));
-  drop.addEventListener("dragover", (event) => (event.preventDefault(), drop.classList.add("over")));
-  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => (event.preventDefault(), drop.classList.remove("over"), event.dataTransfer.files[0] && see(event.dataTransfer.files[0])));
-  return card(t("Try it"), drop, result, h("p.about", t("Nothing of the image is kept.")));
+  async function overlay(image, ask) {
+    urls = [URL.createObjectURL(await (await ask("overlay")).blob()), URL.createObjectURL(image)];
+    const drawn = h("img", { src: urls[0], alt: t("The image with what the model found drawn over it") });
+    const below = h("img", { src: urls[1], alt: t("The image"), onerror: () => below.remove() }); // not every format is a browser's
+    const opacity = h("input", { type: "range", min: 0, max: 100, value: 70, id: "opacity", oninput: () => (drawn.style.opacity = opacity.value / 100) });
+    drawn.style.opacity = 0.7;
+    return [h("div.layers", below, drawn), field(t("Opacity of what was found"), opacity)];
+  }
+  return card(t("Try it"), dropzone(t("Drop an image here (PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a series), or choose it:"), { id: "trial-image", "aria-label": t("Image") }, see), result,
+    h("p.about", t("Nothing is kept of an image. A large volume becomes a job: it is kept until the job has ended, and the answer for a day.")));
 }
 
 function findings(found) {

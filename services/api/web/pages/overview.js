@@ -4,15 +4,15 @@ import { all, get } from "../lib/api.js";
 import { bytes, count, moment, t } from "../lib/text.js";
 import { card, empty, facts, head, kindWords, link, progress, state, table } from "../lib/widgets.js";
 import { every } from "../lib/live.js";
-import { nextStep, stepper } from "../lib/steps.js";
+import { turnSteps, stepper } from "../lib/steps.js";
 
-export async function show({ me, signal }) {
+export async function show({ signal }) {
   const now = h("div");
   const steps = h("div");
   const health = h("div.cards");
   await Promise.all([
     every(4, async () => fill(now, await running(signal)), signal),
-    every(20, async () => fill(steps, await turns(me)), signal),
+    every(20, async () => fill(steps, await turns()), signal),
     every(10, async () => fill(health, await state_of_site(signal)), signal),
   ]);
   return [head(t("Overview")), steps, now, health];
@@ -35,7 +35,7 @@ async function running(signal) {
   ];
 }
 
-async function turns(me) {
+async function turns() {
   const runs = (await get("/api/v1/runs", { limit: 5 })).items;
   if (!runs.length) {
     const [datasets] = await Promise.all([get("/api/v1/datasets", { limit: 1 })]);
@@ -44,8 +44,8 @@ async function turns(me) {
       h("div.actions", !datasets.items.length && h("a.button.primary", { href: "#/data" }, t("Register a data set")), h("a.button", { href: "#/runs/new" }, t("Register a run")), h("a.button", { href: "#/handoff" }, t("Bring a bundle")))));
   }
   return Promise.all(runs.slice(0, 3).map(async (run) => {
-    const steps = await nextStep(run);
-    return card(h("span", t("What to do next"), ": ", link(`#/runs/${run.id}`, run.name)), stepper(steps, me));
+    const steps = await turnSteps(run);
+    return card(h("span", t("What to do next"), ": ", link(`#/runs/${run.id}`, run.name)), stepper(steps));
   }));
 }
 

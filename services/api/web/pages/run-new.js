@@ -19,10 +19,13 @@ export async function show() {
   const layout = choice([["", t("as in the recipe")], ...layouts.map((one) => [one.name, one.name])], "");
   const classes = input({ inputmode: "numeric" });
   const fields = training.filter((setting) => FORM.includes(setting.key)).map((setting) => [setting, settingField(setting)]);
-  const preview = h("div", { role: "status" });
+  const preview = h("div", { "aria-live": "polite" });
 
+  let mine = false; // whether the text is a file's, or was changed by hand: the form leaves it alone then
   function write() {
     about.textContent = recipes.find((one) => one.name === recipe.value).about;
+    if (mine) return;
+    fill(preview);
     try {
       text.value = written(recipe.value, sites.value, layout.value, classes.value, fields);
     } catch {
@@ -40,20 +43,25 @@ export async function show() {
   file.addEventListener("change", async () => {
     if (!file.files[0]) return;
     text.value = await file.files[0].text();
+    mine = true;
+    fill(preview);
     name.value = file.files[0].name.replace(/\.ya?ml$/i, "").replace(/[^A-Za-z0-9 ._-]/g, "-").slice(0, 100) || "run";
   });
 
-  const send = (path) => raw("POST", `/api/v1/${path}?name=${encodeURIComponent(name.value.trim())}`, { body: text.value, headers: YAML }).then((answer) => answer.json());
+  const send = (path, [title, body]) => raw("POST", `/api/v1/${path}?name=${encodeURIComponent(title)}`, { body, headers: YAML }).then((answer) => answer.json());
+  for (const box of [text, name]) box.addEventListener("input", () => fill(preview));
+  text.addEventListener("input", () => (mine = true));
   const check = form(t("Check"), async () => {
-    const run = await send("run-previews");
+    const checked = [name.value.trim(), text.value]; // this, and nothing that is typed later, is what is registered
+    const run = await send("run-previews", checked);
     fill(preview, card(t("What it would be"), facts([[t("Strategy"), run.strategy], [t("Sites"), run.sites.map((site) => site.name).join(", ")], [t("Id"), run.id]]),
       run.notes.map((note) => warning(note)), h("details", h("summary", t("The whole file")), h("pre", { tabindex: "0" }, run.text)),
       form(t("Register"), async () => {
-        const kept = await send("runs");
+        const kept = await send("runs", checked);
         location.hash = `#/runs/${kept.id}`;
       })));
     preview.scrollIntoView({ block: "nearest" });
-  }, field(t("Name"), name, t("What people call it: letters, digits, dots, hyphens and spaces.")), field(t("Run file (YAML)"), text, t("What the form says stands here, and may be changed by hand.")));
+  }, field(t("Name"), name, t("What people call it: letters, digits, dots, hyphens and spaces.")), field(t("Run file (YAML)"), text, t("What the form says stands here, and may be changed by hand; from then on the form leaves it alone.")));
   return [head(t("Register a run")), card(null, field(t("A run file from this computer"), file, t("The one that the coordinator sent: all sites register the same."))),
     h("div.two", card(null, h("form", { onsubmit: (event) => event.preventDefault() }, form_)), h("div", card(null, check), preview))];
 }

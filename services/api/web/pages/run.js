@@ -3,13 +3,13 @@ import { h } from "../lib/dom.js";
 import { all, get, getText, getWithTag, patch, submit } from "../lib/api.js";
 import { bytes, count, moment, t } from "../lib/text.js";
 import { button, card, choice, empty, facts, field, form, head, kindWords, link, save, state, table } from "../lib/widgets.js";
-import { nextStep, stepper } from "../lib/steps.js";
+import { turnSteps, stepper } from "../lib/steps.js";
 
 export async function show({ parts: [id], me }) {
   const [run, tag] = await getWithTag(`/api/v1/runs/${id}`);
   const may = me.role !== "viewer";
   const [checkpoints, jobs, datasets, steps] = await Promise.all([
-    all("/api/v1/checkpoints", { run_id: id }, 200), get("/api/v1/jobs", { run_id: id, limit: 20 }), all("/api/v1/datasets"), nextStep(run),
+    all("/api/v1/checkpoints", { run_id: id }, 200), get("/api/v1/jobs", { run_id: id, limit: 20 }), all("/api/v1/datasets"), turnSteps(run),
   ]);
   const file = button(t("Download the run file"), async () => save(`${run.name}.yaml`, await getText(`/api/v1/runs/${id}/file`), "application/yaml"));
   return [
@@ -38,7 +38,7 @@ function dataset(datasets, site) {
 
 function place(run, tag) {
   const select = choice([["", t("all sites are on this machine")], ...run.sites.filter((site) => site.trained).map((site) => [String(site.task_id), site.name])], String(run.site ?? ""));
-  return form(t("Keep"), async () => {
+  return form(t("Save"), async () => {
     await patch(`/api/v1/runs/${run.id}`, { site: select.value ? Number(select.value) : null }, tag);
     dispatchEvent(new HashChangeEvent("hashchange"));
   }, field(t("This hospital is"), select));

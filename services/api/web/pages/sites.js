@@ -8,13 +8,13 @@ import { chart } from "../lib/chart.js";
 export async function show({ parts: [id], me }) {
   const evaluations = await all("/api/v1/evaluations", {}, 200);
   if (!evaluations.length) return [head(t("Sites")), card(null, empty(t("Nothing was scored yet. A training that is finished, or an evaluation of a checkpoint, leaves scores."), h("div.actions", h("a.button", { href: "#/runs" }, t("To the runs")))))];
-  const chosen = evaluations.find((one) => one.id === id) ?? evaluations[0];
+  const chosen = evaluations.find((one) => one.id === id) ?? (id ? await get(`/api/v1/evaluations/${id}`) : evaluations[0]);
   const runs = new Map((await all("/api/v1/runs")).map((run) => [run.id, run]));
   const which = choice(evaluations.map((one) => [one.id, `${runs.get(one.run_id)?.name ?? ""} – ${moment(one.created_at)}`]), chosen.id, { id: "which-evaluation" });
   which.addEventListener("change", () => (location.hash = `#/sites/${which.value}`));
   const evaluation = await get(`/api/v1/evaluations/${chosen.id}`);
-  const [found, told] = await Promise.all([scores(evaluation), get("/api/v1/imports", { run_id: chosen.run_id, state: "accepted", limit: 1 })]);
-  for (const [metric, matrix] of Object.entries(evaluation.matrices)) evaluation.matrices[metric] = withHops(matrix, metric, told.items[0]?.facts);
+  const [found, told] = await Promise.all([scores(evaluation), bundleOf(chosen)]);
+  for (const [metric, matrix] of Object.entries(evaluation.matrices)) evaluation.matrices[metric] = withHops(matrix, metric, told);
   const metrics = Object.keys(evaluation.matrices).sort((a, b) => rank(a) - rank(b));
   const metric = choice(metrics.map((one) => [one, evaluation.matrices[one].title ?? one]), metrics[0], { id: "which-metric" });
   const box = h("div");
@@ -28,6 +28,18 @@ export async function show({ parts: [id], me }) {
       h("p.about", t("of"), " ", link(`#/runs/${chosen.run_id}`, runs.get(chosen.run_id)?.name ?? chosen.run_id.slice(0, 12)), chosen.checkpoint_id && [", ", link(`#/checkpoints/${chosen.checkpoint_id}`, t("checkpoint {n}", { n: chosen.checkpoint_id.slice(-6) }))])),
     box, worst(evaluation, found),
   ];
+}
+
+/** Find the bundle that a scored checkpoint's line came here by, and what it says. */
+async function bundleOf(evaluation) {
+  const imports = await all("/api/v1/imports", { run_id: evaluation.run_id, state: "accepted" });
+  let checkpoint = imports.length ? evaluation.checkpoint_id : null;
+  while (checkpoint) {
+    const found = imports.find((one) => one.checkpoint_id === checkpoint);
+    if (found) return found.facts;
+    checkpoint = await get(`/api/v1/checkpoints/${checkpoint}`).then((row) => row.parent_id, () => null);
+  }
+  return null;
 }
 
 /** Put before a site's own rows what the sites before signed: their test sets are not here, their scores came with the bundle. */
@@ -100,13 +112,15 @@ function courseCard(matrix) {
 function worst(evaluation, found) {
   const rows = Object.entries(found.sites).flatMap(([site, scores]) => (scores.samples ?? []).map((sample) => ({ site, ...sample })));
   if (!rows.length) return null;
-  const key = "dice" in rows[0] ? "dice" : Object.keys(rows[0]).find((name) => typeof rows[0][name] === "number" && name !== "num_images");
-  rows.sort((a, b) => (a[key] ?? -1) - (b[key] ?? -1));
-  const names = Object.keys(rows[0]).filter((name) => typeof rows[0][name] === "number" && name !== "num_images");
+  const classifies = "probabilities" in rows[0];
+  const goodness = (row) => (classifies ? row.probabilities[row.target] : (row.dice ?? -1));
+  rows.sort((a, b) => goodness(a) - goodness(b));
+  const columns = classifies ? [[t("class"), (row) => count(row.target)], [t("taken for"), (row) => count(row.predicted)], [t("probability of its class"), (row) => number(goodness(row), 2)]]
+    : Object.keys(rows[0]).filter((name) => typeof rows[0][name] === "number" && name !== "num_images").map((name) => [name, (row) => number(row[name])]);
   return card(t("Worst images first"),
     found.picture ? h("figure", h("a", { href: found.picture, target: "_blank" }, h("img.wide", { src: found.picture, alt: t("The worst test images with their labels and what the model found") })), h("figcaption", t("Image, label and prediction of the worst of each test set.")))
       : h("p.about", t("An evaluation of the checkpoint draws them.")),
-    table(t("Images"), [t("Test set"), t("Image or patient"), ...names.map((name) => [name, "number"])], rows.slice(0, 30).map((row) => [row.site, String(row.subject), ...names.map((name) => number(row[name]))])),
+    table(t("Images"), [t("Test set"), t("Image or patient"), ...columns.map(([name]) => [name, "number"])], rows.slice(0, 30).map((row) => [row.site, String(row.subject), ...columns.map(([, say]) => say(row))])),
     rows.length > 30 && h("p.about", t("of {n} images", { n: count(rows.length) })));
 }
 
