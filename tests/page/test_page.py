@@ -75,7 +75,7 @@ def _seed(site: Site, exported: Any) -> Seeded:
         auth.create_token(session, site.settings.key, NASTY, "viewer")
         site.trusting(session, name=NASTY)
     pages = {
-        "overview": "/", "datasets": "/data", "dataset": f"/data/{dataset['id']}", 
+        "overview": "/", "datasets": "/data", "dataset": f"/data/{dataset['id']}",
         "bad data set": f"/data/{bad['id']}", "runs": "/runs", "new run": "/runs/new",
         "run": f"/runs/{run['id']}", "hostile run": f"/runs/{hostile['id']}", "jobs": "/jobs",
         "job": f"/jobs/{failed['id']}",
