@@ -13,12 +13,13 @@ from torch import Tensor
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs, Groups, SiteSettings
 from relay_core.data import SolverAugment
-from relay_core.losses import collapsed, completed, distillation, make_loss
+from relay_core.losses import collapsed, completed, distillation, make_loss, regrouped
 from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
-from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, Styles, recoloured, resize_images
+from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, Styles, partly_reduced, recoloured
 from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_
 from relay_core.strategies.base import AT_ONCE, Images, Position, Strategy
+from relay_core.strategies.timetable import Timetable
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images (N, C, R, R) in [-1, 1], class ids (N, R, R), or (N,) for classification, and the slots (N,) of their sites."""
@@ -119,7 +120,7 @@ class RelayStrategy(Strategy):
 
     def real_count(self, position: Position) -> int:
         """Enter the stage of this position, merging where stage 2 begins; return how much of the batch is real."""
-        wanted = self._stage_at(position.progress)
+        wanted = self.timetable.stage(position.progress)
         while self.stage < wanted:
             self.stage += 1
             if self.stage == 2 and self.previous.slots:
@@ -131,37 +132,17 @@ class RelayStrategy(Strategy):
         batch = self.settings.train.batch_size
         return batch - self._replay_count() if self.s.replay_keep_batch_size else batch
 
-    def _stage_at(self, progress: float) -> int:
-        stages = self.s.num_stages
-        if not self.previous.drawn.slots:
-            late = stages == 3 and self.s.corrections.third_stage_at_first_site and progress >= 2 / 3
-            return 3 if late else 1
-        return 2 if stages == 1 else min(stages, int(progress * stages) + 1)
+    @property
+    def timetable(self) -> Timetable:
+        """When stages begin and the game is played at this site."""
+        return Timetable(self.s, self.settings.train.batch_size, bool(self.previous.drawn.slots), self.plays)
 
     def work(self, position: Position) -> Hashable:
         """Return the stage of a step, and which networks and regularisations it trains."""
-        stage = self._stage_at(position.progress)
-        turn = self._turn(position) if stage < 3 else None
+        stage = self.timetable.stage(position.progress)
+        turn = self.timetable.turn(position) if stage < 3 else None
         lazy = [turn is not None and turn % interval == 0 for interval in (self.s.G_reg_interval, self.s.D_reg_interval)]
         return stage, turn is not None, *lazy, super().work(position)
-
-    def _turn(self, position: Position) -> int | None:
-        """Return the number of the game's step that falls on this step, from 0; None where none does."""
-        if not self.plays:
-            return None
-        step, shared = position.step, position.solver_steps if self.s.train_solver else 0
-        if self.s.gan_after_solver:
-            return step - shared if step >= shared else None
-        if self.s.num_stages == 3 and self.previous.drawn.slots:
-            shared = min(shared, -(-2 * position.steps // 3))  # the third stage is the solver's
-        if self.s.gan_num_mimgs is not None:
-            batch = min(self.settings.train.batch_size, self.s.gan_batch_size or self.settings.train.batch_size)
-            turns = min(shared, max(1, round(self.s.gan_num_mimgs * 1e6 / batch)))
-        else:
-            turns = -(-shared // self.s.solver_steps_a_turn)
-        if step >= shared:  # the game's alone
-            return turns + step - shared
-        return step * turns // shared if step * turns % shared < turns else None
 
     def _replay_count(self) -> int:
         """How many images of a batch are replayed, over all processes."""
@@ -233,23 +214,6 @@ class RelayStrategy(Strategy):
         batch = own.images, own.labels, own.slots
         return batch if replay is None else _join(batch, replay.at(side, classes))
 
-    def _reduced(self, images: Tensor, step: int) -> Tensor:
-        """Return a batch of the solver's with some images reduced to the generators' size and enlarged, as replay is.
-
-        At a first site too: the solver that learns there will teach the next one on such images. Counted over all steps and
-        processes it is one in every 1 / `reduced_share`, the same ones however the batches are cut.
-        """
-        side, share = images.shape[-1], self.s.reduced_share
-        if side == self.s.img_resolution:
-            return images
-        world = distributed.world()
-        numbers = (step * len(images) + torch.arange(len(images))) * world + distributed.rank()
-        chosen = ((numbers + 1).double() * share).floor() > (numbers.double() * share).floor()
-        if not chosen.any():
-            return images
-        small = resize_images(images[chosen.to(images.device)], self.s.img_resolution)
-        return images.index_copy(0, chosen.nonzero()[:, 0].to(images.device), resize_images(small, side))
-
     @torch.no_grad()
     def _recolour(self, batch: Batch, images: Tensor) -> None:
         """Put the site's own images, in the colours of sites before, in the place of the last replayed ones of a batch.
@@ -265,11 +229,11 @@ class RelayStrategy(Strategy):
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Train generators, discriminators and solver for one step."""
         losses: dict[str, Tensor] = {}
-        turn = self._turn(position) if self.stage < 3 else None
+        turn = self.timetable.turn(position) if self.stage < 3 else None
         learns = self.s.train_solver and position.step < position.solver_steps
         if turn is None and not learns:
             return losses
-        of_solver, of_game = self._progress(position)
+        of_solver, of_game = self.timetable.progress(position)
         images = self._signed(images)
         replay = self._replay()
         share, side = self.s.corrections.share_replay, self.s.img_resolution
@@ -283,7 +247,8 @@ class RelayStrategy(Strategy):
         if learns:
             if not share:
                 replay = self._replay()
-            batch = self._with_replay(self._reduced(images, position.step), labels, replay, self.s.solver_side)
+            shown = partly_reduced(images, self.s.img_resolution, self.s.reduced_share, position.step)
+            batch = self._with_replay(shown, labels, replay, self.s.solver_side)
             replayed = len(batch[0]) - len(images)
             self._recolour(batch, images)
             if self.stage == 3 and self.s.task_merge_replay:
@@ -291,13 +256,6 @@ class RelayStrategy(Strategy):
                 batch = _join(batch, mixed.at(self.s.solver_side, self.codec.classes))
             losses["solver"] = self._solver_step(batch, len(images), replayed, of_solver)
         return losses
-
-    def _progress(self, position: Position) -> tuple[float, float]:
-        """Return which share of their budgets solver and game have done, for schedules of the learning rate."""
-        if not self.s.gan_after_solver:
-            return position.progress, position.progress
-        ready, rest = position.solver_steps, position.steps - position.solver_steps
-        return min(1.0, position.step / max(1, ready)), max(0.0, (position.step - ready) / max(1, rest))
 
     def _part(self, batch: Batch) -> Batch:
         """Return what the game is played on: as many of a batch as `gan_batch_size` says, evenly chosen."""
@@ -317,7 +275,7 @@ class RelayStrategy(Strategy):
             labels = labels.clone()
             with torch.no_grad():
                 labels[memory] = self._logits(self.networks["old_solver"], images[memory]).argmax(dim=1)
-        labels = self._as_known(labels, real)
+        labels = torch.cat([labels[:real], regrouped(labels[real:], self.untold, self.groups, self.codec.classes)])
         images, labels = self._augmented(images, labels, real)
         logits = self._logits(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
@@ -345,22 +303,15 @@ class RelayStrategy(Strategy):
         with torch.no_grad():
             target = self._logits(teacher, images[part])
         tau, known = self.s.distil_tau, logits[part]
-        if merged := self._untold():  # of a group that no site before told apart, the teacher knows the whole alone
+        if merged := self.untold:  # of a group that no site before told apart, the teacher knows the whole alone
             return self.s.solver_distil_weight * distillation(
                 collapsed(known / tau, merged), collapsed(target / tau, merged), 1.0
             )
         return self.s.solver_distil_weight * distillation(known, target, tau)
 
-    def _as_known(self, labels: Tensor, real: int) -> Tensor:
-        """Return labels whose replayed part, from `real` on, says of an untold group's classes only that they are of it."""
-        for group in self._untold() if len(labels) > real else ():
-            of_group = torch.isin(labels[real:], torch.tensor(group, device=labels.device))
-            known = torch.where(of_group, self.codec.classes + self.groups.index(group), labels[real:])
-            labels = torch.cat([labels[:real], known])
-        return labels
-
-    def _untold(self) -> Groups:
-        """Return the groups of classes that no site before this one told apart."""
+    @property
+    def untold(self) -> Groups:
+        """Groups of classes that no site before this one told apart."""
         slots = self.previous.slots.values()
         return tuple(group for i, group in enumerate(self.groups) if all(i in slot.merged for slot in slots))
 

@@ -15,7 +15,7 @@ GAN = ("G_label", "G_img", "D_label", "D_img")
 
 def turns(toy, steps=12, solver_steps=None, **kwargs):
     strategy = make(toy, num_stages=1, **kwargs)
-    return [strategy._turn(Position(step, steps, solver_steps or steps)) for step in range(steps)]
+    return [strategy.timetable.turn(Position(step, steps, solver_steps or steps)) for step in range(steps)]
 
 
 def test_the_game_is_played_evenly_over_the_solvers_steps(toy):
