@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from relay_core.config import SiteSettings
 from relay_core.losses import Loss, marginal
 from relay_core.models import HALF, make_solver
+from relay_core.strategies.private import Privacy
 from relay_core.strategies.updater import Updater
 
 AT_ONCE = 64
@@ -69,6 +70,8 @@ class Strategy(ABC):
         self.dtype = torch.float64 if train.precision == "64" else torch.float32
         self.low, self.high = settings.data.out_range
         self.groups = settings.data.groups
+        self.privacy = None if train.privacy is None else Privacy(train.privacy)
+        """Takes the gradients of the site's own images where `train.privacy` is set."""
 
     def _make_solver(self) -> nn.Module:
         s = self.settings

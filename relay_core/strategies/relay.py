@@ -19,10 +19,10 @@ from relay_core.models.stylegan2 import Generator
 from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, Styles, partly_reduced, recoloured
 from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_
 from relay_core.strategies.base import AT_ONCE, Images, Position, Strategy
+from relay_core.strategies.batches import Batch, joined, singly, thinned
+from relay_core.strategies.private import Privacy
 from relay_core.strategies.timetable import Timetable
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Images (N, C, R, R) in [-1, 1], class ids (N, R, R), or (N,) for classification, and the slots (N,) of their sites."""
 GAN = ("G_label", "G_img", "D_label", "D_img")
 
 
@@ -53,6 +53,8 @@ class RelayStrategy(Strategy):
         scaled = self.half is torch.float16
         self.gan = Adversaries(self.s, self.networks, train.accumulate_grad_batches, scaled, device)
         self.updaters = {"G": self.gan.g_updater, "D": self.gan.d_updater, "solver": self._make_solver_updater()}
+        for pair in self.gan.pairs:
+            pair.discriminator.sees_spread = self.privacy is None
         self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
@@ -212,7 +214,14 @@ class RelayStrategy(Strategy):
         classes = self.codec.classes
         own = Replay(images, labels, torch.full((len(images),), slot, device=self.device)).at(side, classes)
         batch = own.images, own.labels, own.slots
-        return batch if replay is None else _join(batch, replay.at(side, classes))
+        return batch if replay is None else joined(batch, replay.at(side, classes))
+
+    def _expected_slots(self, replay: Replay | None) -> Tensor:
+        """Return the slots of a private batch as they are in the mean: how many were drawn is nobody's business."""
+        assert self.privacy is not None
+        (slot,) = self.current.slots.values()
+        own = torch.full((self.privacy.expected,), slot.id, device=self.device)
+        return own if replay is None else torch.cat([own, replay.slots])
 
     @torch.no_grad()
     def _recolour(self, batch: Batch, images: Tensor) -> None:
@@ -238,12 +247,17 @@ class RelayStrategy(Strategy):
         replay = self._replay()
         share, side = self.s.corrections.share_replay, self.s.img_resolution
         if turn is not None:
-            whole = self.completed(images, labels)
-            played = self._part(self._with_replay(images, whole, replay, side))
-            losses |= self.gan.step(
-                played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
-                None if share else self._part(self._with_replay(images, whole, self._replay(), side)),
-            )  # fmt: skip
+            whole, wanted = self.completed(images, labels), (self.s.gan_batch_size or 0) // distributed.world()
+            played = thinned(self._with_replay(images, whole, replay, side), wanted)
+            if self.privacy is not None:
+                losses |= self.gan.step_privately(
+                    self.privacy, played, len(images), self._fake_slots(self._expected_slots(replay)), turn, of_game
+                )
+            else:
+                losses |= self.gan.step(
+                    played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
+                    None if share else thinned(self._with_replay(images, whole, self._replay(), side), wanted),
+                )  # fmt: skip
         if learns:
             if not share:
                 replay = self._replay()
@@ -253,18 +267,9 @@ class RelayStrategy(Strategy):
             self._recolour(batch, images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
-                batch = _join(batch, mixed.at(self.s.solver_side, self.codec.classes))
+                batch = joined(batch, mixed.at(self.s.solver_side, self.codec.classes))
             losses["solver"] = self._solver_step(batch, len(images), replayed, of_solver)
         return losses
-
-    def _part(self, batch: Batch) -> Batch:
-        """Return what the game is played on: as many of a batch as `gan_batch_size` says, evenly chosen."""
-        count, wanted = len(batch[0]), (self.s.gan_batch_size or 0) // distributed.world()
-        if not 0 < wanted < count:
-            return batch
-        chosen = torch.arange(wanted, device=self.device) * count // wanted
-        images, labels, slots = (tensor[chosen] for tensor in batch)
-        return images, labels, slots
 
     def _solver_step(self, batch: Batch, real: int, replayed: int, progress: float) -> Tensor:
         """Train the solver on a batch of `real` images, then `replayed` ones of the sites before, then any of two styles."""
@@ -277,6 +282,8 @@ class RelayStrategy(Strategy):
                 labels[memory] = self._logits(self.networks["old_solver"], images[memory]).argmax(dim=1)
         labels = torch.cat([labels[:real], regrouped(labels[real:], self.untold, self.groups, self.codec.classes)])
         images, labels = self._augmented(images, labels, real)
+        if self.privacy is not None:
+            return self._learn_privately(self.privacy, images, labels, real, progress)
         logits = self._logits(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
         if targets == "soft":
@@ -285,6 +292,12 @@ class RelayStrategy(Strategy):
         total = loss + self._distillation(images, logits, memory)
         self.updaters["solver"].update(total, progress)
         return loss.detach()
+
+    def _learn_privately(self, privacy: Privacy, images: Tensor, labels: Tensor, real: int, progress: float) -> Tensor:
+        losses = (self.supervised(self._logits(self.solver, x), y) for x, y in singly(images[:real], labels[:real]))
+        memory = images[real:]
+        taught = self._distillation(memory, self._logits(self.solver, memory), slice(None)) if len(memory) else None
+        return self.updaters["solver"].update_privately(privacy, losses, taught, 1 / privacy.expected, progress)
 
     def _augmented(self, images: Tensor, labels: Tensor, real: int) -> tuple[Tensor, Tensor]:
         images, labels = self.augment(images, labels)
@@ -318,7 +331,7 @@ class RelayStrategy(Strategy):
     @torch.no_grad()
     def completed(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return labels without groups, for the game: the previous solver says what each is, at a first site this one."""
-        if not self.groups:
+        if not self.groups or not len(images):
             return labels
         judge = self.networks.get("old_solver", self.solver)
         training = judge.training
@@ -379,10 +392,3 @@ class RelayStrategy(Strategy):
         for name in self._generators():
             self.networks[name].train()
         return result
-
-
-def _join(batch: Batch, replay: Replay) -> Batch:
-    """Append pseudo data to a batch of images, labels and slots."""
-    more = (replay.images, replay.labels, replay.slots)
-    images, labels, slots = (torch.cat(pair) for pair in zip(batch, more, strict=True))
-    return images, labels, slots
