@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
+from relay_core.errors import RunFileError
 from relay_core.losses import Loss, marginal
 from relay_core.models import HALF, make_solver
 from relay_core.strategies.private import Privacy
@@ -75,7 +76,12 @@ class Strategy(ABC):
 
     def _make_solver(self) -> nn.Module:
         s = self.settings
-        return make_solver(s.solver, s.data.task, s.resolution).to(self.dtype)
+        solver = make_solver(s.solver, s.data.task, s.resolution).to(self.dtype)
+        if s.train.privacy is not None and any(getattr(m, "running_mean", None) is not None for m in solver.modules()):
+            raise RunFileError(
+                f"train.privacy: the network {s.solver.name!r} keeps statistics of its batches (batch norm): take another norm"
+            )
+        return solver
 
     def _make_solver_updater(self, solver: nn.Module | None = None) -> Updater:
         train = self.settings.train
