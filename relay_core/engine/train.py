@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from relay_core import distributed, events
 from relay_core.config import DoubleGanKwargs, SiteSettings
-from relay_core.data import SiteData
 from relay_core.engine import changed_images, checkpoint
 from relay_core.engine.checkpoint import Checkpoint
 from relay_core.engine.course import Course
@@ -298,8 +297,8 @@ def _begin(
 
 
 def _enter_privately(site: SiteTraining, privacy: Privacy) -> None:
-    assert isinstance(site.images, SiteData)
-    privacy.enter(site.images.subjects, site.images.names)
+    names = getattr(site.images, "names", [str(number) for number in range(len(site.images))])
+    privacy.enter(getattr(site.images, "subjects", names), names)
     if privacy.settings.delta * len(privacy.units) >= 1:
         site.warn(
             f"train.privacy.delta {privacy.settings.delta:g} is not below 1 / {len(privacy.units)} {privacy.unit}s: a "

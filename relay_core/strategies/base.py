@@ -79,7 +79,7 @@ class Strategy(ABC):
         solver = make_solver(s.solver, s.data.task, s.resolution).to(self.dtype)
         if s.train.privacy is not None and any(getattr(m, "running_mean", None) is not None for m in solver.modules()):
             raise RunFileError(
-                f"train.privacy: the network {s.solver.name!r} keeps statistics of its batches (batch norm): take another norm"
+                f"train.privacy: the network {s.solver.name!r} keeps statistics of batches (batch norm): take another norm"
             )
         return solver
 

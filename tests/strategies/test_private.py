@@ -273,6 +273,11 @@ def test_what_would_let_images_leak_past_it_is_refused_by_its_key(toy, strategy,
         private_run(toy, model, train, strategy=strategy).site(1).require_consistent()
 
 
+def test_a_network_of_any_kind_that_keeps_statistics_of_batches_is_refused(toy):
+    with pytest.raises(RunFileError, match=r"train\.privacy: .*batch norm"):
+        make_strategy(private_run(toy, {"solver_kwargs": {"norm": "batch"}}).site(1), CPU)
+
+
 def test_a_discriminator_that_must_not_sees_no_neighbours(toy):
     made = make_strategy(private_run(toy).site(1), CPU)
     images = torch.rand(4, 4, 16, 16)
