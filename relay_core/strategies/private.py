@@ -64,7 +64,11 @@ class Privacy:
 
     @property
     def seed(self) -> int:
-        """A seed for what else is random, such as augmentation, which must not be known either."""
+        """A seed for what else is random, such as augmentation.
+
+        It must not be known either: known numbers, dealt out in the order of a batch, would make what is drawn for one image
+        depend on who else was drawn, and one unit would move the gradients of others.
+        """
         return int(self._random(_REST).integers(1 << 62))
 
     def rate(self, expected: int) -> float:
