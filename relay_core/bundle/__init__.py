@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from relay_core.bundle.collected import collected_matrices
     from relay_core.bundle.compare import differences, differences_text
     from relay_core.bundle.container import Progress
+    from relay_core.bundle.differential import privacy_words
     from relay_core.bundle.facts import BundleFacts
     from relay_core.bundle.importer import import_bundle
     from relay_core.bundle.keys import KeyFolder
@@ -57,6 +58,7 @@ else:
             "collected": ["collected_matrices"],
             "compare": ["differences", "differences_text"],
             "container": ["Progress"],
+            "differential": ["privacy_words"],
             "facts": ["BundleFacts"],
             "importer": ["import_bundle"],
             "keys": ["KeyFolder"],

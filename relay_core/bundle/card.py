@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relay_core.bundle.audit import audit_words
+from relay_core.bundle.differential import privacy_words
 from relay_core.bundle.history import Record
 from relay_core.bundle.values import spoken_fingerprint
 from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings
@@ -73,7 +74,10 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "- The scores above are of the sites' own test sets; on other scanners and populations expect less.",
         "- Generators can remember training images. What each site's test found before it released the model, which is no "
         "proof that nothing else can be found:",
-        *(f"  - {_plain(r['site'])}: {markdown(audit_words(r.get('audit')))}" for r in records),
+        *(
+            f"  - {_plain(r['site'])}: {markdown(audit_words(r.get('audit')) + privacy_words(r.get('privacy')))}"
+            for r in records
+        ),
         "",
     ])  # fmt: skip
 

@@ -48,7 +48,8 @@ class BundleFacts:
     """Test set -> metric -> mean."""
     history: list[dict[str, Any]]
     """One entry per hop: {hop, task_id, site, signer, fingerprint, trusted, images, metrics, bundle, created_at,
-    audit}; `audit` is None where the site said nothing of a privacy audit."""
+    audit, privacy}; `audit` is None where the site said nothing of a privacy audit, `privacy` where it did not train with
+    differential privacy."""
     size: int
     """The size of the bundle file in bytes."""
     file_sha256: str
@@ -72,7 +73,7 @@ class BundleFacts:
                 "signer": record["signer"]["name"], "fingerprint": record["signer"]["fingerprint"],
                 "trusted": is_trusted(roster, record["signer"]["fingerprint"], record["run"]), "images": record["images"],
                 "metrics": record["metrics"], "bundle": bundle, "created_at": record["created_at"],
-                "audit": record.get("audit"),
+                "audit": record.get("audit"), "privacy": record.get("privacy"),
             }
             for record, bundle in zip(records, bundles, strict=True)
         ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from relay_core.bundle import canonical
 from relay_core.bundle.audit import is_audit_fact
+from relay_core.bundle.differential import is_privacy_fact
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.trust import Roster, fingerprint, verify
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_moment, is_name, is_version
@@ -18,8 +19,8 @@ _FIELDS = frozenset({
     "hop", "task_id", "site", "run", "parent", "weights", "images", "steps", "metrics", "relay", "created_at", "signer",
     "previous", "signature",
 })  # fmt: skip
-_AUDIT = "audit"
-"""A field that is there only where the site said something about a privacy audit."""
+_OPTIONAL = {"audit": is_audit_fact, "privacy": is_privacy_fact}
+"""Fields that are there only where the site said something about a privacy audit, or trained privately."""
 Record = dict[str, Any]
 
 
@@ -66,8 +67,8 @@ def _check_record(record: Any, number: int, previous_record: Record | None) -> N
     try:
         signer, signature = record["signer"], base64.b64decode(record["signature"], validate=True)
         sound = (
-            record.keys() - {_AUDIT} == _FIELDS
-            and (_AUDIT not in record or is_audit_fact(record[_AUDIT]))
+            record.keys() - _OPTIONAL.keys() == _FIELDS
+            and all(is_sound(record[key]) for key, is_sound in _OPTIONAL.items() if key in record)
             and record["hop"] == number
             and all(is_count(record[key]) for key in ("hop", "task_id", "images", "steps"))
             and is_name(record["site"])

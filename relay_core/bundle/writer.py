@@ -122,6 +122,7 @@ def export_bundle(
         digests = {container.WEIGHTS: weights.file_digest(weights_file)}
         record |= {"weights": digests[container.WEIGHTS], "images": meta["images"], "steps": meta["steps"]}
         record |= {"audit": audit} if audit is not None else {}
+        record |= {"privacy": meta["privacy"]} if "privacy" in meta else {}
         records = history.add(earlier_records, record, keys)
         members = {
             "manifest.json": canonical.dump(manifest_data),

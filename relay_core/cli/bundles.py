@@ -210,7 +210,7 @@ def _facts_text(facts: BundleFacts) -> str:
 
 
 def _hop_lines(facts: BundleFacts) -> list[str]:
-    from relay_core.bundle import audit_words, day, spoken_fingerprint
+    from relay_core.bundle import audit_words, day, privacy_words, spoken_fingerprint
     from relay_core.metrics import headline
 
     lines = []
@@ -223,7 +223,7 @@ def _hop_lines(facts: BundleFacts) -> list[str]:
         lines.append(
             f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {day(hop['created_at'])}, signed by "
             f"{hop['signer']} ({spoken_fingerprint(hop['fingerprint'])}{trusted}); {scores or 'no scores'}; "
-            f"{audit_words(hop['audit'])}; bundle {hop['bundle'][:16]}"
+            f"{audit_words(hop['audit'])}{privacy_words(hop['privacy'])}; bundle {hop['bundle'][:16]}"
         )
     return lines
 

@@ -18,6 +18,7 @@ from relay_core.config import (
     GeneratorKwargs,
     OptimizerConf,
     OptimizerSettings,
+    PrivacySettings,
     Registry,
     SchedulerSettings,
     Settings,
@@ -51,6 +52,7 @@ def catalogue(plugins: bool = True) -> str:
         "## Training (`train`)", "", *_settings(TrainSettings), "",
         "### `train.optimizer`", "", *_settings(OptimizerSettings), "",
         "### `train.optimizer.lr_scheduler`", "", *_settings(SchedulerSettings), "",
+        "### `train.privacy`", "", *_settings(PrivacySettings), "",
         "## Metrics", "",
         "Of every test set, with 95 % confidence intervals by t and by bootstrap (5,000 draws), and as a matrix of sites by "
         "test sets, with average, backward and forward transfer and forgetting.", "",

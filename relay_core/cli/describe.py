@@ -75,6 +75,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "strategy": meta["strategy"],
         "step": meta["step"],
         "images": meta["images"],
+        "privacy": meta.get("privacy"),
         "stage": state.get("stage"),
         "sites_before": state.get("previous", {}),
         "augmentation_p": {k: state[k]["ada"]["p"] for k in ("label", "img") if k in state},
@@ -94,6 +95,12 @@ def description_text(facts: dict[str, Any]) -> str:
         f"site      {facts['site']} (task {facts['task_id']}), {facts['images']} images, step {facts['step']}",
         f"strategy  {facts['strategy']}" + (f", stage {facts['stage']}" if facts["stage"] else ""),
     ]
+    if facts["privacy"] is not None:
+        spent = facts["privacy"]
+        lines.append(
+            f"privacy   epsilon {spent['epsilon']:g} at delta {spent['delta']:g} for each of {spent['units']} "
+            f"{spent['unit']}s (an experiment)"
+        )
     before = ", ".join(
         f"{name} (slot {slot['id']}, {slot['frequency']} images)" for name, slot in facts["sites_before"].items()
     )

@@ -26,6 +26,7 @@ from relay_core.config.model import (
     PyramidKwargs,
 )
 from relay_core.config.outside import outside_values
+from relay_core.config.privacy import PrivacySettings
 from relay_core.config.reading import recipes
 from relay_core.config.registry import Entry, Registry
 from relay_core.config.runfile import RunFile, load_run, parse_run
@@ -94,6 +95,7 @@ __all__ = [
     "OwmKwargs",
     "OwmNetKwargs",
     "PretrainedKwargs",
+    "PrivacySettings",
     "PyramidKwargs",
     "Registry",
     "RehearsalKwargs",

@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 from relay_core.config.base import Settings
 from relay_core.config.datasets import CommonDatasetKwargs, DatasetSettings
 from relay_core.config.model import DoubleGanKwargs, ModelSettings
+from relay_core.config.privacy import require_private
 from relay_core.config.solvers import PretrainedKwargs, SolverKwargs, SolverSettings
 from relay_core.config.strategies import BaselineKwargs, StrategyFacts, StrategySettings, facts_of, strategy_facts
 from relay_core.config.train import OptimizerSettings, TrainSettings
@@ -21,6 +22,7 @@ LATER: dict[str, Any] = {
     "dataset.kwargs.task": "segmentation",
     "dataset.kwargs.fit": "stretch",
     "train.solver_num_epochs": None,
+    "train.privacy": None,
     "train.loss.kwargs.per_sample": False,
     "train.loss.kwargs.dice": None,
     "dataset.kwargs.test_count": None,
@@ -114,6 +116,8 @@ class SiteSettings(Settings):
                 "train.loss bce asks of each class alone, dataset.kwargs.class_groups of several together: take another loss"
             )
         self._check_sizes()
+        if self.train.privacy is not None:
+            require_private(self)
 
     def _check_solver_first(self, kwargs: DoubleGanKwargs) -> None:
         """Check that a game after the solver has a budget of its own. Raises RunFileError."""

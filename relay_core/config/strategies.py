@@ -17,7 +17,7 @@ Sequence = Literal["continues", "anew", "at_once"]
 
 @dataclass(frozen=True)
 class StrategyFacts:
-    """What the rest of the system must know of a strategy without loading its code; nothing of it has a default.
+    """What the rest of the system must know of a strategy without loading its code; only what came later has a default.
 
     Bundles, services and commands decide by these facts, never by a strategy's name.
     """
@@ -33,9 +33,11 @@ class StrategyFacts:
     """Whether its checkpoints hold generators that draw pseudo images (model `doublegan`)."""
     in_service: bool
     """Whether a site's service may run it."""
+    trains_privately: bool = False
+    """Whether it learns from a site's images by `Privacy.differentiate` alone where `train.privacy` is set."""
 
     def __post_init__(self) -> None:
-        yes_or_no = (self.holds_real_images, self.has_generators, self.in_service)
+        yes_or_no = (self.holds_real_images, self.has_generators, self.in_service, self.trains_privately)
         if not all(isinstance(fact, bool) for fact in yes_or_no) or self.sequence not in get_args(Sequence):
             raise ValueError(f"facts of a strategy are yes or no, and a sequence is one of {', '.join(get_args(Sequence))}")
         config = self.handed_over.model_config if issubclass(self.handed_over, HandedOverState) else {}
@@ -61,16 +63,18 @@ class RelayKwargs(StrategyKwargs):
     """Relay learning: replay from generators that travel along. Its settings stand with the model `doublegan`."""
 
     facts = StrategyFacts(
-        holds_real_images=False, sequence="continues", handed_over=RelayState, has_generators=True, in_service=True
-    )
+        holds_real_images=False, sequence="continues", handed_over=RelayState, has_generators=True, in_service=True,
+        trains_privately=True,
+    )  # fmt: skip
 
 
 class BaselineKwargs(StrategyKwargs):
     """Plain training: each site alone (local), one after the other (sequential), or all data in one place (joint)."""
 
     facts = StrategyFacts(
-        holds_real_images=False, sequence="continues", handed_over=NoState, has_generators=False, in_service=True
-    )
+        holds_real_images=False, sequence="continues", handed_over=NoState, has_generators=False, in_service=True,
+        trains_privately=True,
+    )  # fmt: skip
 
     mode: Literal["local", "sequential", "joint"] | None = None
     """local: each site alone. sequential: fine-tune on from site to site. joint: all data in one place.
@@ -131,7 +135,7 @@ class EwcKwargs(StrategyKwargs):
 class LwfKwargs(StrategyKwargs):
     """Learning without forgetting: distil the previous solver on the site's own images (Li 2016, arXiv 1606.09282)."""
 
-    facts = _REMEMBERING
+    facts = replace(_REMEMBERING, trains_privately=True)
 
     weight: float = Field(default=1.0, ge=0)
     """Weight of the distillation."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from relay_core.config.base import Settings
 from relay_core.config.explain import suggestion
 from relay_core.config.losses import LossSettings
+from relay_core.config.privacy import PrivacySettings
 
 Augmentation = Literal["none", "standard", "published"]
 
@@ -101,6 +102,8 @@ class TrainSettings(Settings):
     """Largest norm of the solver's gradient."""
     accumulate_grad_batches: int = Field(default=1, ge=1)
     """Batches whose gradients are added up before an optimizer moves."""
+    privacy: PrivacySettings | None = None
+    """Differentially private training, an experiment; none: off."""
     check_val_every_n_epoch: int | None = Field(default=None, ge=1)
     """Evaluate on the site's own test images every so many epochs; none: at the end only."""
     log_every_n_steps: int = Field(default=20, ge=1)

@@ -26,6 +26,8 @@ from relay_core.strategies import Strategy
 
 FORMAT = 1
 KEEP = 2
+SECRET = "privacy/secret"
+"""Name of the tensor of what the randomness of a private training follows from."""
 _NAME = re.compile(r"step-(\d{8})\.safetensors$")
 
 
@@ -178,6 +180,8 @@ def collect(strategy: Strategy, device: torch.device) -> tuple[dict[str, Any], d
             if updater.pending and parameter.grad is not None:
                 tensors[f"gradient/{name}/{i}"] = parameter.grad
         optimizers[name]["pending"] = updater.pending
+    if strategy.privacy is not None:
+        tensors[SECRET] = torch.frombuffer(bytearray(strategy.privacy.secret), dtype=torch.uint8)
     tensors["rng/cpu"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
@@ -246,6 +250,9 @@ def restore(strategy: Strategy, checkpoint: Checkpoint, device: torch.device) ->
         updater.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         updater.scaler.load_state_dict(saved["scaler"])
         updater.bad_steps, updater.pending = int(saved["bad_steps"]), int(saved["pending"])
+    if strategy.privacy is not None:
+        secret = checkpoint.tensors.get(SECRET)
+        strategy.privacy.restore(checkpoint.meta["privacy"], None if secret is None else secret.numpy().tobytes())
     torch.set_rng_state(checkpoint.tensors["rng/cpu"])
     if device.type == "cuda" and "rng/cuda" in checkpoint.tensors:
         torch.cuda.set_rng_state(checkpoint.tensors["rng/cuda"], device)

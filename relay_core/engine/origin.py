@@ -40,10 +40,13 @@ def _trained_before(base: Checkpoint) -> list[str]:
 
 
 def _feature_statistics(site: SiteTraining, base: Checkpoint | None) -> dict[str, Any]:
-    """Return the feature statistics of the training images of all sites so far, by site.
+    """Return the feature statistics of the training images of all sites so far, by site; not of one that trains privately.
 
     The out-of-distribution score of an image is measured against them; see `imaging.out_of_distribution`.
     """
+    before = base.meta.get("looks", {}) if base else {}
+    if site.settings.train.privacy is not None:
+        return dict(before)
     low, high = site.settings.data.out_range
     step = max(1, len(site.images) // out_of_distribution.MOST)
     indices = range(0, len(site.images), step)
@@ -51,4 +54,4 @@ def _feature_statistics(site: SiteTraining, base: Checkpoint | None) -> dict[str
     statistics = out_of_distribution.feature_statistics(
         (site.images.batch(batch)[0].numpy() - low) / (high - low) for batch in batches
     )
-    return {**(base.meta.get("looks", {}) if base else {}), site.name: statistics}
+    return {**before, site.name: statistics}

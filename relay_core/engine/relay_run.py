@@ -298,10 +298,12 @@ def _check_processes(sites: list[SiteSettings]) -> None:
     """Refuse a batch size that cannot be split evenly over the processes, with two images or more for each.
 
     Raises:
-        RunFileError: the batch size of a site does not fit.
+        RunFileError: the batch size of a site does not fit, or it trains privately.
     """
     world = distributed.world()
     for settings in sites:
+        if world > 1 and settings.train.privacy is not None:
+            raise RunFileError("train.privacy: one process alone trains privately: leave torchrun out")
         sizes = {"train.batch_size": settings.train.batch_size}
         if isinstance(settings.model.kwargs, DoubleGanKwargs) and settings.model.kwargs.gan_batch_size is not None:
             sizes["model.kwargs.gan_batch_size"] = settings.model.kwargs.gan_batch_size

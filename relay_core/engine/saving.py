@@ -53,9 +53,12 @@ class Saver:
             "hand_over": self.strategy.hand_over(),
             **({"solver_steps": self.solver_steps} if self.solver_steps < self.steps else {}),
             **({"halvings": site.halvings} if site.halvings else {}),
+            **({"privacy": self.strategy.privacy.facts()} if self.strategy.privacy is not None else {}),
             **self.origin,
             **state,
         }
+        if step >= self.steps:  # nobody needs it now, and nobody may have it
+            tensors.pop(checkpoint.SECRET, None)
         if distributed.rank() != 0:
             return Checkpoint(site.folder, "", {**meta, "step": step}, tensors)
         written = checkpoint.write(site.folder, step, meta, tensors)

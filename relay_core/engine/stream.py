@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from relay_core import distributed
 from relay_core.data import SiteData
 from relay_core.errors import DataError
+from relay_core.strategies import Privacy
 
 
 class Joined:
@@ -134,6 +135,20 @@ class TurnsStream(Stream):
         step = min(step, len(self.owners) - 1)  # what is decoded ahead beyond the end is never asked for
         owner = self.owners[step]
         return self.first[owner] + self.series[owner]._at(self.before[step] * self.batch + place)
+
+
+class PrivateStream(Stream):
+    """The images of units (patients) that are drawn by luck at every step, as the accounting of privacy presumes."""
+
+    def __init__(self, images: int, privacy: Privacy) -> None:
+        super().__init__(images, 0)
+        self.privacy = privacy
+
+    def take(self, count: int) -> list[int]:
+        """Return the image numbers of the next step: `count` in the mean, none perhaps."""
+        drawn = self.privacy.draw(self.consumed, count)
+        self.consumed += count
+        return drawn
 
 
 class Feed:

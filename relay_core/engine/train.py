@@ -20,10 +20,10 @@ from relay_core.engine.course import Course
 from relay_core.engine.device import keep_freed_memory
 from relay_core.engine.origin import origin
 from relay_core.engine.saving import Progress, Saver
-from relay_core.engine.stream import Feed, Joined, Stream, TurnsStream, decoders
+from relay_core.engine.stream import Feed, Joined, PrivateStream, Stream, TurnsStream, decoders
 from relay_core.errors import CheckpointError, RunFileError, Stopped
 from relay_core.events import Emit, Stop
-from relay_core.strategies import Images, Position, Strategy, make_strategy
+from relay_core.strategies import Images, Position, Privacy, Strategy, make_strategy
 
 
 @dataclass
@@ -75,7 +75,8 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
         resume: go on from this site's own newest checkpoint, if there is one.
 
     A batch that does not fit into the memory is halved, and the training goes on from its newest checkpoint; gradients are
-    added up, so that the optimizers step as before. (Not with several processes, of which one alone would know.)
+    added up, so that the optimizers step as before. (Not privately, and not with several processes, of which one
+    alone would know.)
 
     Raises:
         CheckpointError: the folder holds a training and `resume` is off, or a checkpoint does not fit.
@@ -91,7 +92,7 @@ def train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Che
             return _train_site(site, base, resume)
         except _TooLarge as error:
             batch = site.fitting.train.batch_size
-            if distributed.world() > 1 or batch % 2 or batch < 4:
+            if distributed.world() > 1 or batch % 2 or batch < 4 or site.settings.train.privacy is not None:
                 raise error.lack from None
             lack = " ".join(str(error.lack).split())[:200]
         # only here, where the error holds the batch's tensors no more
@@ -164,7 +165,8 @@ def _train_site(site: SiteTraining, base: Checkpoint | None, resume: bool) -> Ch
     if first_step >= steps:  # the budget was made smaller after this checkpoint
         strategy.end_site(site.images)
         return saver.save(first_step)
-    feed = Feed(site.images, stream, site.device, decoders(settings.num_workers), site.fitting.train.batch_size)
+    workers = 0 if strategy.privacy is not None else decoders(settings.num_workers)  # nobody knows ahead who is drawn
+    feed = Feed(site.images, stream, site.device, workers, site.fitting.train.batch_size)
     try:
         return _train(site, strategy, feed, saver, range(first_step, steps))
     finally:
@@ -208,7 +210,9 @@ def _train(site: SiteTraining, strategy: Strategy, feed: Feed, saver: Saver, rem
     for step in remaining:
         position = Position(step, steps, saver.solver_steps)
         with _watched(site, position, strategy.work(position)):
-            losses = _take(strategy, *feed.take(strategy.real_count(position)), position)
+            count = strategy.real_count(position)
+            with nullcontext() if strategy.privacy is None else strategy.privacy.step(step, count):
+                losses = _take(strategy, *feed.take(count), position)
         progress.add(step + 1, losses)
         if step + 1 == steps:  # the checkpoint of the last step is made after the site has ended
             with _watched(site, position, "end"):
@@ -250,6 +254,11 @@ def _check_own(site: SiteTraining, base: Checkpoint | None, own_checkpoint: Chec
             raise CheckpointError(
                 f"{own_checkpoint.path} is of {key} {own_checkpoint.meta[key]}, not {expected}; choose another --out"
             )
+    if ("privacy" in own_checkpoint.meta) != (site.settings.train.privacy is not None):
+        raise CheckpointError(
+            f"{own_checkpoint.path}: this training began {'with' if 'privacy' in own_checkpoint.meta else 'without'} "
+            "train.privacy, and cannot change that: choose another --out"
+        )
     if own_checkpoint.meta["run"] != site.run_digest:
         site.warn("the run file has changed since this training began; what is trained already is kept")
     began_from = own_checkpoint.meta.get("base")
@@ -271,6 +280,8 @@ def _begin(
             nn.SyncBatchNorm.convert_sync_batchnorm(strategy.solver)
         else:
             site.warn("sync_batchnorm needs GPUs; every process uses its own batch statistics")
+    if strategy.privacy is not None:
+        _enter_privately(site, strategy.privacy)
     stream = _stream(site.images, settings, strategy, solver_steps)
     if own_checkpoint is not None:
         checkpoint.restore(strategy, own_checkpoint, site.device)
@@ -278,14 +289,28 @@ def _begin(
         return strategy, stream
     if base is not None:
         _take_over(site, strategy, base)
-    torch.manual_seed(settings.random_seed * 1_000_003 + settings.task_id)
+    torch.manual_seed(
+        settings.random_seed * 1_000_003 + settings.task_id if strategy.privacy is None else strategy.privacy.seed
+    )
     strategy.begin_site(site.name, len(site.images), _class_counts(site))
     return strategy, stream
+
+
+def _enter_privately(site: SiteTraining, privacy: Privacy) -> None:
+    names = getattr(site.images, "names", [str(number) for number in range(len(site.images))])
+    privacy.enter(getattr(site.images, "subjects", names), names)
+    if privacy.settings.delta * len(privacy.units) >= 1:
+        site.warn(
+            f"train.privacy.delta {privacy.settings.delta:g} is not below 1 / {len(privacy.units)} {privacy.unit}s: a "
+            "training that hands over one of them would meet it"
+        )
 
 
 def _stream(images: Images, settings: SiteSettings, strategy: Strategy, solver_steps: int) -> Stream:
     seed, replicas = settings.random_seed + settings.task_id, settings.data.num_replica
     sizes = [len(part) for part in images.parts] if isinstance(images, Joined) else [len(images)]
+    if strategy.privacy is not None:
+        return PrivateStream(len(images), strategy.privacy)
     owners = strategy.schedule(sizes, solver_steps)
     if owners is None:
         return Stream(len(images), seed, replicas)

@@ -23,7 +23,7 @@ from relay_core.losses.overlap import (
     soft_dice,
     tversky,
 )
-from relay_core.losses.partial_labels import collapsed, completed, marginal
+from relay_core.losses.partial_labels import collapsed, completed, marginal, regrouped
 from relay_core.losses.pixelwise import bce, cross_entropy, distillation, mse
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "make_loss",
     "marginal",
     "mse",
+    "regrouped",
     "soft_dice",
     "tversky",
 ]

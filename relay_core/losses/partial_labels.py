@@ -44,6 +44,14 @@ def completed(labels: Tensor, logits: Tensor, groups: Groups) -> Tensor:
     return labels
 
 
+def regrouped(labels: Tensor, untold: Groups, groups: Groups, classes: int) -> Tensor:
+    """Return labels that say of the classes of each of the `untold` ones of the `groups` only that they are of it."""
+    for group in untold:
+        of_group = torch.isin(labels, torch.tensor(group, device=labels.device))
+        labels = torch.where(of_group, classes + groups.index(group), labels)
+    return labels
+
+
 def collapsed(logits: Tensor, groups: Groups) -> Tensor:
     """Return logits (N, K', ...) of as many classes as are told apart where the classes of each group are one."""
     rest = [c for c in range(logits.shape[1]) if not any(c in members for members in groups)]

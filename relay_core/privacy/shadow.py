@@ -42,13 +42,15 @@ def train_shadow(
 ) -> Checkpoint:
     """Train the reference in a folder, going on with what an earlier call left there; `images` is the number of all.
 
+    It stays at the site, and learns without differential privacy: what it knows of images is what is asked of it.
+
     Raises:
         Stopped: it was asked to stop; a checkpoint was written.
     """
     train = settings.train
     budget: dict[str, Any] = {"num_mimgs": shadow_steps(settings, images) * train.batch_size / 1e6, "num_epochs": None}
     changed: dict[str, Any] = {
-        "train": train.model_copy(update={**budget, "solver_num_mimgs": None, "solver_num_epochs": None})
+        "train": train.model_copy(update={**budget, "solver_num_mimgs": None, "solver_num_epochs": None, "privacy": None})
     }
     if isinstance(settings.model.kwargs, DoubleGanKwargs):
         kwargs = settings.model.kwargs.model_copy(update={"gan_after_solver": False, "gan_at_last_site": True})

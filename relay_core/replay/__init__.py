@@ -3,7 +3,7 @@
 from relay_core.replay.bank import SiteBank, Slot
 from relay_core.replay.colours import Styles, colours, recoloured
 from relay_core.replay.sampler import LabelCodec, Replay, Replayer
-from relay_core.replay.sizes import resize_images, resize_labels
+from relay_core.replay.sizes import partly_reduced, resize_images, resize_labels
 
 __all__ = [
     "LabelCodec",
@@ -13,6 +13,7 @@ __all__ = [
     "Slot",
     "Styles",
     "colours",
+    "partly_reduced",
     "recoloured",
     "resize_images",
     "resize_labels",

@@ -7,6 +7,7 @@ from relay_core.errors import RunFileError
 from relay_core.strategies.adversarial import FakeSlots
 from relay_core.strategies.base import Images, Position, Strategy
 from relay_core.strategies.baseline import BaselineStrategy
+from relay_core.strategies.private import Privacy
 from relay_core.strategies.relay import RelayStrategy
 
 
@@ -32,6 +33,7 @@ __all__ = [
     "FakeSlots",
     "Images",
     "Position",
+    "Privacy",
     "RelayStrategy",
     "Strategy",
     "make_strategy",

@@ -16,6 +16,8 @@ from relay_core import distributed
 from relay_core.config import DoubleGanKwargs
 from relay_core.models.stylegan2 import AdaptiveAugment, AugmentPipe, Discriminator, Generator
 from relay_core.replay import LabelCodec, resize_labels
+from relay_core.strategies.batches import Batch, singly
+from relay_core.strategies.private import Privacy
 from relay_core.strategies.updater import Updater
 
 PATH_DECAY = 0.01
@@ -184,12 +186,12 @@ class Adversaries:
 
     def step(
         self,
-        batch: tuple[Tensor, Tensor, Tensor],
+        batch: Batch,
         fake_slots: FakeSlots,
         step: int,
         progress: float,
         batch_global: int,
-        d_batch: tuple[Tensor, Tensor, Tensor] | None = None,
+        d_batch: Batch | None = None,
     ) -> dict[str, Tensor]:
         """Train all pairs for one step; the same fakes serve generators and discriminators.
 
@@ -210,24 +212,70 @@ class Adversaries:
         losses |= self._discriminator_step(real, fakes, slots, step, progress, batch_global)
         return losses
 
+    def step_privately(
+        self, privacy: Privacy, batch: Batch, real: int, fake_slots: FakeSlots, step: int, progress: float
+    ) -> dict[str, Tensor]:
+        """Train all pairs for one step of which the discriminators alone learn from the site's images, by private gradients.
+
+        Images are generated on generated label maps, for as many samples as a batch has in the mean; the augmentation stays
+        as strong as it is, since it would follow what discriminators say of real images.
+
+        Args:
+            privacy: takes those gradients.
+            batch: as in `step`: the site's images, then replayed ones, which may be known.
+            real: how many of them are the site's.
+            fake_slots: sites that the fakes are made for, as many as are expected in a batch.
+            step: number of this step, for the lazy regularisation.
+            progress: share of the budget done.
+        """
+        codes = {pair.kind: fake_slots.codes(pair, self.codec, None) for pair in self.pairs}
+        fakes, losses = self._generator_step(None, codes, step, progress)
+        expected = len(fake_slots.slots)
+        self._average(expected)
+        regularise = self.settings.r1_gamma > 0 and step % self.settings.D_reg_interval == 0
+
+        def of_real(images: Tensor, labels: Tensor, slots: Tensor) -> Tensor:
+            """Sum over a batch of the losses of all discriminators."""
+            samples, conditions = self._real((images, labels, slots), None)
+            total = torch.zeros([], device=images.device)
+            for pair in self.pairs:
+                logits, penalty = pair.discriminate_real(samples[pair.kind], conditions[pair.kind], regularise)
+                total = total + F.softplus(-logits).sum()
+                if penalty is not None:
+                    total = total + self.settings.r1_gamma / 2 * self.settings.D_reg_interval * penalty * len(images)
+            return total
+
+        public = torch.stack([F.softplus(pair.discriminate(*fakes[pair.kind])).mean() for pair in self.pairs]).sum()
+        if len(batch[0]) > real:
+            images, labels, slots = (tensor[real:] for tensor in batch)
+            public = public + of_real(images, labels, slots) / expected
+        own = (of_real(*one) for one in singly(*(tensor[:real] for tensor in batch)))
+        losses["D"] = public.detach() + self.d_updater.update_privately(privacy, own, public, 1 / expected, progress)
+        return losses
+
     @property
     def names(self) -> list[str]:
         """Names of the discriminators' networks."""
         return [pair.name for pair in self.pairs]
 
     @torch.no_grad()
-    def logits(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    def logits(self, batch: Batch) -> dict[str, Tensor]:
         """Logits (N,) of a batch as in `step`, not augmented, by the name of the discriminator's network."""
         real, codes = self._real(batch, None)
         return {pair.name: pair.discriminator(real[pair.kind], codes[pair.kind])[:, 0] for pair in self.pairs}
+
+    def _drawn(self, fake: Tensor) -> Tensor:
+        """Return generated label maps as replay would have them condition images."""
+        ids = self.codec.decode(fake.detach())
+        condition = self._condition(resize_labels(ids, self.settings.img_resolution, self.codec.classes))
+        assert condition is not None
+        return condition
 
     def _condition(self, labels: Tensor) -> Tensor | None:
         """Noisy label maps that images are made for; None for classification."""
         return self.codec.add_noise(self.codec.encode(labels)) if labels.ndim > 1 else None
 
-    def _real(
-        self, batch: tuple[Tensor, Tensor, Tensor], condition: Tensor | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _real(self, batch: Batch, condition: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What each discriminator sees of a batch, and the site codes that condition it."""
         images, labels, slots = batch
         if labels.ndim == 1:
@@ -243,10 +291,15 @@ class Adversaries:
     def _generator_step(
         self, condition: Tensor | None, codes: dict[str, SiteCodes], step: int, progress: float
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        """Update the generators; return the fakes with their conditioning for the discriminators, and the losses."""
+        """Update the generators; return the fakes with their conditioning for the discriminators, and the losses.
+
+        Without a `condition`, images are generated on the label maps that are generated with them.
+        """
         _freeze(self.discriminators, True)
         fakes: dict[str, tuple[Tensor, Tensor]] = {}
         for pair in self.pairs:
+            if pair.kind == "img" and condition is None and "label" in fakes:
+                condition = self._drawn(fakes["label"][0])
             fake, conditioning = pair.generate(codes[pair.kind], condition if pair.kind == "img" else None)
             if pair.kind == "label" and self.settings.corrections.fake_label_noise:
                 fake = self.codec.add_noise(fake)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
+from relay_core.errors import RunFileError
 from relay_core.losses import Loss, marginal
 from relay_core.models import HALF, make_solver
+from relay_core.strategies.private import Privacy
 from relay_core.strategies.updater import Updater
 
 AT_ONCE = 64
@@ -69,10 +71,17 @@ class Strategy(ABC):
         self.dtype = torch.float64 if train.precision == "64" else torch.float32
         self.low, self.high = settings.data.out_range
         self.groups = settings.data.groups
+        self.privacy = None if train.privacy is None else Privacy(train.privacy)
+        """Takes the gradients of the site's own images where `train.privacy` is set."""
 
     def _make_solver(self) -> nn.Module:
         s = self.settings
-        return make_solver(s.solver, s.data.task, s.resolution).to(self.dtype)
+        solver = make_solver(s.solver, s.data.task, s.resolution).to(self.dtype)
+        if s.train.privacy is not None and any(getattr(m, "running_mean", None) is not None for m in solver.modules()):
+            raise RunFileError(
+                f"train.privacy: the network {s.solver.name!r} keeps statistics of batches (batch norm): take another norm"
+            )
+        return solver
 
     def _make_solver_updater(self, solver: nn.Module | None = None) -> Updater:
         train = self.settings.train

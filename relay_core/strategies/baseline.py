@@ -11,6 +11,8 @@ from relay_core.config import SiteSettings
 from relay_core.data import SolverAugment
 from relay_core.losses import make_loss
 from relay_core.strategies.base import Position, Strategy
+from relay_core.strategies.batches import singly
+from relay_core.strategies.private import Privacy
 
 
 class BaselineStrategy(Strategy):
@@ -36,11 +38,22 @@ class BaselineStrategy(Strategy):
         if position.step >= position.solver_steps:
             return {}
         images, labels = self.augment(self._signed(images), labels)
+        if self.privacy is not None:
+            return self._learn_privately(self.privacy, images, labels, position)
         logits = self._logits(self.solver, images)
         loss = self.supervised(logits, labels)
         penalties = self._penalties(images, logits)
         self.updaters["solver"].update(sum(penalties.values(), start=loss), position.progress)
         return {"solver": loss.detach()} | {name: value.detach() for name, value in penalties.items()}
+
+    def _learn_privately(self, privacy: Privacy, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
+        def loss(image: Tensor, label: Tensor) -> Tensor:
+            logits = self._logits(self.solver, image)
+            return sum(self._penalties(image, logits).values(), start=self.supervised(logits, label))
+
+        losses = (loss(*one) for one in singly(images, labels))
+        share = 1 / privacy.expected
+        return {"solver": self.updaters["solver"].update_privately(privacy, losses, None, share, position.progress)}
 
     def _penalties(self, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """Penalties that a derived strategy adds to the loss, by name; images are augmented, in [-1, 1]."""

@@ -13,15 +13,16 @@ from torch import Tensor
 from relay_core import distributed
 from relay_core.config import DoubleGanKwargs, Groups, SiteSettings
 from relay_core.data import SolverAugment
-from relay_core.losses import collapsed, completed, distillation, make_loss
+from relay_core.losses import collapsed, completed, distillation, make_loss, regrouped
 from relay_core.models import make_gan
 from relay_core.models.stylegan2 import Generator
-from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, Styles, recoloured, resize_images
+from relay_core.replay import LabelCodec, Replay, Replayer, SiteBank, Styles, partly_reduced, recoloured
 from relay_core.strategies.adversarial import Adversaries, FakeSlots, lerp_
 from relay_core.strategies.base import AT_ONCE, Images, Position, Strategy
+from relay_core.strategies.batches import Batch, joined, singly, thinned
+from relay_core.strategies.private import Privacy
+from relay_core.strategies.timetable import Timetable
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Images (N, C, R, R) in [-1, 1], class ids (N, R, R), or (N,) for classification, and the slots (N,) of their sites."""
 GAN = ("G_label", "G_img", "D_label", "D_img")
 
 
@@ -52,6 +53,8 @@ class RelayStrategy(Strategy):
         scaled = self.half is torch.float16
         self.gan = Adversaries(self.s, self.networks, train.accumulate_grad_batches, scaled, device)
         self.updaters = {"G": self.gan.g_updater, "D": self.gan.d_updater, "solver": self._make_solver_updater()}
+        for pair in self.gan.pairs:
+            pair.discriminator.sees_spread = self.privacy is None
         self.loss = make_loss(train.loss.name, train.loss.kwargs.model_dump())
         self.augment = SolverAugment(train.augment)
         self.replay_augment = SolverAugment("published" if self.s.replay_post_aug and train.augment == "none" else "none")
@@ -119,7 +122,7 @@ class RelayStrategy(Strategy):
 
     def real_count(self, position: Position) -> int:
         """Enter the stage of this position, merging where stage 2 begins; return how much of the batch is real."""
-        wanted = self._stage_at(position.progress)
+        wanted = self.timetable.stage(position.progress)
         while self.stage < wanted:
             self.stage += 1
             if self.stage == 2 and self.previous.slots:
@@ -131,37 +134,17 @@ class RelayStrategy(Strategy):
         batch = self.settings.train.batch_size
         return batch - self._replay_count() if self.s.replay_keep_batch_size else batch
 
-    def _stage_at(self, progress: float) -> int:
-        stages = self.s.num_stages
-        if not self.previous.drawn.slots:
-            late = stages == 3 and self.s.corrections.third_stage_at_first_site and progress >= 2 / 3
-            return 3 if late else 1
-        return 2 if stages == 1 else min(stages, int(progress * stages) + 1)
+    @property
+    def timetable(self) -> Timetable:
+        """When stages begin and the game is played at this site."""
+        return Timetable(self.s, self.settings.train.batch_size, bool(self.previous.drawn.slots), self.plays)
 
     def work(self, position: Position) -> Hashable:
         """Return the stage of a step, and which networks and regularisations it trains."""
-        stage = self._stage_at(position.progress)
-        turn = self._turn(position) if stage < 3 else None
+        stage = self.timetable.stage(position.progress)
+        turn = self.timetable.turn(position) if stage < 3 else None
         lazy = [turn is not None and turn % interval == 0 for interval in (self.s.G_reg_interval, self.s.D_reg_interval)]
         return stage, turn is not None, *lazy, super().work(position)
-
-    def _turn(self, position: Position) -> int | None:
-        """Return the number of the game's step that falls on this step, from 0; None where none does."""
-        if not self.plays:
-            return None
-        step, shared = position.step, position.solver_steps if self.s.train_solver else 0
-        if self.s.gan_after_solver:
-            return step - shared if step >= shared else None
-        if self.s.num_stages == 3 and self.previous.drawn.slots:
-            shared = min(shared, -(-2 * position.steps // 3))  # the third stage is the solver's
-        if self.s.gan_num_mimgs is not None:
-            batch = min(self.settings.train.batch_size, self.s.gan_batch_size or self.settings.train.batch_size)
-            turns = min(shared, max(1, round(self.s.gan_num_mimgs * 1e6 / batch)))
-        else:
-            turns = -(-shared // self.s.solver_steps_a_turn)
-        if step >= shared:  # the game's alone
-            return turns + step - shared
-        return step * turns // shared if step * turns % shared < turns else None
 
     def _replay_count(self) -> int:
         """How many images of a batch are replayed, over all processes."""
@@ -231,24 +214,14 @@ class RelayStrategy(Strategy):
         classes = self.codec.classes
         own = Replay(images, labels, torch.full((len(images),), slot, device=self.device)).at(side, classes)
         batch = own.images, own.labels, own.slots
-        return batch if replay is None else _join(batch, replay.at(side, classes))
+        return batch if replay is None else joined(batch, replay.at(side, classes))
 
-    def _reduced(self, images: Tensor, step: int) -> Tensor:
-        """Return a batch of the solver's with some images reduced to the generators' size and enlarged, as replay is.
-
-        At a first site too: the solver that learns there will teach the next one on such images. Counted over all steps and
-        processes it is one in every 1 / `reduced_share`, the same ones however the batches are cut.
-        """
-        side, share = images.shape[-1], self.s.reduced_share
-        if side == self.s.img_resolution:
-            return images
-        world = distributed.world()
-        numbers = (step * len(images) + torch.arange(len(images))) * world + distributed.rank()
-        chosen = ((numbers + 1).double() * share).floor() > (numbers.double() * share).floor()
-        if not chosen.any():
-            return images
-        small = resize_images(images[chosen.to(images.device)], self.s.img_resolution)
-        return images.index_copy(0, chosen.nonzero()[:, 0].to(images.device), resize_images(small, side))
+    def _expected_slots(self, replay: Replay | None) -> Tensor:
+        """Return the slots of a private batch as they are in the mean: how many were drawn is nobody's business."""
+        assert self.privacy is not None
+        (slot,) = self.current.slots.values()
+        own = torch.full((self.privacy.expected,), slot.id, device=self.device)
+        return own if replay is None else torch.cat([own, replay.slots])
 
     @torch.no_grad()
     def _recolour(self, batch: Batch, images: Tensor) -> None:
@@ -265,48 +238,38 @@ class RelayStrategy(Strategy):
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Train generators, discriminators and solver for one step."""
         losses: dict[str, Tensor] = {}
-        turn = self._turn(position) if self.stage < 3 else None
+        turn = self.timetable.turn(position) if self.stage < 3 else None
         learns = self.s.train_solver and position.step < position.solver_steps
         if turn is None and not learns:
             return losses
-        of_solver, of_game = self._progress(position)
+        of_solver, of_game = self.timetable.progress(position)
         images = self._signed(images)
         replay = self._replay()
         share, side = self.s.corrections.share_replay, self.s.img_resolution
         if turn is not None:
-            whole = self.completed(images, labels)
-            played = self._part(self._with_replay(images, whole, replay, side))
-            losses |= self.gan.step(
-                played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
-                None if share else self._part(self._with_replay(images, whole, self._replay(), side)),
-            )  # fmt: skip
+            whole, wanted = self.completed(images, labels), (self.s.gan_batch_size or 0) // distributed.world()
+            played = thinned(self._with_replay(images, whole, replay, side), wanted)
+            if self.privacy is not None:
+                losses |= self.gan.step_privately(
+                    self.privacy, played, len(images), self._fake_slots(self._expected_slots(replay)), turn, of_game
+                )
+            else:
+                losses |= self.gan.step(
+                    played, self._fake_slots(played[2]), turn, of_game, len(played[0]) * distributed.world(),
+                    None if share else thinned(self._with_replay(images, whole, self._replay(), side), wanted),
+                )  # fmt: skip
         if learns:
             if not share:
                 replay = self._replay()
-            batch = self._with_replay(self._reduced(images, position.step), labels, replay, self.s.solver_side)
+            shown = partly_reduced(images, self.s.img_resolution, self.s.reduced_share, position.step)
+            batch = self._with_replay(shown, labels, replay, self.s.solver_side)
             replayed = len(batch[0]) - len(images)
             self._recolour(batch, images)
             if self.stage == 3 and self.s.task_merge_replay:
                 mixed = self._replayer("new").draw(max(1, len(images) // 2), two_styles=True)
-                batch = _join(batch, mixed.at(self.s.solver_side, self.codec.classes))
+                batch = joined(batch, mixed.at(self.s.solver_side, self.codec.classes))
             losses["solver"] = self._solver_step(batch, len(images), replayed, of_solver)
         return losses
-
-    def _progress(self, position: Position) -> tuple[float, float]:
-        """Return which share of their budgets solver and game have done, for schedules of the learning rate."""
-        if not self.s.gan_after_solver:
-            return position.progress, position.progress
-        ready, rest = position.solver_steps, position.steps - position.solver_steps
-        return min(1.0, position.step / max(1, ready)), max(0.0, (position.step - ready) / max(1, rest))
-
-    def _part(self, batch: Batch) -> Batch:
-        """Return what the game is played on: as many of a batch as `gan_batch_size` says, evenly chosen."""
-        count, wanted = len(batch[0]), (self.s.gan_batch_size or 0) // distributed.world()
-        if not 0 < wanted < count:
-            return batch
-        chosen = torch.arange(wanted, device=self.device) * count // wanted
-        images, labels, slots = (tensor[chosen] for tensor in batch)
-        return images, labels, slots
 
     def _solver_step(self, batch: Batch, real: int, replayed: int, progress: float) -> Tensor:
         """Train the solver on a batch of `real` images, then `replayed` ones of the sites before, then any of two styles."""
@@ -317,8 +280,10 @@ class RelayStrategy(Strategy):
             labels = labels.clone()
             with torch.no_grad():
                 labels[memory] = self._logits(self.networks["old_solver"], images[memory]).argmax(dim=1)
-        labels = self._as_known(labels, real)
+        labels = torch.cat([labels[:real], regrouped(labels[real:], self.untold, self.groups, self.codec.classes)])
         images, labels = self._augmented(images, labels, real)
+        if self.privacy is not None:
+            return self._learn_privately(self.privacy, images, labels, real, progress)
         logits = self._logits(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
         if targets == "soft":
@@ -327,6 +292,12 @@ class RelayStrategy(Strategy):
         total = loss + self._distillation(images, logits, memory)
         self.updaters["solver"].update(total, progress)
         return loss.detach()
+
+    def _learn_privately(self, privacy: Privacy, images: Tensor, labels: Tensor, real: int, progress: float) -> Tensor:
+        losses = (self.supervised(self._logits(self.solver, x), y) for x, y in singly(images[:real], labels[:real]))
+        memory = images[real:]
+        taught = self._distillation(memory, self._logits(self.solver, memory), slice(None)) if len(memory) else None
+        return self.updaters["solver"].update_privately(privacy, losses, taught, 1 / privacy.expected, progress)
 
     def _augmented(self, images: Tensor, labels: Tensor, real: int) -> tuple[Tensor, Tensor]:
         images, labels = self.augment(images, labels)
@@ -345,29 +316,22 @@ class RelayStrategy(Strategy):
         with torch.no_grad():
             target = self._logits(teacher, images[part])
         tau, known = self.s.distil_tau, logits[part]
-        if merged := self._untold():  # of a group that no site before told apart, the teacher knows the whole alone
+        if merged := self.untold:  # of a group that no site before told apart, the teacher knows the whole alone
             return self.s.solver_distil_weight * distillation(
                 collapsed(known / tau, merged), collapsed(target / tau, merged), 1.0
             )
         return self.s.solver_distil_weight * distillation(known, target, tau)
 
-    def _as_known(self, labels: Tensor, real: int) -> Tensor:
-        """Return labels whose replayed part, from `real` on, says of an untold group's classes only that they are of it."""
-        for group in self._untold() if len(labels) > real else ():
-            of_group = torch.isin(labels[real:], torch.tensor(group, device=labels.device))
-            known = torch.where(of_group, self.codec.classes + self.groups.index(group), labels[real:])
-            labels = torch.cat([labels[:real], known])
-        return labels
-
-    def _untold(self) -> Groups:
-        """Return the groups of classes that no site before this one told apart."""
+    @property
+    def untold(self) -> Groups:
+        """Groups of classes that no site before this one told apart."""
         slots = self.previous.slots.values()
         return tuple(group for i, group in enumerate(self.groups) if all(i in slot.merged for slot in slots))
 
     @torch.no_grad()
     def completed(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return labels without groups, for the game: the previous solver says what each is, at a first site this one."""
-        if not self.groups:
+        if not self.groups or not len(images):
             return labels
         judge = self.networks.get("old_solver", self.solver)
         training = judge.training
@@ -428,10 +392,3 @@ class RelayStrategy(Strategy):
         for name in self._generators():
             self.networks[name].train()
         return result
-
-
-def _join(batch: Batch, replay: Replay) -> Batch:
-    """Append pseudo data to a batch of images, labels and slots."""
-    more = (replay.images, replay.labels, replay.slots)
-    images, labels, slots = (torch.cat(pair) for pair in zip(batch, more, strict=True))
-    return images, labels, slots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from relay_core import distributed
 from relay_core.config import FUSED, OptimizerSettings
 from relay_core.errors import TrainingDiverged
+
+if TYPE_CHECKING:
+    from relay_core.strategies.private import Privacy
 
 PATIENCE = 20
 """Steps in a row with non-finite gradients after which training stops."""
@@ -67,6 +71,27 @@ class Updater:
         if self.pending == self.accumulate:
             self._step(progress)
             self.pending = 0
+
+    def update_privately(
+        self, privacy: Privacy, losses: Iterable[Tensor], public: Tensor | None, share: float, progress: float
+    ) -> Tensor:
+        """Step the optimizer by private gradients; return the mean loss of the units.
+
+        Args:
+            privacy: clips, and draws the noise.
+            losses: the loss of each unit that was drawn, made one after the other.
+            public: a loss on what may be known: generated images; or None.
+            share: factor of the sum over the units.
+            progress: share of the budget that is done.
+
+        Raises:
+            TrainingDiverged: as `update`.
+        """
+        mean = privacy.differentiate(losses, self.parameters, share)
+        if public is not None:
+            public.backward()
+        self._step(progress)
+        return mean
 
     def _step(self, progress: float) -> None:
         self.scaler.unscale_(self.optimizer)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from relay_core.bundle import audit_words
+from relay_core.bundle import audit_words, privacy_words
 from relay_core.metrics import headline
 from services.client.http import Client
 from services.client.http import Progress as Show
@@ -123,8 +123,10 @@ def _hop_line(hop: dict[str, Any]) -> str:
     scores = [f"{metric} {name} {value:.3f}" for name, (metric, value) in headlines.items() if value is not None]
     day = time.strftime("%Y-%m-%d", time.gmtime(hop["created_at"]))
     trust = "" if hop["trusted"] else " (NOT trusted here)"
-    return f"  hop {hop['hop']:<3} {hop['site']}, {hop['images']} images, {day}, signed by {hop['signer']}{trust}; " + (
-        ", ".join([*scores, audit_words(hop.get("audit"))]) if scores else f"no scores, {audit_words(hop.get('audit'))}"
+    privacy = audit_words(hop.get("audit")) + privacy_words(hop.get("privacy"))
+    return (
+        f"  hop {hop['hop']:<3} {hop['site']}, {hop['images']} images, {day}, signed by {hop['signer']}{trust}; "
+        f"{', '.join([*(scores or ['no scores']), privacy])}"
     )
 
 

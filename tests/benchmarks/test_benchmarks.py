@@ -12,6 +12,7 @@ RUNS = {
     "bundle size": ["MB", "of the checkpoint"],
     "bundle speed": ["seconds", "peak MB"],
     "bundle half": ["Dice, float32", "Dice, half", "difference"],
+    "dp": ["epsilon, site 1", "site 1 after site 2", "mean after site 2"],
     "export zoo": ["MB", "largest difference"],
     "export precision": ["ms", "fp32 / it", "Dice Domain1", "pixels that differ"],
     "input": ["its own seconds", "when due", "ahead", "ratio"],
@@ -28,7 +29,7 @@ ELSEWHERE = {"check_ops", "ops", "relay", "throughput", "train"}
 """Scripts that test_on_gpu.py runs."""
 NO_TABLE = {"needs", "record", "series", "served", "timing", "trained"}
 """Files that the scripts share."""
-ABSENT = {"of the checkpoint"}
+ABSENT = {"of the checkpoint", "epsilon, site 1"}
 """Figures that not every row has."""
 
 

@@ -70,6 +70,15 @@ def test_a_first_site_trains_a_reference_and_leaves_its_images_out(toy):
     assert not (toy.folder / "audit/shadow").exists()
 
 
+def test_a_privately_trained_first_site_is_audited_as_others_are(toy):
+    train = {"num_mimgs": 16e-6, "privacy": {"delta": 1e-3}}
+    run = toy.run(sites=1, train=train, model={"kwargs": {"solver_kwargs": {"norm": "group"}}})
+    RelayRun(run, toy.folder / "out", toy.data, CPU)()
+    report, _ = audit(toy, run, find(toy.folder / "out/task_1", print))()
+    assert report["reference"] == {"kind": "shadow", "checkpoint": None}
+    assert {"solver", "D_label", "D_img"} <= {*report["networks"]}
+
+
 def test_a_stopped_audit_goes_on_and_says_the_same(toy):
     run, (first, second) = trained(toy)
     whole, _ = audit(toy, run, second, first)()

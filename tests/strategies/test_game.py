@@ -7,6 +7,7 @@ from relay_core.config import load_run
 from relay_core.engine import RelayRun, checkpoint, generated_rows
 from relay_core.engine.checkpoint import newest
 from relay_core.strategies import Position, make_strategy
+from relay_core.strategies.batches import thinned
 
 from .test_contract import CPU, batch, equal, make, weights
 
@@ -15,7 +16,7 @@ GAN = ("G_label", "G_img", "D_label", "D_img")
 
 def turns(toy, steps=12, solver_steps=None, **kwargs):
     strategy = make(toy, num_stages=1, **kwargs)
-    return [strategy._turn(Position(step, steps, solver_steps or steps)) for step in range(steps)]
+    return [strategy.timetable.turn(Position(step, steps, solver_steps or steps)) for step in range(steps)]
 
 
 def test_the_game_is_played_evenly_over_the_solvers_steps(toy):
@@ -60,7 +61,7 @@ def test_a_smaller_batch_of_the_game_keeps_the_share_of_replay(toy):
     images, labels = batch()
     strategy.real_count(Position(0, 8, 8))
     whole = strategy._with_replay(images[:4], labels[:4], strategy._replay(), images.shape[-1])
-    part = strategy._part(whole)
+    part = thinned(whole, 4)
     assert [len(tensor) for tensor in part] == [4, 4, 4]
     assert whole[2].tolist() == [1] * 4 + [0] * 4
     assert part[2].tolist() == [1, 1, 0, 0]

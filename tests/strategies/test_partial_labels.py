@@ -112,7 +112,7 @@ def test_what_no_site_before_told_apart_is_distilled_as_a_whole(toy):
     first.begin_site("Domain1", 8)
     second.load_handed_over(first.state())
     second.begin_site("Domain2", 8)
-    assert second._untold() == GROUPS
+    assert second.untold == GROUPS
     images, logits = torch.rand(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
     swapped = logits[:, [0, 2, 1]]
     memory = slice(0, 2)
@@ -120,7 +120,7 @@ def test_what_no_site_before_told_apart_is_distilled_as_a_whole(toy):
     third = make_strategy(run_of(toy).site(2), CPU)
     third.load_handed_over(second.state())
     third.begin_site("Domain3", 8)
-    assert third._untold() == ()  # the second site told them apart
+    assert third.untold == ()  # the second site told them apart
     assert float(third._distillation(images, logits, memory)) != float(third._distillation(images, swapped, memory))
 
 

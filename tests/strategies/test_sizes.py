@@ -8,7 +8,7 @@ from relay_core.engine.checkpoint import newest
 from relay_core.errors import RunFileError
 from relay_core.experiments import score_generators
 from relay_core.export.checkpoint import export_checkpoint
-from relay_core.replay import resize_images, resize_labels
+from relay_core.replay import partly_reduced, resize_images, resize_labels
 from relay_core.strategies import Position
 
 from .test_contract import CPU, equal, make, weights
@@ -46,28 +46,25 @@ def test_every_network_sees_images_of_its_own_size(toy, monkeypatch):
     assert {tuple(images.shape[2:]) for images, _ in strategy.samples(2).values()} == {(16, 16)}
 
 
-def test_some_of_the_sites_own_images_are_as_smooth_as_replay(toy):
-    strategy = make(toy, num_stages=1, **SIZES)
-    strategy.begin_site("A", 8)
+def test_some_of_the_sites_own_images_are_as_smooth_as_replay():
     images, _ = batch()
     smooth = resize_images(resize_images(images, 16), 32)
-    reduced = strategy._reduced(images, 0)  # at a first site too, whose solver will teach on such images
+    reduced = partly_reduced(images, 16, 0.25, 0)
     alike = [torch.equal(image, each) for image, each in zip(reduced, smooth, strict=True)]
     assert alike == [False, False, False, True] * 2  # a quarter
     assert all(torch.equal(reduced[i], images[i]) for i in range(8) if not alike[i])
-    two = [not torch.equal(strategy._reduced(images[:2], step), images[:2]) for step in range(8)]
+    two = [not torch.equal(partly_reduced(images[:2], 16, 0.25, step), images[:2]) for step in range(8)]
     assert two == [False, True] * 4  # a quarter in the long run, where a batch has too few for one
-    assert torch.equal(make(toy, num_stages=1, reduced_share=0, **SIZES)._reduced(images, 0), images)
+    assert torch.equal(partly_reduced(images, 16, 0, 0), images)
 
 
-def test_processes_reduce_together_what_one_would(toy, monkeypatch):
-    strategy = make(toy, num_stages=1, **SIZES)
+def test_processes_reduce_together_what_one_would(monkeypatch):
     images, _ = batch()
-    whole = strategy._reduced(images, 3)
+    whole = partly_reduced(images, 16, 0.25, 3)
     monkeypatch.setattr("relay_core.distributed.world", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr("relay_core.distributed.rank", lambda rank=rank: rank)
-        assert torch.equal(strategy._reduced(images[rank::2], 3), whole[rank::2])
+        assert torch.equal(partly_reduced(images[rank::2], 16, 0.25, 3), whole[rank::2])
 
 
 def test_labels_are_resized_by_the_largest_share():

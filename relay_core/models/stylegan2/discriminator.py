@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relay_core.models.stylegan2.layers import (
@@ -66,6 +67,8 @@ class Discriminator(nn.Module):
         self.fc = FullyConnected(width * 16, width, activation="lrelu")
         self.out = FullyConnected(width, width)
         self.mapping = MappingNetwork(0, c_dim, width, mapping_layers)
+        self.sees_spread = True
+        """Whether it sees how samples of a batch differ (minibatch standard deviation); else its channel is 0."""
 
     @property
     def pyramid(self) -> list[DiscriminatorBlock]:
@@ -83,7 +86,8 @@ class Discriminator(nn.Module):
         x = self.from_image(x)
         for block in self.blocks:
             x = block(x)
-        x = self.conv(minibatch_std(x.to(torch.float32)))
+        x = x.to(torch.float32)
+        x = self.conv(minibatch_std(x) if self.sees_spread else F.pad(x, (0, 0, 0, 0, 0, 1)))
         features = self.out(self.fc(x.flatten(1)))
         site = self.mapping(None, c)
         return (features * site).sum(dim=1, keepdim=True) / features.shape[1] ** 0.5
