@@ -14,7 +14,7 @@ from tests.api.test_bundle_exchange import PASSPHRASE, _done, _join, _work, opti
 from tests.conftest import Toy
 
 REQUIRE = {"RELAY_RELEASE_POLICY": "require", "RELAY_RELEASE_MIN_PATIENTS": "2", "RELAY_RELEASE_MAX_AUC": "1"}
-"""A policy that an audit of four test images can pass."""
+"""A policy that an audit of five test images can pass."""
 
 
 @pytest.fixture

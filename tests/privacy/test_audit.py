@@ -40,7 +40,7 @@ def test_a_later_site_is_compared_with_what_it_received(toy):
     assert report["checkpoint"] == second.digest
     assert report["site"] == "Domain2"
     assert report["reference"] == {"kind": "received", "checkpoint": first.digest}
-    assert report["counts"] == {"members": 8, "others": 4, "member_patients": 8, "other_patients": 4}
+    assert report["counts"] == {"members": 8, "others": 5, "member_patients": 8, "other_patients": 5}
     names = [attack["name"] for attack in report["attacks"]]
     for name in ("solver", "D_label", "D_img", "inversion"):
         assert name in names
@@ -49,14 +49,14 @@ def test_a_later_site_is_compared_with_what_it_received(toy):
     assert [space["name"] for space in report["copies"]] == ["pixels", "solver_features"]
     assert 1 <= len(pairs.generated) == len(pairs.members) <= 8, "no image twice"
     verdict = judge(report, Policy())
-    assert verdict.outcome == "inconclusive", "four test images tell nothing, whatever they show"
-    assert any("4 patients" in reason for reason in verdict.reasons)
+    assert verdict.outcome == "inconclusive", "five test images tell nothing, whatever they show"
+    assert any("5 patients" in reason for reason in verdict.reasons)
     written = write_audit(report, verdict, Policy(), pairs, toy.folder / "report")
     assert [path.name for path in written] == ["audit.json", "audit.md", "audit.png", "closest.png"]
     assert all(path.stat().st_size > 500 for path in written)
     text = audit_text(report, verdict)
     assert "Inconclusive" in text
-    assert "4 patients" in text
+    assert "5 patients" in text
     assert list((toy.folder / "audit").iterdir()) == [], "single images' scores and the reference do not stay"
 
 

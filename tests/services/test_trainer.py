@@ -212,7 +212,7 @@ def test_a_preflight_reports_and_draws(small_site: SiteKit, station: WorkerLoop,
     assert small_site.job(job_id).state == "succeeded", small_site.job(job_id).error
     with small_site.database.read() as session:
         report = session.get(Dataset, dataset.id).report
-        assert (report["ok"], report["counts"]) == (True, {"train": 8, "test": 4})
+        assert (report["ok"], report["counts"]) == (True, {"train": 8, "test": 5})
         assert list(attached(session, dataset.id)) == [f"preview-{i:03d}.png" for i in range(3)]
 
 
