@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_a_later_site_is_compared_with_what_it_received(toy):
     assert report["reference"] == {"kind": "received", "checkpoint": first.digest}
     assert report["counts"] == {"members": 8, "others": 5, "member_patients": 8, "other_patients": 5}
     names = [attack["name"] for attack in report["attacks"]]
-    for name in ("solver", "D_label", "D_img", "inversion"):
+    for name in ("solver", "D_label", "D_img", "inversion", "nearest_label_maps"):
         assert name in names
         assert f"{name}, calibrated" in names
     assert "nearest_pixels" in names
@@ -78,8 +79,12 @@ def test_a_stopped_audit_goes_on_and_says_the_same(toy):
         with pytest.raises(Stopped):
             audit(toy, run, second, first, stop=lambda calls=calls: next(calls, None) is None)()
     assert (toy.folder / "audit/.audit-parts.json").stat().st_mode & 0o077 == 0, "scores of single images are nobody else's"
-    again, _ = audit(toy, run, second, first)()
+    seen = []
+    again, _ = audit(toy, run, second, first, progress=lambda done, total: seen.append((done, total)))()
     assert without_time(again) == without_time(whole)
+    units = [done for done, _ in seen]
+    assert units[0] == 1 + 8 + 40 + 1 + 8, "progress begins where the audit goes on, at the search of the reference's styles"
+    assert {b - a for a, b in itertools.pairwise(units)} <= {0, 1}, "and jumps nowhere"
 
 
 def test_a_solver_alone_is_audited_too(toy):
