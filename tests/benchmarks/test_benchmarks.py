@@ -25,7 +25,7 @@ RUNS = {
 """Script and part -> headings of its table, or of the first."""
 ELSEWHERE = {"check_ops", "ops", "relay", "throughput", "train"}
 """Scripts that test_on_gpu.py runs."""
-NO_TABLE = {"needs", "record", "series", "served", "timing", "trained"}
+NO_TABLE = {"__init__", "needs", "record", "series", "served", "timing", "trained"}
 """Files that the scripts share."""
 ABSENT = {"of the checkpoint"}
 """Figures that not every row has."""
