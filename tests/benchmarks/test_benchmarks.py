@@ -12,6 +12,7 @@ RUNS = {
     "bundle size": ["MB", "of the checkpoint"],
     "bundle speed": ["seconds", "peak MB"],
     "bundle half": ["Dice, float32", "Dice, half", "difference"],
+    "discriminators": ["MB it received", "mean of seen"],
     "export zoo": ["MB", "largest difference"],
     "export precision": ["ms", "fp32 / it", "Dice Domain1", "pixels that differ"],
     "input": ["its own seconds", "when due", "ahead", "ratio"],
