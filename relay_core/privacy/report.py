@@ -65,6 +65,13 @@ def audit_text(report: Mapping[str, Any], verdict: Verdict) -> str:
         f"Calibrated: the score minus that of a reference, {reference}. An attack in brackets does not count: its reference "
         "tells the two sets apart too, so they differ by themselves.",
     ]
+    if (bound := combined["epsilon"]) is not None:
+        lines += [
+            "",
+            "Epsilon of differential privacy, if luck alone decided which patients were trained on: at least "
+            f"{bound['epsilon']:.2f} (95 %): the attack {markdown(bound['attack'].replace('_', ' '))} was right about "
+            f"{bound['right']} of {bound['guesses']} pairs of a patient who was trained on and one who was not.",
+        ]
     if report["copies"]:
         lines += [
             "",

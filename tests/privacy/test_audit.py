@@ -106,6 +106,9 @@ def test_a_model_that_knows_its_images_by_heart_is_found_out(toy, tmp_path):
     report, _ = audit(toy, run, first)()
     solver = report["attacks"][0]
     assert solver["auc"] > 0.8
+    bound = report["combined"]["epsilon"]
+    assert bound["epsilon"] > 0.3, "twelve pairs, nearly all guessed right"
+    assert f"at least {bound['epsilon']:.2f} (95 %)" in audit_text(report, judge(report, Policy()))
     verdict = judge(report, Policy())
     assert verdict.outcome == "failed"
     assert any("solver" in reason for reason in verdict.reasons)
