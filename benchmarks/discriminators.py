@@ -44,14 +44,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=200, help="most generated images of a site that are compared")
+    parser.add_argument("--keep", type=Path, help="an empty folder that keeps the trainings; default: none does")
     parser.add_argument("--device", default="cpu")
 
 
 def measure(args: argparse.Namespace, record: Record) -> None:
     """Train each seed's relay in both forms, and fill the tables."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = args.data_root
+        folder, data = args.keep or Path(name), args.data_root
         runs = [load_run(args.run, [*args.set, f"random_seed={seed}"]) for seed in range(args.seeds)]
         tests = [runs[0].site(i).name for i in runs[0].task_ids]
         if data is None:
