@@ -293,7 +293,7 @@ class _Parts:
     def __init__(self, path: Path, context: str) -> None:
         self.path, self.context = path, context
         saved = json.loads(path.read_text()) if path.is_file() else {}
-        fits = saved.get("context") == context
+        fits = "done" in saved and saved["context"] == context  # an earlier version did not say how far it was
         self.values: dict[str, list[float]] = saved["values"] if fits else {}
         self.done: int = saved["done"] if fits else 0
 
