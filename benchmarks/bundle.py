@@ -61,14 +61,20 @@ def measure(args: argparse.Namespace, record: Record) -> None:
     """Fill the table of one part."""
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         folder = Path(work)
-        for name in "ab":
-            KeyFolder(folder / name).create(name, KeyFolder(folder / name).keep_passphrase())
-        for name, other in ("ab", "ba"):  # a sender and a receiver that trust each other
-            keys = KeyFolder(folder / name)
-            roster = keys.roster
-            roster.trust(KeyFolder(folder / other).card)
-            keys.save(roster)
+        acquainted(folder)
         {"size": size, "speed": speed, "half": half}[args.part](folder, args, record)
+
+
+def acquainted(folder: Path) -> tuple[KeyFolder, KeyFolder]:
+    """Make the keys of a sender and of a receiver that trust each other, `folder/a` and `folder/b`."""
+    sender, receiver = (KeyFolder(folder / name) for name in "ab")
+    for keys in (sender, receiver):
+        keys.create(keys.folder.name, keys.keep_passphrase())
+    for keys, other in ((sender, receiver), (receiver, sender)):
+        roster = keys.roster
+        roster.trust(other.card)
+        keys.save(roster)
+    return sender, receiver
 
 
 # --- size ---

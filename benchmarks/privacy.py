@@ -25,6 +25,8 @@ from relay_core.engine import Checkpoint, RelayRun, checkpoint
 from relay_core.privacy import Audit, Groups, attacks, copying, judged, pixel_distances
 
 CPU = torch.device("cpu")
+SHOWN = ("solver", "D_img", "D_label", "inversion", "nearest_label_maps")
+"""Attacks that have a column."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +71,8 @@ def _leaks(folder: Path, args: argparse.Namespace, record: Record, reference: Ch
         f"Audits of relays that learn few phantoms by heart, {args.tests} test images, no augmentation",
         {
             "training images": "d", "steps": "d", "solver, AUC": ".2f", "D_img": ".2f", "D_label": ".2f", "inversion": ".2f",
-            "all together": ".2f", "its interval": "", "close to one": ".1%", "outcome": "", "seconds": ".0f",
+            "label maps": ".2f", "all together": ".2f", "its interval": "", "close to one": ".1%", "outcome": "",
+            "seconds": ".0f",
         },
     )  # fmt: skip
     for images in args.images:
@@ -84,7 +87,7 @@ def _leaks(folder: Path, args: argparse.Namespace, record: Record, reference: Ch
             combined = report["combined"]
             low, high = combined["auc_interval"]
             table.add(
-                images, steps, *(auc[name] for name in ("solver", "D_img", "D_label", "inversion")), combined["auc"],
+                images, steps, *(auc[name] for name in SHOWN), combined["auc"],
                 f"{low:.2f} to {high:.2f}", report["copies"][0]["close"], judge(report, Policy()).outcome, report["seconds"],
             )  # fmt: skip
 
@@ -135,7 +138,7 @@ def _scores(source: Checkpoint, data: SiteData, args: argparse.Namespace) -> tup
     scores |= attacks.discriminator_scores(target, images, maps, _tick)
     scores["inversion"] = attacks.inversion_scores(target, images, maps, _tick)
     plain = {name: values.double().numpy() for name, values in scores.items()}
-    return plain, images, attacks.drawn(target, args.samples, _tick)
+    return plain, images, attacks.drawn(target, args.samples, _tick)[0]
 
 
 main = script(

@@ -74,7 +74,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "phantoms"
-    make_phantoms(folder, 3, train=8, test=4, size=32)
+    make_phantoms(folder, 3, train=8, test=5, size=32)
     return folder
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from relay_core.bundle.values import is_count, is_digest, is_moment, is_name, is_number
+from relay_core.bundle.withheld import MIN_COUNT
 from relay_core.errors import BundleError
 
 AUDIT_FORMAT = 1
@@ -83,14 +84,11 @@ class Gate:
                 f"the privacy audit of this checkpoint is {verdict.outcome}, and the site's policy requires that it passed: "
                 f"{reasons}",
             )
-        combined = self.audit["combined"]
-        fact = {
-            "outcome": verdict.outcome,
-            "override": self.override if refused else None,
-            **{key: round(combined[key], 4) for key in ("auc", "tpr", "at_fpr")},
-            "auc_high": round(combined["auc_interval"][1], 4),
-            **{key: self.audit["counts"][key] for key in ("member_patients", "other_patients")},
-        }
+        fact: dict[str, Any] = {"outcome": verdict.outcome, "override": self.override if refused else None}
+        combined, patients = self.audit["combined"], {key: self.audit["counts"][key] for key in _PATIENTS}
+        if min(patients.values()) >= MIN_COUNT:
+            fact |= {key: round(combined[key], 4) for key in ("auc", "tpr", "at_fpr")} | patients
+            fact["auc_high"] = round(combined["auc_interval"][1], 4)
         return fact, f"the privacy audit is {verdict.outcome}: {reasons}" if refused and self.mode != "off" else None
 
 
@@ -98,14 +96,14 @@ def is_audit_fact(value: Any) -> bool:
     """Return whether a value is what `Gate.clear` lets travel: an outcome, and no number of a single image."""
     if not isinstance(value, dict) or not is_reason(value.get("override")):
         return False
-    if value.get("outcome") == "none":
-        return value.keys() == {"outcome", "override"}
-    shares, numbers = ("auc", "auc_high", "tpr", "at_fpr"), ("member_patients", "other_patients")
+    if value.keys() == {"outcome", "override"}:
+        return value["outcome"] in ("passed", "failed", "inconclusive", "none")
+    shares = ("auc", "auc_high", "tpr", "at_fpr")
     return (
-        value.keys() == {"outcome", "override", *shares, *numbers}
+        value.keys() == {"outcome", "override", *shares, *_PATIENTS}
         and value["outcome"] in ("passed", "failed", "inconclusive")
         and all(_is_share(value[key]) for key in shares)
-        and all(is_count(value[key]) for key in numbers)
+        and all(is_count(value[key]) for key in _PATIENTS)
     )
 
 
@@ -116,6 +114,8 @@ def audit_words(fact: Mapping[str, Any] | None) -> str:
     override = f"; released nevertheless: {fact['override']}" if fact["override"] is not None else ""
     if fact["outcome"] == "none":
         return f"no privacy audit{override}"
+    if "auc" not in fact:
+        return f"privacy audit {fact['outcome']}, of so few patients that its numbers are withheld{override}"
     return (
         f"privacy audit {fact['outcome']}: AUC {fact['auc']:.2f}, at most {fact['auc_high']:.2f}, "
         f"{fact['member_patients']} patients against {fact['other_patients']}{override}"
@@ -214,6 +214,7 @@ def judge(report: Mapping[str, Any], policy: Policy) -> Verdict:
     )
 
 
+_PATIENTS = ("member_patients", "other_patients")
 _COPY_SHARES = ("nearest_member", "expected", "nearest_p", "close", "close_p", "duplicates", "other_duplicates")
 _COPIES = {
     "nearest_p": "generated images are nearer to training images than to others",

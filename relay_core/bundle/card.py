@@ -10,8 +10,9 @@ from relay_core.bundle.audit import audit_words
 from relay_core.bundle.differential import privacy_words
 from relay_core.bundle.history import Record
 from relay_core.bundle.values import spoken_fingerprint
+from relay_core.bundle.withheld import MIN_COUNT
 from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings
-from relay_core.metrics import Metric, metrics_of
+from relay_core.metrics import Metric, is_withheld, metrics_of
 from relay_core.texts import markdown
 
 
@@ -46,7 +47,8 @@ def model_card(made: Mapping[str, Any], records: Sequence[Record], run: RunFile)
         "",
         "## Scores",
         "",
-        "Each site's solver on the test sets that its site had, when it left that site.",
+        "Each site's solver on the test sets that its site had, when it left that site; withheld where a test set has fewer "
+        f"than {MIN_COUNT} patients.",
         "",
         f"| after | test set | {' | '.join(metric.title for metric in metrics)} |",
         f"|---|---|{'--:|' * len(metrics)}",
@@ -98,6 +100,8 @@ def _date(seconds: float) -> str:
 
 
 def _score(metric: Metric, scores: Mapping[str, Any]) -> str:
-    """Return a score with its unit as text; empty where the test set has no such score."""
+    """Return a score with its unit as text; empty where the test set has no such score, a word where it is withheld."""
+    if is_withheld(scores):
+        return "withheld"
     value = scores.get(metric.name)
     return f"{metric.text(float(value))} {metric.unit(scores)}".rstrip() if isinstance(value, int | float) else ""

@@ -13,6 +13,7 @@ import relay_core
 from relay_core.bundle import canonical
 from relay_core.bundle.values import are_metrics, is_count, is_digest, is_mean, is_moment, is_name, is_number, is_version
 from relay_core.bundle.weights import Table, read_table
+from relay_core.bundle.withheld import withheld_scores
 from relay_core.config import RelayState, RunFile, SiteCountState, StrategyFacts
 from relay_core.errors import BundleError
 
@@ -78,13 +79,13 @@ def check(data: bytes) -> tuple[Manifest, Table]:
 
 
 Scores = dict[str, dict[str, float | str | None]]
-"""Maps test set -> metric -> mean; the only text is that of `hd95_unit` (`px` or `mm`)."""
+"""Maps test set -> metric -> mean, None where it is withheld; the only text is that of `hd95_unit` (`px` or `mm`)."""
 
 
 def brief(scores: dict[str, Any]) -> Scores:
-    """Return a site's scores with the means of its test sets only, and nothing about single patients."""
+    """Return a site's scores with the means of its test sets only, and nothing about single patients (`withheld_scores`)."""
     return {
-        name: {key: _finite_or_none(value) for key, value in row.items() if is_mean(key, _finite_or_none(value))}
+        name: withheld_scores({k: _finite_or_none(value) for k, value in row.items() if is_mean(k, _finite_or_none(value))})
         for name, row in scores.items()
     }
 

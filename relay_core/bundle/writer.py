@@ -17,6 +17,7 @@ from relay_core.bundle.facts import BundleFacts
 from relay_core.bundle.keys import KeyFolder
 from relay_core.bundle.private import private_folder
 from relay_core.bundle.values import is_digest
+from relay_core.bundle.withheld import withheld_class_counts, withheld_statistics
 from relay_core.config import RunFile
 from relay_core.errors import BundleError
 from relay_core.files import replace_with, write_atomically
@@ -92,6 +93,7 @@ def export_bundle(
     audit, warning = (gate or Gate()).clear(source.digest, {name.split("/")[1] for name in handed_over})
     if warning is not None:
         warn(warning)
+    state = withheld_class_counts(meta["state"], run.site(meta["task_id"]).facts)
     with private_folder(target.parent) as staging:
         weights_file = staging / container.WEIGHTS
         table = weights.select(checkpoint, handed_over, weights_file, half, progress)
@@ -111,8 +113,8 @@ def export_bundle(
             "metrics": metrics,
             "checkpoint": {
                 **{key: meta[key] for key in ("strategy", "step", "steps", "images", "consumed")},
-                "state": {**meta["state"], **({"frozen": []} if "frozen" in meta["state"] else {})},
-                **({"looks": meta["looks"]} if meta.get("looks") else {}),
+                "state": {**state, **({"frozen": []} if "frozen" in state else {})},
+                **({"looks": looks} if (looks := withheld_statistics(meta.get("looks") or {})) else {}),
             },
             "tools": {"python": platform.python_version()},
         }  # fmt: skip

@@ -211,14 +211,10 @@ def _facts_text(facts: BundleFacts) -> str:
 
 def _hop_lines(facts: BundleFacts) -> list[str]:
     from relay_core.bundle import audit_words, day, privacy_words, spoken_fingerprint
-    from relay_core.metrics import headline
+    from relay_core.metrics import headlines
 
     lines = []
     for hop in facts.history:
-        headlines = {name: headline(row) for name, row in hop["metrics"].items()}
-        scores = ", ".join(
-            f"{metric} {name} {value:.3f}" for name, (metric, value) in headlines.items() if value is not None
-        )
         trusted = "" if hop["trusted"] else ", NOT trusted here"
         lines.append(
             f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {day(hop['created_at'])}, signed by "
@@ -324,9 +320,14 @@ def matrix_(
     """The site x test-set matrix, from the reports of all sites; every signature is checked."""
     from relay_core.bundle import collected_matrices, read_report
     from relay_core.config import load_run
+    from relay_core.metrics import is_withheld
 
-    matrices = collected_matrices([read_report(path, key_folder(keys)) for path in reports], load_run(run), out)
+    signed = [read_report(path, key_folder(keys)) for path in reports]
+    matrices = collected_matrices(signed, load_run(run), out)
     if as_json:
         print(json.dumps({name: json.loads(matrix.to_json()) for name, matrix in matrices.items()}))
-    else:
-        print(next(iter(matrices.values())).to_markdown())
+        return
+    print(next(iter(matrices.values())).to_markdown())
+    withheld = [f"{name} after {each.site}" for each in signed for name, row in each.scores.items() if is_withheld(row)]
+    if withheld:
+        print(f"withheld, as few patients stand behind them: {', '.join(withheld)}")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from relay_core.metrics.generated import OnnxFeatures, SolverFeatures, generator_scores
     from relay_core.metrics.intervals import bootstrap_interval, signed_rank, stratified_interval, t_interval
     from relay_core.metrics.matrix import ScoreMatrix, score_matrices, table_row
-    from relay_core.metrics.registry import METRICS, Metric, headline, metrics_of, task_of
+    from relay_core.metrics.registry import METRICS, WITHHELD, Metric, headline, headlines, is_withheld, metrics_of, task_of
     from relay_core.metrics.replay import agreement, map_scores
     from relay_core.metrics.segmentation import SegmentationScores, scored_as
 else:
@@ -28,7 +28,7 @@ else:
             "intervals": ["bootstrap_interval", "signed_rank", "stratified_interval", "t_interval"],
             "matrix": ["ScoreMatrix", "score_matrices", "table_row"],
             "replay": ["agreement", "map_scores"],
-            "registry": ["METRICS", "Metric", "headline", "metrics_of", "task_of"],
+            "registry": ["METRICS", "WITHHELD", "Metric", "headline", "headlines", "is_withheld", "metrics_of", "task_of"],
             "segmentation": ["SegmentationScores", "scored_as"],
         },
     )

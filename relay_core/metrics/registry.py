@@ -81,6 +81,8 @@ METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 """The metrics by name, in the order in which they are shown."""
+WITHHELD = "withheld"
+"""Key of a test set's scores in bundles and reports: they are None, as fewer patients than this stand behind them."""
 _MAIN: dict[Task, str] = {"segmentation": "dice_per_sample", "classification": "accuracy"}
 
 
@@ -99,3 +101,18 @@ def headline(scores: Mapping[str, Any]) -> tuple[str, float | None]:
     """Return the short name and the value of the one score of a test set that is shown where there is room for one."""
     main = metrics_of(task_of(scores))[0]
     return main.short, scores.get(main.name)
+
+
+def headlines(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the one score of each test set of a bundle's hop as text, such as "Dice North 0.912, Dice South withheld"."""
+    texts = []
+    for name, row in scores.items():
+        metric, value = headline(row)
+        if value is not None or is_withheld(row):
+            texts.append(f"{metric} {name} {'withheld' if value is None else f'{value:.3f}'}")
+    return ", ".join(texts) or "no scores"
+
+
+def is_withheld(scores: Mapping[str, Any]) -> bool:
+    """Return whether a test set's scores did not leave their site, as few patients stand behind them."""
+    return scores.get(WITHHELD) is not None

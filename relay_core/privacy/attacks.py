@@ -24,6 +24,8 @@ MATES = 8
 INVERSION_STEPS = 40
 """Steps of the search for the style that draws an image."""
 INVERSION_RATE = 0.05
+DRAWN = 256
+"""How many images are drawn at once."""
 Tick = Callable[[], None]
 """Called after each part of a longer computation; raises Stopped where it is to end."""
 
@@ -140,18 +142,20 @@ def of_game(target: Target, images: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     return resize_images(images, side), resize_labels(torch.cat(parts), side, classes)
 
 
-def drawn(target: Target, count: int, tick: Tick, seed: int = 0) -> Tensor:
-    """Draw `count` images (count, C, R, R) of the target's sites, on the CPU."""
+def drawn(target: Target, count: int, tick: Tick, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw `count` images (count, C, R, R) of the target's sites and their labels (count, R, R), or (count,), on the CPU."""
     relay = target.relay
     assert relay is not None
-    parts = []
+    images, labels = [], []
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(seed)
-        for numbers in torch.arange(count).split(256):
+        for numbers in torch.arange(count).split(DRAWN):
             slots = torch.tensor(target.slots)[numbers % len(target.slots)].to(relay.device)
-            parts.append(relay.draw(slots).images.cpu())
+            replay = relay.draw(slots)
+            images.append(replay.images.cpu())
+            labels.append(replay.labels.to("cpu", torch.int16))
             tick()
-    return torch.cat(parts)
+    return torch.cat(images), torch.cat(labels)
 
 
 def _batches(device: torch.device, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

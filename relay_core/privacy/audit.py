@@ -24,7 +24,7 @@ import relay_core
 from relay_core import events
 from relay_core.bundle import AUDIT_FORMAT
 from relay_core.config import RunFile, SiteSettings
-from relay_core.engine import Checkpoint
+from relay_core.engine import BATCH, Checkpoint
 from relay_core.errors import DataError, RunFileError, Stopped
 from relay_core.events import Stop
 from relay_core.files import write_atomically
@@ -32,7 +32,7 @@ from relay_core.metrics import SolverFeatures
 from relay_core.privacy import attacks
 from relay_core.privacy.attacks import Target
 from relay_core.privacy.combined import judged
-from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
+from relay_core.privacy.copies import COMPARISONS, closest_pairs, copying, map_distances, pixel_distances
 from relay_core.privacy.shadow import Part, shadow_steps, train_shadow
 from relay_core.privacy.sides import Sides
 from relay_core.replay import resize_images
@@ -92,15 +92,19 @@ class Audit:
         context = self._context(sides)
         parts = _Parts(self.out / PARTS, context)
         target = Target.of(self.source, self.device, settings.name)
-        shadow_half = sides.half() if self.reference is None else None
+        shadow_half = sides.half() if self.reference is None else []
         fair = np.ones(len(sides.groups.member), bool)
-        if shadow_half is not None:
-            fair[shadow_half] = False  # a shadow's own images are its members: what is calibrated by it leaves them out
+        fair[shadow_half] = False  # a shadow's own images are its members: what is calibrated by it leaves them out
         counts = sides.counts | {"member_patients": len(np.unique(sides.groups.patient[fair & sides.groups.member]))}
         if min(counts["member_patients"], counts["other_patients"]) < 2:
             raise DataError(f"{settings.name} has one patient on one side of the audit: nothing can be compared")
-        self._plan(target, settings, sides, shadow_half is not None)
-        reference, kind = self._reference(settings, sides, shadow_half, self.out / f"{SHADOW}-{context[:16]}")
+        received = Target.of(self.reference, self.device, settings.name) if self.reference is not None else None
+        self._plan([target, received or target], settings, sides)
+        self._reach(parts.done)
+        if received is None:
+            reference, kind = self._shadow(settings, sides, shadow_half, self.out / f"{SHADOW}-{context[:16]}"), "shadow"
+        else:
+            reference, kind = received, "received"
         attacks.require_same_shape(target, reference)
         own = self._scores(target, sides, parts, "own")
         other = self._scores(reference, sides, parts, "reference")
@@ -182,77 +186,88 @@ class Audit:
         without = () if self.discriminators else target.relay.gan.names if target.relay else ()
         return [name for name in target.networks if name not in without]
 
-    def _plan(self, target: Target, settings: SiteSettings, sides: Sides, shadow: bool) -> None:
-        batches = -(-len(sides.images) // 32)
-        each = batches
-        if target.relay:
-            each += batches * (attacks.MATES + attacks.INVERSION_STEPS * len(target.slots))
-        self._total = 2 * each + (2 * -(-self.samples // 256) + 108 if target.relay else 0)
-        self._total += shadow_steps(settings, sides.counts["members"]) if shadow else 0
+    def _plan(self, targets: list[Target], settings: SiteSettings, sides: Sides) -> None:
+        """Count the units of work, as `_tick` does: batches, drawn parts and comparisons of pixels."""
+        batches, self._total = -(-len(sides.images) // BATCH), COMPARISONS if targets[0].relay else 0
+        for target in targets:
+            self._total += batches
+            if target.relay:
+                self._total += batches * (attacks.MATES + attacks.INVERSION_STEPS * len(target.slots))
+                self._total += -(-self.samples // attacks.DRAWN) + COMPARISONS
+        self._total += shadow_steps(settings, sides.counts["members"]) if self.reference is None else 0
 
-    def _tick(self, count: int = 1) -> None:
-        self._done += count
+    def _reach(self, done: int) -> None:
+        """Say that so many units of work are done; a stopped audit may have done more already."""
+        self._done = max(self._done, done)
         self.progress(min(self._done, self._total - 1), self._total)
+
+    def _tick(self) -> None:
+        self._reach(self._done + 1)
         if self.stop():
             raise Stopped("the audit was stopped; called again with the same --out, it goes on")
 
-    def _reference(self, settings: SiteSettings, sides: Sides, half: list[int] | None, folder: Path) -> tuple[Target, str]:
-        if half is None:
-            assert self.reference is not None
-            reference = Target.of(self.reference, self.device, settings.name)
-            return reference, "received"
+    def _shadow(self, settings: SiteSettings, sides: Sides, half: list[int], folder: Path) -> Target:
         steps = shadow_steps(settings, sides.counts["members"])
 
         def emit(event: events.Event) -> None:
-            if isinstance(event, events.Step):
-                self._done = min(event.step, steps)
-                self.progress(self._done, self._total)
+            if isinstance(event, events.Started | events.Step):
+                self._reach(min(event.step, steps))
 
         part = Part(sides.train, [sides.place_of[i] for i in half])
         shadow = train_shadow(settings, part, sides.counts["members"], folder, self.device, emit, self.stop)
-        self._done = steps
-        return Target.of(shadow, self.device, settings.name), "shadow"
+        self._reach(steps)
+        return Target.of(shadow, self.device, settings.name)
 
     def _scores(self, target: Target, sides: Sides, parts: _Parts, whose: str) -> dict[str, np.ndarray]:
         images, labels = sides.images, sides.labels
-        scores = {"solver": parts.get(f"{whose}/solver", lambda: attacks.solver_scores(target, images, labels, self._tick))}
+
+        def part(name: str, compute: Callable[[], Tensor]) -> np.ndarray:
+            return np.array(parts.get(f"{whose}/{name}", compute, lambda: self._done))
+
+        scores = {"solver": part("solver", lambda: attacks.solver_scores(target, images, labels, self._tick))}
         if target.relay:
             small, maps = attacks.of_game(target, images, labels)
             logits = functools.cache(lambda: attacks.discriminator_scores(target, small, maps, self._tick))
             for name in (each for each in target.relay.gan.names if each in self._networks(target)):
-                scores[name] = parts.get(f"{whose}/{name}", functools.partial(lambda name: logits()[name], name))
-            scores["inversion"] = parts.get(
-                f"{whose}/inversion", lambda: attacks.inversion_scores(target, small, maps, self._tick)
-            )
-        return {name: np.array(values) for name, values in scores.items()}
+                scores[name] = part(name, functools.partial(lambda name: logits()[name], name))
+            scores["inversion"] = part("inversion", lambda: attacks.inversion_scores(target, small, maps, self._tick))
+        return scores
 
     def _copies(
         self, target: Target, reference: Target, sides: Sides, own: dict[str, np.ndarray], other: dict[str, np.ndarray]
     ) -> tuple[list[dict[str, Any]], Pairs | None]:
         """Search generated images for copies; the distance to the nearest one is an attack as well, added to `own`.
 
-        That to the nearest one of the reference's generated images is added to `other`.
+        That to the nearest one of the reference's generated images is added to `other`. So are those of label maps; they are
+        searched for no copies, as outlines that are alike are no sign of one.
         """
         if not target.relay:
             return [], None
-        generated = attacks.drawn(target, self.samples, self._tick)
-        real = resize_images(sides.images, generated.shape[-1])
-        pixels = pixel_distances(generated, real, self._tick), pixel_distances(real, real, self._tick)
+        real, maps = attacks.of_game(target, sides.images, sides.labels)
+        classes, side = target.relay.codec.classes, target.strategy.settings.resolution
         features = SolverFeatures(target.strategy.solver, target.strategy.settings.data.out_range)
-        made, known = (_features(features, each, target.strategy.settings.resolution) for each in (generated, real))
+        known = _features(features, real, side)
         mean, spread = known.mean(dim=0), known.std(dim=0) + 1e-6
-        made, known = (made - mean) / spread, (known - mean) / spread
-        spaces = {"pixels": pixels, "solver_features": (torch.cdist(made, known), torch.cdist(known, known))}
-        for name, (distances, _) in spaces.items():
-            own[f"nearest_{name}"] = -distances.min(dim=0).values.double().numpy()
+
+        def distances(images: Tensor) -> dict[str, Tensor]:
+            """Distances to the real images, by what is compared."""
+            standard = ((_features(features, images, side) - mean) / spread, (known - mean) / spread)
+            return {"pixels": pixel_distances(images, real, self._tick), "solver_features": torch.cdist(*standard)}
+
+        def nearest(images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+            """Distances, and minus that of each real image and label map to the nearest one drawn: an attack."""
+            found = distances(images)
+            all_found = found | ({"label_maps": map_distances(labels, maps, classes)} if maps.ndim > 1 else {})
+            return found, {f"nearest_{name}": -each.min(dim=0).values.double().numpy() for name, each in all_found.items()}
+
+        generated, labels = attacks.drawn(target, self.samples, self._tick)
+        to_real, scores = nearest(generated, labels)
+        own |= scores
         if reference.relay:
-            foreign = attacks.drawn(reference, self.samples, self._tick)
-            drawn = (_features(features, foreign, target.strategy.settings.resolution) - mean) / spread
-            apart = {"pixels": pixel_distances(foreign, real, self._tick), "solver_features": torch.cdist(drawn, known)}
-            for name, distances in apart.items():
-                other[f"nearest_{name}"] = -distances.min(dim=0).values.double().numpy()
-        pairs = closest_pairs(pixels[0], sides.counts["members"])
-        rows = [{"name": name, **copying(*distances, sides.groups)} for name, distances in spaces.items()]
+            other |= nearest(*attacks.drawn(reference, self.samples, self._tick))[1]
+        between = distances(real)
+        rows = [{"name": name, **copying(to_real[name], between[name], sides.groups)} for name in between]
+        pairs = closest_pairs(to_real["pixels"], sides.counts["members"])
         chosen = [torch.tensor([pair[i] for pair in pairs]) for i in range(2)]
         return rows, Pairs(generated[chosen[0]], real[chosen[1]])
 
@@ -270,16 +285,22 @@ def _features(network: SolverFeatures, images: Tensor, side: int) -> Tensor:
 
 
 class _Parts:
-    """Scores that are done already, in a file, so that a stopped audit goes on; removed at the end."""
+    """Scores that are done already, and the units of work until then, in a file, so that a stopped audit goes on.
+
+    The file is removed at the end.
+    """
 
     def __init__(self, path: Path, context: str) -> None:
         self.path, self.context = path, context
         saved = json.loads(path.read_text()) if path.is_file() else {}
-        self.values: dict[str, list[float]] = saved["values"] if saved.get("context") == context else {}
+        fits = "done" in saved and saved["context"] == context  # an earlier version did not say how far it was
+        self.values: dict[str, list[float]] = saved["values"] if fits else {}
+        self.done: int = saved["done"] if fits else 0
 
-    def get(self, key: str, compute: Callable[[], Tensor]) -> list[float]:
-        """Return the scores of this key, computed unless they are there."""
+    def get(self, key: str, compute: Callable[[], Tensor], done: Callable[[], int]) -> list[float]:
+        """Return the scores of this key, computed unless they are there; `done` says how far the audit is then."""
         if key not in self.values:
             self.values[key] = compute().double().tolist()
-            write_atomically(self.path, json.dumps({"context": self.context, "values": self.values}).encode(), 0o600)
+            content = {"context": self.context, "done": done(), "values": self.values}
+            write_atomically(self.path, json.dumps(content).encode(), 0o600)
         return self.values[key]

@@ -14,6 +14,7 @@ from relay_core.privacy.statistics import (
     Scores,
     attack_scores,
     auc,
+    epsilon_bound,
     permuted_members,
     true_positive_rate,
     two_sided,
@@ -31,6 +32,8 @@ def judged(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return each attack, raw and calibrated by the reference, and all together.
 
+    With all together stands `epsilon`, their `epsilon_bound`; None where the sides differ by themselves.
+
     The reference never saw the members: where its scores tell the two sides apart (`control`, either way, Holm 1979 over all
     of them), the sides differ by themselves. Then an attack does not count (`counts`), raw or calibrated, as the difference
     shows in both networks, and not equally; one without a reference's scores does not count if any other control finds it.
@@ -46,20 +49,24 @@ def judged(
     names = [name for name in other if name in own]
     controls = {name: two_sided(other[name][fair], part, part_draws) for name in names}
     adjusted = dict(zip(names, holm([control["p"] for control in controls.values()]), strict=True))
-    rows, features = [], []
+    rows: list[dict[str, Any]] = []
+    features: dict[str, Scores] = {}
     for name, scores in own.items():
         counts = min([adjusted[name]] if name in adjusted else [1.0, *adjusted.values()]) >= CONTROL
         row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups, all_draws)}
         rows.append({**row, "control": controls.get(name)})
-        tried = [scores[fair]]
+        tried = {name: scores[fair]}
         if name in other:
-            tried.append((scores - other[name])[fair])
-            calibrated = attack_scores(tried[1], part, part_draws)
-            rows.append({"name": f"{name}, calibrated", "calibrated": True, "counts": counts, **calibrated})
-        features += tried if counts else []
-    left = features or [own[name][fair] for name in own]
-    together = combined_attack(np.stack(left, axis=1), part, part_draws)
-    return rows, {"name": "all together", "counts": bool(features), **together}
+            title = f"{name}, calibrated"
+            tried[title] = (scores - other[name])[fair]
+            rows.append(
+                {"name": title, "calibrated": True, "counts": counts, **attack_scores(tried[title], part, part_draws)}
+            )
+        features |= tried if counts else {}
+    left = features or {name: own[name][fair] for name in own}
+    together = combined_attack(np.stack([*left.values()], axis=1), part, part_draws)
+    bound = epsilon_bound(features, part) if all(row["counts"] for row in rows) else None
+    return rows, {"name": "all together", "counts": bool(features), **together, "epsilon": bound}
 
 
 def combined_attack(features: Scores, groups: Groups, draws: Draws | None = None, seed: int = 0) -> dict[str, Any]:

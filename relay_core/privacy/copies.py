@@ -14,11 +14,13 @@ from torch import Tensor
 from relay_core.bundle import PERMUTATIONS
 from relay_core.privacy.attacks import Tick
 from relay_core.privacy.statistics import Groups, permuted_members
-from relay_core.replay import resize_images
+from relay_core.replay import resize_images, resize_labels
 
 SIDE = 32
 """Side, at most, at which pixels are compared."""
 SHIFTS = (-2, 0, 2)
+COMPARISONS = 4 * len(SHIFTS) ** 2
+"""How often images are compared, moved each time, for `pixel_distances`."""
 CLOSE = 0.01
 """Share of the generated images that are as near to images that nobody trained on, by choice of the distance."""
 DUPLICATE = 1 / 3
@@ -44,6 +46,29 @@ def pixel_distances(generated: Tensor, real: Tensor, tick: Tick) -> Tensor:
                 best = torch.minimum(best, distances)
                 tick()
     return (best.clamp(min=0) / made.shape[1]).sqrt()
+
+
+def map_distances(generated: Tensor, real: Tensor, classes: int) -> Tensor:
+    """Return the distance (M, N) of each pair of label maps: 1 less the mean Dice of the foreground classes.
+
+    Compared at `SIDE` pixels at most; a class that is in neither map counts as equal.
+
+    Args:
+        generated: class ids (M, R, R), 0 to classes - 1.
+        real: class ids (N, R, R).
+        classes: number of classes with the background, 2 or more.
+    """
+    side = min(SIDE, real.shape[-1])
+    made, known = (
+        torch.cat([resize_labels(part.long(), side, classes) for part in ids.split(256)]).flatten(1)
+        for ids in (generated, real)
+    )
+    dice = torch.zeros(len(made), len(known))
+    for number in range(1, classes):
+        one, other = (made == number).float(), (known == number).float()
+        sizes = one.sum(dim=1)[:, None] + other.sum(dim=1)[None]
+        dice += torch.where(sizes > 0, 2 * (one @ other.T) / sizes.clamp(min=1), 1.0)
+    return 1 - dice / (classes - 1)
 
 
 def copying(distances: Tensor, between: Tensor, groups: Groups, seed: int = 0) -> dict[str, Any]:

@@ -65,6 +65,16 @@ def audit_text(report: Mapping[str, Any], verdict: Verdict) -> str:
         f"Calibrated: the score minus that of a reference, {reference}. An attack in brackets does not count: its reference "
         "tells the two sets apart too, so they differ by themselves.",
     ]
+    if (bound := combined["epsilon"]) is not None:
+        shown = (
+            f"at least {bound['epsilon']:.2f} (95 %), as the attack {markdown(bound['attack'].replace('_', ' '))} was right "
+            f"about {bound['right']} of {bound['guesses']} pairs of a patient who was trained on and one who was not"
+        )
+        lines += [
+            "",
+            "Epsilon of differential privacy, if luck alone decided which patients were trained on: "
+            f"{shown if bound['epsilon'] else 'no attack shows that it is above 0'}.",
+        ]
     if report["copies"]:
         lines += [
             "",

@@ -6,7 +6,7 @@ image looks like a member to the attacker. Images of one patient stand and fall 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,42 @@ def two_sided(scores: Scores, groups: Groups, draws: Draws) -> dict[str, float]:
     whole = (groups.member.astype(float)[None], (~groups.member).astype(float)[None])
     point, chance = float(auc(scores, *whole)[0]), auc(scores, *draws.permuted)
     return {"auc": point, "p": float((1 + (abs(chance - 0.5) >= abs(point - 0.5) - 1e-12).sum()) / (len(chance) + 1))}
+
+
+def epsilon_bound(attacks: Mapping[str, Scores], groups: Groups, seed: int = 0) -> dict[str, Any]:
+    """Return the smallest epsilon of differential privacy that the attacks leave possible, with a confidence of 95 %.
+
+    Each patient of the smaller side is paired with one of the other by luck, and of each pair the one with the higher mean
+    score is guessed to be the member. If luck alone decided who was trained on, and the training is differentially private
+    with an epsilon for exchanging a patient, each guess is right with a probability of at most
+    exp(epsilon) / (1 + exp(epsilon)), whatever the others are, so the number of right ones is at most binomial (Steinke
+    2023, arXiv 2305.08846, theorem 5.2; its canaries are these patients). Each attack guesses for all pairs and for the
+    surest quarter; the confidence is shared out over all of these (Bonferroni).
+
+    Returns:
+        `epsilon`, 0 where nothing is found; `attack`, `guesses` and `right` of the one that shows it.
+    """
+    rng, count = np.random.default_rng(seed), groups.few
+    members, others = (rng.permutation(groups.patients(side))[:count] for side in (True, False))
+    sizes = (count, max(1, count // 4))
+    bounds = []
+    for name, scores in attacks.items():
+        of_patient = np.bincount(groups.patient, scores) / np.bincount(groups.patient)
+        gaps = of_patient[members] - of_patient[others]
+        surest_first = (-abs(gaps)).argsort(kind="stable")
+        for guesses in sizes:
+            right = int((gaps[surest_first[:guesses]] > 0).sum())
+            share = _lowest_share(right, guesses, (1 - CONFIDENCE) / (len(sizes) * len(attacks)))
+            epsilon = float(np.log(share / (1 - share))) if share > 0.5 else 0.0
+            bounds.append({"epsilon": epsilon, "attack": name, "guesses": guesses, "right": right})
+    return max(bounds, key=lambda bound: bound["epsilon"])
+
+
+def _lowest_share(right: int, guesses: int, alpha: float) -> float:
+    """The smallest probability of a right guess at which so many are right with a probability of `alpha` (Clopper 1934)."""
+    from scipy.stats import beta
+
+    return float(beta.ppf(alpha, right, guesses - right + 1)) if right else 0.0
 
 
 def _interval(values: Scores) -> list[float]:

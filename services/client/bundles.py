@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relay_core.bundle import audit_words, privacy_words
-from relay_core.metrics import headline
+from relay_core.metrics import headlines
 from services.client.http import Client
 from services.client.http import Progress as Show
 from services.client.tables import show_table, watch_job
@@ -119,8 +119,6 @@ def show_import(row: dict[str, Any]) -> None:
 
 def _hop_line(hop: dict[str, Any]) -> str:
     """Describe one hop of a model's history in one line: site, images, day, signer, scores."""
-    headlines = {name: headline(row) for name, row in hop["metrics"].items()}
-    scores = [f"{metric} {name} {value:.3f}" for name, (metric, value) in headlines.items() if value is not None]
     day = time.strftime("%Y-%m-%d", time.gmtime(hop["created_at"]))
     trust = "" if hop["trusted"] else " (NOT trusted here)"
     privacy = audit_words(hop.get("audit")) + privacy_words(hop.get("privacy"))

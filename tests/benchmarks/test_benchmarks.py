@@ -13,6 +13,7 @@ RUNS = {
     "bundle speed": ["seconds", "peak MB"],
     "bundle half": ["Dice, float32", "Dice, half", "difference"],
     "dp": ["epsilon, site 1", "site 1 after site 2", "mean after site 2"],
+    "discriminators": ["MB it received", "mean of seen"],
     "export zoo": ["MB", "largest difference"],
     "export precision": ["ms", "fp32 / it", "Dice Domain1", "pixels that differ"],
     "input": ["its own seconds", "when due", "ahead", "ratio"],
@@ -27,7 +28,7 @@ RUNS = {
 """Script and part -> headings of its table, or of the first."""
 ELSEWHERE = {"check_ops", "ops", "relay", "throughput", "train"}
 """Scripts that test_on_gpu.py runs."""
-NO_TABLE = {"needs", "record", "series", "served", "timing", "trained"}
+NO_TABLE = {"__init__", "needs", "record", "series", "served", "timing", "trained"}
 """Files that the scripts share."""
 ABSENT = {"of the checkpoint", "epsilon, site 1"}
 """Figures that not every row has."""

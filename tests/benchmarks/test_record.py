@@ -75,6 +75,7 @@ def test_steps_that_fail_or_take_too_long_do_not_stop_the_others(tmp_path, monke
     package = tmp_path / "benchmarks"
     package.mkdir()
     write = "import sys, pathlib; pathlib.Path(sys.argv[sys.argv.index('--json') + 1]).write_text"
+    (package / "__init__.py").touch()
     (package / "bad.py").write_text("raise SystemExit('no such thing')")
     (package / "slow.py").write_text("import time; time.sleep(60)")
     (package / "good.py").write_text(f"{write}({json.dumps(json.dumps(measured()))})")

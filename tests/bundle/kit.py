@@ -74,7 +74,7 @@ class World:
     def make(cls, folder: Path, **common: object) -> World:
         """Train three sites, make four keys; the stranger is known to nobody."""
         data = folder / "phantoms"
-        make_phantoms(data, 3, train=8, test=4, size=32)
+        make_phantoms(data, 3, train=8, test=5, size=32)
         toy = Toy(data, folder)
         run_file = toy.write(sites=3, **common)
         from relay_core.config import load_run

@@ -99,7 +99,7 @@ def test_evaluate_predict_samples_inspect(trained):
     table = relay(
         "evaluate", out / "task_2", "--run", folder / "run.yaml", "--data-root", trained.data, "--out", folder / "e"
     )
-    assert "| Domain2 | 4 |" in table.stdout
+    assert "| Domain2 | 5 |" in table.stdout
     assert (folder / "e/scores.json").is_file()
 
     options = ["--run", folder / "run.yaml", "--data-root", trained.data, "--out", folder / "f", "--json"]
@@ -126,7 +126,7 @@ def test_evaluate_predict_samples_inspect(trained):
     import SimpleITK as sitk
 
     assert len(written) == 1
-    assert sitk.ReadImage(written[0]).GetSize() == (32, 32, 4)
+    assert sitk.ReadImage(written[0]).GetSize() == (32, 32, 5)
 
     relay("samples", out / "task_2", "--out", folder / "s.png", "--per-site", 3)
     assert pixels(folder / "s.png").shape[1] > 100

@@ -46,7 +46,7 @@ def test_a_study_runs_stops_goes_on_and_reports(toy):
     text = (toy.folder / "study/study.md").read_text()
     assert all(f"| {name} | **" in text for name in names)
     assert "- sequential minus joint: " in text
-    assert text.count("; by 8 subjects ") == 2  # of two sites, 4 each
+    assert text.count("; by 10 subjects ") == 2  # of two sites, 5 each
     saved = json.loads((toy.folder / "study/sequential/seed-1/result.json").read_text())
     final = saved["matrices"]["dice_per_sample"]["values"][-1]
     assert [sum(s) / len(s) for s in saved["subjects"].values()] == pytest.approx(final)

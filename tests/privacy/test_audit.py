@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -40,23 +41,23 @@ def test_a_later_site_is_compared_with_what_it_received(toy):
     assert report["checkpoint"] == second.digest
     assert report["site"] == "Domain2"
     assert report["reference"] == {"kind": "received", "checkpoint": first.digest}
-    assert report["counts"] == {"members": 8, "others": 4, "member_patients": 8, "other_patients": 4}
+    assert report["counts"] == {"members": 8, "others": 5, "member_patients": 8, "other_patients": 5}
     names = [attack["name"] for attack in report["attacks"]]
-    for name in ("solver", "D_label", "D_img", "inversion"):
+    for name in ("solver", "D_label", "D_img", "inversion", "nearest_label_maps"):
         assert name in names
         assert f"{name}, calibrated" in names
     assert "nearest_pixels" in names
     assert [space["name"] for space in report["copies"]] == ["pixels", "solver_features"]
     assert 1 <= len(pairs.generated) == len(pairs.members) <= 8, "no image twice"
     verdict = judge(report, Policy())
-    assert verdict.outcome == "inconclusive", "four test images tell nothing, whatever they show"
-    assert any("4 patients" in reason for reason in verdict.reasons)
+    assert verdict.outcome == "inconclusive", "five test images tell nothing, whatever they show"
+    assert any("5 patients" in reason for reason in verdict.reasons)
     written = write_audit(report, verdict, Policy(), pairs, toy.folder / "report")
     assert [path.name for path in written] == ["audit.json", "audit.md", "audit.png", "closest.png"]
     assert all(path.stat().st_size > 500 for path in written)
     text = audit_text(report, verdict)
     assert "Inconclusive" in text
-    assert "4 patients" in text
+    assert "5 patients" in text
     assert list((toy.folder / "audit").iterdir()) == [], "single images' scores and the reference do not stay"
 
 
@@ -87,8 +88,12 @@ def test_a_stopped_audit_goes_on_and_says_the_same(toy):
         with pytest.raises(Stopped):
             audit(toy, run, second, first, stop=lambda calls=calls: next(calls, None) is None)()
     assert (toy.folder / "audit/.audit-parts.json").stat().st_mode & 0o077 == 0, "scores of single images are nobody else's"
-    again, _ = audit(toy, run, second, first)()
+    seen = []
+    again, _ = audit(toy, run, second, first, progress=lambda done, total: seen.append((done, total)))()
     assert without_time(again) == without_time(whole)
+    units = [done for done, _ in seen]
+    assert units[0] == 1 + 8 + 40 + 1 + 8, "progress begins where the audit goes on, at the search of the reference's styles"
+    assert {b - a for a, b in itertools.pairwise(units)} <= {0, 1}, "and jumps nowhere"
 
 
 def test_a_solver_alone_is_audited_too(toy):
@@ -110,6 +115,9 @@ def test_a_model_that_knows_its_images_by_heart_is_found_out(toy, tmp_path):
     report, _ = audit(toy, run, first)()
     solver = report["attacks"][0]
     assert solver["auc"] > 0.8
+    bound = report["combined"]["epsilon"]
+    assert bound["epsilon"] > 0.3, "twelve pairs, nearly all guessed right"
+    assert f"at least {bound['epsilon']:.2f} (95 %)" in audit_text(report, judge(report, Policy()))
     verdict = judge(report, Policy())
     assert verdict.outcome == "failed"
     assert any("solver" in reason for reason in verdict.reasons)

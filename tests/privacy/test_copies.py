@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from relay_core.privacy.combined import combined_attack, judged
-from relay_core.privacy.copies import closest_pairs, copying, pixel_distances
+from relay_core.privacy.copies import closest_pairs, copying, map_distances, pixel_distances
 from relay_core.privacy.statistics import Groups
 
 MEMBERS, OTHERS = 60, 40
@@ -105,3 +105,15 @@ def test_two_sets_that_differ_by_themselves_are_no_leak():
     alike = {name: rng.normal(size=100) for name in shifted}
     rows, combined = judged(own, alike, groups(), np.ones(100, bool))
     assert all(row["counts"] for row in [*rows, combined])
+
+
+def test_label_maps_are_compared_by_dice() -> None:
+    left, right, empty = torch.zeros(3, 4, 4, dtype=torch.int16).unbind()
+    left[:2], right[2:] = 1, 1
+    both = left + 2 * right
+    distances = map_distances(torch.stack([left, both]), torch.stack([left, right, empty]).long(), 3)
+    assert distances[0].tolist() == [0.0, 0.5, 0.5], "class 2 is in neither, and counts as equal"
+    assert distances[1].tolist() == [0.5, 1.0, 1.0]
+    large = torch.zeros(1, 64, 64, dtype=torch.int16)
+    large[:, :, :32] = 1
+    assert map_distances(large, large.long(), 2).item() == 0

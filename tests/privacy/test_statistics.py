@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from relay_core.bundle.audit import holm
-from relay_core.privacy.statistics import Draws, Groups, attack_scores, auc, level_for, true_positive_rate
+from relay_core.privacy.statistics import Draws, Groups, attack_scores, auc, epsilon_bound, level_for, true_positive_rate
 
 
 def weights(member: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -84,3 +84,35 @@ def test_images_of_one_patient_are_no_evidence_of_their_own() -> None:
 def test_a_name_that_both_sides_have_is_two_patients() -> None:
     assert Groups.of(["p1"], ["p1"]).few == 1
     assert len(set(Groups.of(["p1"], ["p1"]).patient)) == 2
+
+
+def test_a_bound_on_epsilon_is_that_of_its_binomial_tail() -> None:
+    """Twenty pairs, all guessed right: at the bound that has the probability that two attacks share out."""
+    groups = Groups.of([f"a{i}" for i in range(20)], [f"b{i}" for i in range(20)])
+    found = epsilon_bound({"sure": groups.member.astype(float)}, groups)
+    assert (found["attack"], found["guesses"], found["right"]) == ("sure", 20, 20)
+    right = np.exp(found["epsilon"]) / (1 + np.exp(found["epsilon"]))
+    assert right**20 == pytest.approx(0.05 / 2)
+    flat = epsilon_bound({"flat": np.zeros(40)}, groups)
+    assert flat["epsilon"] == 0, "an attack that says nothing proves nothing"
+
+
+def test_a_bound_on_epsilon_is_above_the_truth_by_luck_in_few_audits() -> None:
+    """Randomised response: each patient's side is told, and is wrong with the probability that epsilon 1 allows."""
+    groups = Groups.of([f"a{i}" for i in range(60)], [f"b{i}" for i in range(60)])
+    bounds = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        told = np.where(rng.random(60) < np.exp(1) / (1 + np.exp(1)), 1.0, -1.0)
+        members = groups.patients(True)
+        scores = np.zeros(120)
+        scores[members] = told  # of the pair of each, whichever it is: the other one scores 0
+        bounds.append(epsilon_bound({"response": scores}, groups, seed)["epsilon"])
+    assert np.mean(np.array(bounds) > 1) < 0.05
+    assert np.mean(bounds) > 0.3
+
+
+def test_images_of_a_patient_are_one_guess() -> None:
+    groups = Groups.of(["a"] * 50 + ["b"] * 50, ["c"] * 50 + ["d"] * 50)
+    found = epsilon_bound({"sure": groups.member.astype(float)}, groups)
+    assert found["guesses"] <= 2

@@ -183,7 +183,7 @@ def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(
     for kind, job_id in done.items():
         assert (small_site.job(job_id).state, small_site.job(job_id).error) == ("succeeded", None), kind
     assert small_site.job(done["export_onnx"]).result == {"model": "fundus", "version": 1}
-    assert small_site.job(done["predict"]).result["images"] == 12
+    assert small_site.job(done["predict"]).result["images"] == 13
     with small_site.database.read() as session:
         row = registry.version(session, "fundus", 1)
         assert (row.checkpoint_id, row.precision) == (last.id, "fp32")
@@ -193,13 +193,13 @@ def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(
         assert set(files) == {"predictions.masks.zip", "predictions.measurements.csv"}
         table = b"".join(small_site.store.read(files["predictions.measurements.csv"].digest)).decode().splitlines()
         packed = b"".join(small_site.store.read(files["predictions.masks.zip"].digest))
-    assert len(table) == 1 + 2 * 12
+    assert len(table) == 1 + 2 * 13
     assert table[1].startswith("train/ROIs/image/0000.png,1,optic disc,")
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        assert len(archive.namelist()) == 12
+        assert len(archive.namelist()) == 13
     told = [event for event in events_of(small_site, done["predict"]) if event["event"] == "progress"]
     assert told
-    assert told[-1]["total"] == 12
+    assert told[-1]["total"] == 13
 
 
 def test_a_preflight_reports_and_draws(small_site: SiteKit, station: WorkerLoop, toy_run: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_preflight_reports_and_draws(small_site: SiteKit, station: WorkerLoop,
     assert small_site.job(job_id).state == "succeeded", small_site.job(job_id).error
     with small_site.database.read() as session:
         report = session.get(Dataset, dataset.id).report
-        assert (report["ok"], report["counts"]) == (True, {"train": 8, "test": 4})
+        assert (report["ok"], report["counts"]) == (True, {"train": 8, "test": 5})
         assert list(attached(session, dataset.id)) == [f"preview-{i:03d}.png" for i in range(3)]
 
 

@@ -95,7 +95,8 @@ class _Bundle(ResponseBody):
     content_digest: str | None
     """Identifies the bundle's content, whether the file is encrypted or not."""
     facts: dict[str, Any] | None
-    """Holds what the bundle's signed manifest says: signer, hop, metrics, history."""
+    """Holds what the bundle's signed manifest says: signer, hop, metrics, history. Metrics are null where the test set's
+    `withheld` is 5: fewer patients stand behind them."""
     created_by: str
     created_at: datetime
 
