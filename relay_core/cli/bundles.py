@@ -218,7 +218,7 @@ def _hop_lines(facts: BundleFacts) -> list[str]:
         trusted = "" if hop["trusted"] else ", NOT trusted here"
         lines.append(
             f"hop {hop['hop']:<6} {hop['site']}: {hop['images']} images, {day(hop['created_at'])}, signed by "
-            f"{hop['signer']} ({spoken_fingerprint(hop['fingerprint'])}{trusted}); {scores or 'no scores'}; "
+            f"{hop['signer']} ({spoken_fingerprint(hop['fingerprint'])}{trusted}); {headlines(hop['metrics'])}; "
             f"{audit_words(hop['audit'])}{privacy_words(hop['privacy'])}; bundle {hop['bundle'][:16]}"
         )
     return lines

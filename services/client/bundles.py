@@ -124,7 +124,7 @@ def _hop_line(hop: dict[str, Any]) -> str:
     privacy = audit_words(hop.get("audit")) + privacy_words(hop.get("privacy"))
     return (
         f"  hop {hop['hop']:<3} {hop['site']}, {hop['images']} images, {day}, signed by {hop['signer']}{trust}; "
-        f"{', '.join([*(scores or ['no scores']), privacy])}"
+        f"{headlines(hop['metrics'])}, {privacy}"
     )
 
 

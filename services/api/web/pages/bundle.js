@@ -63,11 +63,11 @@ function story(told) {
   const hops = [...(told.history ?? [])];
   if (!hops.some((hop) => hop.hop === told.hop)) hops.push({ hop: told.hop, site: told.site, signer: told.signer.name, images: told.images, created_at: told.created_at, audit: told.audit });
   const metrics = Object.entries(told.metrics ?? {});
-  const names = [...new Set(metrics.flatMap(([, scores]) => Object.keys(scores).filter((name) => typeof scores[name] === "number" && !name.startsWith("num_"))))];
+  const names = [...new Set(metrics.flatMap(([, scores]) => Object.keys(scores).filter((name) => (typeof scores[name] === "number" || scores[name] === null) && !/^num_|withheld/.test(name))))];
   return [
     card(t("Where it has been"), h("ol.hops", hops.map((hop) => h("li", h("strong", h("bdi", hop.site)), h("div", h("bdi", typeof hop.signer === "string" ? hop.signer : hop.signer?.name)),
-      h("div.note", [hop.images && t("{n} images", { n: count(hop.images) }), hop.created_at && moment(hop.created_at)].filter(Boolean).join(" · ")), h("div", t("Audit"), ": ", auditOf(hop.audit)))))),
-    card(t("Scores that it brings"), metrics.length ? table(t("Scores by site"), [t("Test set"), [t("Images"), "number"], ...names.map((name) => [name, "number"])], metrics.map(([site, scores]) => [site, count(scores.num_images), ...names.map((name) => (typeof scores[name] === "number" ? number(scores[name]) : "–"))])) : empty(t("It brings no scores."))),
+      h("div.note", [hop.images && t("{n} images", { n: count(hop.images) }), hop.created_at && moment(hop.created_at)].filter(Boolean).join(" · ")), h("div", t("Audit"), ": ", auditOf(hop.audit)), hop.privacy && h("div.note", t("differential privacy: epsilon {n}", { n: number(hop.privacy.epsilon, 2) })))))),
+    card(t("Scores that it brings"), metrics.length ? table(t("Scores by site"), [t("Test set"), [t("Images"), "number"], ...names.map((name) => [name, "number"])], metrics.map(([site, scores]) => [site, count(scores.num_images), ...names.map((name) => (typeof scores[name] === "number" ? number(scores[name]) : scores.withheld ? t("withheld") : "–"))])) : empty(t("It brings no scores."))),
   ];
 }
 
