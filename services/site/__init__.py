@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from services.site.registry import Precision
     from services.site.runs import run_file
     from services.site.settings import Settings, SettingsError, load_settings, role_passwords, site_of_keys
+    from services.site.uploads import Upload
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
         __name__,
@@ -75,5 +76,6 @@ else:
             "registry": ["Precision"],
             "runs": ["run_file"],
             "settings": ["Settings", "SettingsError", "load_settings", "role_passwords", "site_of_keys"],
+            "uploads": ["Upload"],
         },
     )

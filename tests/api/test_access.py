@@ -29,6 +29,8 @@ OPERATORS = [
     ("GET", "/api/v1/models/nothing/versions/1/download"),
     ("POST", "/api/v1/imports"),
     ("POST", f"/api/v1/imports/{BUNDLE}/accept"),
+    ("PUT", "/api/v1/uploads/12345678"),
+    ("GET", "/api/v1/uploads/12345678"),
     ("POST", f"/api/v1/imports/{BUNDLE}/reject"),
     ("POST", "/api/v1/run-previews"),
     ("GET", "/api/v1/folders"),  # names of folders may be patients'
@@ -38,7 +40,13 @@ OPERATORS = [
 def test_every_address_but_the_public_ones_asks_who_is_there(small_site):
     paths = ok(small_site.anonymous.get("/openapi.json"))["paths"]
     ids = {"job_id": JOB, "dataset_id": DATASET, "checkpoint_id": CHECKPOINT, "run_id": "0" * 64, "name": "x"}
-    ids |= {"evaluation_id": f"evaluation-{'0' * 28}", "bundle_id": BUNDLE, "fingerprint": "0" * 64, "version": 1}
+    ids |= {
+        "evaluation_id": f"evaluation-{'0' * 28}",
+        "bundle_id": BUNDLE,
+        "fingerprint": "0" * 64,
+        "upload": "12345678",
+        "version": 1,
+    }
     asked = 0
     for path, operations in paths.items():
         if not path.startswith(("/api/", "/v2/models", "/v2/repository")):
@@ -60,6 +68,7 @@ def test_what_needs_no_token_is_what_the_documentation_says(small_site):
         "evaluation_id": f"evaluation-{'0' * 28}",
         "bundle_id": BUNDLE,
         "fingerprint": "0" * 64,
+        "upload": "12345678",
         "version": 1,
         "code": "not_found",
     }

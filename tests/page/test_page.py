@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ def test_the_overview_says_that_no_worker_is_there(admin: Visitor, seeded: Seede
     expect(admin.page.get_by_text("No worker was seen lately")).to_be_visible()
     expect(admin.page.get_by_text("The site cannot carry out jobs")).to_be_visible()
     with seeded.site.worker():
-        expect(admin.page.get_by_role("region", name="Workers")).to_contain_text("cpu", timeout=60_000)
+        admin.page.reload()
+        expect(admin.page.get_by_role("region", name="Workers")).to_contain_text("cpu", timeout=30_000)
 
 
 def test_a_run_file_with_a_mistake_is_explained_before_it_is_kept(admin: Visitor, seeded: Seeded) -> None:
@@ -293,8 +295,32 @@ def test_a_card_is_shown_before_it_is_trusted(admin: Visitor, seeded: Seeded, tm
     admin.page.get_by_label("Card of the other site (card.json)").set_input_files(path)
     said = hashlib.sha256(b"a key").hexdigest()
     expect(admin.card("Trust a site").locator(".fingerprint")).to_have_text(re.compile(f"^{said[:4]} {said[4:8]}"))
-    path.write_text("no card")
-    admin.page.get_by_label("Card of the other site (card.json)").set_input_files(path)
+    other = tmp_path / "other.json"
+    other.write_text("no card")
+    admin.page.get_by_label("Card of the other site (card.json)").set_input_files(other)
     expect(admin.page.get_by_role("alert")).to_contain_text("not a site's card")
     assert admin.page.get_by_role("button", name="It is the same: trust this card").count() == 0
     expected(admin, "422")
+
+
+def test_an_upload_goes_on_where_the_line_broke(admin: Visitor, seeded: Seeded, tmp_path: Path) -> None:
+    content = os.urandom(7 << 20)
+    (tmp_path / "hop.relay").write_bytes(content)
+    sent = []
+
+    def line(route: Any) -> None:
+        if route.request.method == "PUT":
+            sent.append(route.request.url)
+        if len(sent) == 2 and route.request.method == "PUT":
+            route.abort("connectionreset")
+        else:
+            route.continue_()
+
+    admin.page.route("**/api/v1/uploads/**", line)
+    admin.go("/handoff")
+    admin.page.locator("#bundle-file").set_input_files(tmp_path / "hop.relay")
+    expect(admin.page.locator("main h1")).to_contain_text("being verified", timeout=60_000)
+    expected(admin, "ERR_CONNECTION_RESET")
+    assert [int(url.rpartition("=")[2]) >> 20 for url in sent] == [0, 2, 2, 4, 6]
+    (newest,) = ok(seeded.site.operator.get("/api/v1/imports", params={"limit": 1}))["items"]
+    assert newest["digest"] == hashlib.sha256(content).hexdigest()

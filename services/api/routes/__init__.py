@@ -16,6 +16,7 @@ from services.api.routes import (
     runs,
     session,
     system,
+    uploads,
     v2,
 )
 
@@ -31,6 +32,7 @@ ROUTERS = (
     checkpoints.router,
     evaluations.router,
     exports.router,
+    uploads.router,
     imports.router,
     keys.router,
     keys.previews,

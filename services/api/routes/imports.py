@@ -17,7 +17,7 @@ from services.api.docs import LOCATION, REPLAYED, SIGNERS, changes, refusals, su
 from services.api.middleware import drain
 from services.api.pages import PageQuery
 from services.api.streaming import Fetch, FileQuery, stored, whole
-from services.site import Refusal, artifacts, bundle_exchange, need
+from services.site import Refusal, Upload, artifacts, bundle_exchange, need
 from services.site.db import Bundle, Job
 
 PATH = "/api/v1/imports"
@@ -36,6 +36,8 @@ class _Upload:
     size: int
     purpose: bundle_exchange.Purpose
     key: str
+    pieces: Upload | None = None
+    """What it came in, if in pieces: they are forgotten once the row is there."""
 
 
 async def _receive_upload(
@@ -46,8 +48,16 @@ async def _receive_upload(
     purpose: Annotated[
         bundle_exchange.Purpose, Query(description="evaluate: only to score it, whoever's turn it is.")
     ] = "train",
+    upload: Annotated[
+        str | schemas.Absent,
+        Query(pattern=schemas.UPLOAD_NAME, description="Take what was uploaded in pieces, instead of the body."),
+    ] = None,
 ) -> _Upload:
     """Write the request's body to the artifact volume, chunk by chunk; nothing stays of a body that is refused."""
+    if upload is not None:
+        pieces = Upload(site.store, caller.token_id, upload)
+        digest, size = await to_thread.run_sync(site.store.put, pieces.pieces())
+        return _Upload(digest, size, purpose, key, pieces)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     declared = request.headers.get("content-length", "0")
     size = int(declared) if declared.isdigit() else 0
@@ -83,20 +93,27 @@ _BODY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
     status_code=202,
     responses={
         **success(202, "Taken in; a job verifies it.", headers=LOCATION | REPLAYED),
-        **changes("idempotency_key_missing", "idempotency_key_reused", "queue_full", "storage_full", "volume_away"),
+        **changes(
+            "not_found", "idempotency_key_missing", "idempotency_key_reused", "queue_full", "storage_full", "volume_away"
+        ),
     },
-    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(TYPES, _BODY)}},
+    openapi_extra={"requestBody": {"required": False, "content": dict.fromkeys(TYPES, _BODY)}},
 )
 def submit_import(
     caller: Operator, upload: Annotated[_Upload, Depends(_receive_upload)], site: Site, response: Response
 ) -> schemas.Import:
-    """Bring a bundle, given as the body itself. A job verifies it; then it waits in quarantine for an operator."""
+    """Bring a bundle, given as the body itself, or by the name of an upload in pieces.
+
+    A job verifies it; then it waits in quarantine for an operator.
+    """
     with site.database.write() as session:
         row, is_new = bundle_exchange.receive(
             session, upload.digest, upload.size, purpose=upload.purpose, actor=caller.actor, key=upload.key,
             queue_limit=site.settings.queue_limit,
         )  # fmt: skip
         (imported,) = _response_bodies(session, [row])
+    if upload.pieces is not None:
+        upload.pieces.forget()
     if is_new:
         site.doorbell.ring(imported.job_id)
     else:

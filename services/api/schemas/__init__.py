@@ -3,6 +3,7 @@
 from services.api.schemas.common import Absent, CheckpointId, DatasetId, EvaluationId, JobId, Page, Problem, RunId, Words
 from services.api.schemas.datasets import Dataset, DatasetChange, DatasetRequest, Folder, LayoutFacts, Name, Setting
 from services.api.schemas.handoff import (
+    UPLOAD_NAME,
     BundleId,
     Export,
     ExportRequest,
@@ -14,6 +15,7 @@ from services.api.schemas.handoff import (
     ReportRequest,
     TrustedKey,
     TrustRequest,
+    UploadState,
 )
 from services.api.schemas.jobs import (
     EvaluateRequest,
@@ -57,6 +59,7 @@ from services.api.schemas.system import (
 )
 
 __all__ = [
+    "UPLOAD_NAME",
     "Absent",
     "AuditRecord",
     "AuditVerified",
@@ -122,6 +125,7 @@ __all__ = [
     "TrainRequest",
     "TrustRequest",
     "TrustedKey",
+    "UploadState",
     "Version",
     "Words",
     "Worker",

@@ -146,6 +146,18 @@ class Import(_Bundle):
     """Says why it was rejected."""
 
 
+UPLOAD_NAME = r"^[A-Za-z0-9-]{8,64}$"
+
+
+class UploadState(ResponseBody):
+    """Says how far an upload in pieces is."""
+
+    received: int
+    """Is the number of bytes that came so far: where the next piece begins."""
+    piece_limit: int
+    """Is the most bytes of a piece."""
+
+
 class TrustedKey(ResponseBody):
     """Describes a key that this site trusts, or trusts no more."""
 

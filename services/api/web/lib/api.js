@@ -102,26 +102,26 @@ export async function all(path, query = {}, most = 1000) {
   return items;
 }
 
-/** Upload a file with progress; `shown(share)` is called with 0 to 1. Leaving the page ends it. */
-export function upload(path, file, headers, shown, signal) {
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", path);
-    for (const [name, value] of Object.entries({ ...headers, "X-CSRF-Token": csrfToken })) request.setRequestHeader(name, value);
-    request.upload.onprogress = (event) => event.lengthComputable && shown(event.loaded / event.total);
-    request.onerror = () => reject(new Problem(0, { title: t("No connection"), detail: t("The connection broke off. Try again."), code: "offline" }));
-    request.onload = () => {
-      let content = {};
-      try {
-        content = JSON.parse(request.responseText);
-      } catch {
-        content = { title: request.statusText };
-      }
-      if (request.status === 401) lost();
-      if (request.status < 300) resolve(content);
-      else reject(new Problem(request.status, content));
-    };
-    signal.addEventListener("abort", () => request.abort());
-    request.send(file);
-  });
+/**
+ * Upload a file in pieces, through connections that break; chosen again, the same file goes on where it was.
+ * @param {File} file The file.
+ * @param {(share: number) => void} shown Is called with 0 to 1.
+ * @returns {Promise<string>} The upload's name, for `POST /api/v1/imports?upload=`.
+ */
+export async function upload(file, shown, signal) {
+  const letters = [...file.name].reduce((sum, letter) => (Math.imul(sum, 31) + letter.codePointAt(0)) >>> 0, 7);
+  const path = `/api/v1/uploads/${letters}-${file.size}-${file.lastModified}`;
+  let { received, piece_limit: most } = await get(path, {}, { signal });
+  while (received < file.size) {
+    shown(received / file.size);
+    try {
+      ({ received } = await json(await send("PUT", address(path, { offset: received }), { body: file.slice(received, received + most), headers: { "Content-Type": "application/octet-stream" }, signal })));
+    } catch (error) {
+      if (error.code === "conflict") received = error.content.received;
+      else if (error.status === 0) await new Promise((resolve) => setTimeout(resolve, 2000));
+      else throw error;
+    }
+  }
+  shown(1);
+  return path.split("/").at(-1);
 }

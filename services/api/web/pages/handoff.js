@@ -1,6 +1,6 @@
 // Bundles that came and went; bring one.
 import { h } from "../lib/dom.js";
-import { newKey, upload } from "../lib/api.js";
+import { newKey, post, upload } from "../lib/api.js";
 import { bytes, count, moment, percent, t } from "../lib/text.js";
 import { alert, card, check, dropzone, empty, head, link, paged, outcomeState, state, table } from "../lib/widgets.js";
 
@@ -25,11 +25,11 @@ function bring(signal) {
     const share = h("span");
     note.replaceChildren(bar, share);
     try {
-      const headers = { "Content-Type": "application/vnd.relay.bundle", "Idempotency-Key": newKey() };
-      const row = await upload(`/api/v1/imports?purpose=${only.checked ? "evaluate" : "train"}`, one, headers, (at) => ((bar.value = at), (share.textContent = ` ${percent(at)}`)), signal);
+      const name = await upload(one, (at) => ((bar.value = at), (share.textContent = ` ${percent(at)}`)), signal);
+      const row = await post(`/api/v1/imports?purpose=${only.checked ? "evaluate" : "train"}&upload=${name}`, undefined, { "Idempotency-Key": newKey() });
       if (!signal.aborted) location.hash = `#/imports/${row.id}`;
     } catch (error) {
-      note.replaceChildren(alert(error));
+      if (!signal.aborted) note.replaceChildren(alert(error));
     }
   }
   return card(t("Bring a bundle"), dropzone(t("Drop a bundle (.relay) here, or choose it:"), { id: "bundle-file", accept: ".relay", "aria-label": t("Bundle") }, send), onlyBox, note,
