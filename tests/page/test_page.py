@@ -116,8 +116,7 @@ def test_what_came_from_outside_is_text_on_every_page(admin: Visitor, seeded: Se
 
 
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not here: make page installs it")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_everybody_can_use_every_page(browser: Browser, seeded: Seeded, scheme: Any, width: int) -> None:
     view = {"width": width, "height": 800}
     with visiting(browser, seeded.site.url, color_scheme=scheme, viewport=view, bypass_csp=True) as visitor:
