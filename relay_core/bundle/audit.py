@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from relay_core.bundle.values import is_count, is_digest, is_moment, is_name, is_number
-from relay_core.bundle.withheld import MIN_COUNT
+from relay_core.bundle.values import MIN_COUNT, is_count, is_digest, is_moment, is_name, is_number
 from relay_core.errors import BundleError
 
 AUDIT_FORMAT = 1

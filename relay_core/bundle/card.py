@@ -9,8 +9,7 @@ from typing import Any
 from relay_core.bundle.audit import audit_words
 from relay_core.bundle.differential import privacy_words
 from relay_core.bundle.history import Record
-from relay_core.bundle.values import spoken_fingerprint
-from relay_core.bundle.withheld import MIN_COUNT
+from relay_core.bundle.values import MIN_COUNT, spoken_fingerprint
 from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings
 from relay_core.metrics import Metric, is_withheld, metrics_of
 from relay_core.texts import markdown

@@ -14,6 +14,9 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9]{1,6}(\.[0-9A-Za-z.+-]{1,40})?")
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
+MIN_COUNT = 5
+"""Fewest patients, or images, behind a number that leaves the site."""
+
 
 def is_digest(value: object) -> bool:
     """Return whether a value is a SHA-256 digest in lower-case hexadecimal."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from relay_core.bundle.values import MIN_COUNT
 from relay_core.config import RelayState, StrategyFacts
 from relay_core.metrics import WITHHELD
-
-MIN_COUNT = 5
-"""Fewest patients, or images, behind a number that leaves the site."""
 
 
 def withheld_scores(means: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,8 +79,13 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 412, 416, 
 
 # ... or that a YAML mapping is a run file, and which data sets and checkpoints are there.
 [[operations]]
-include-operation-id-regex = "^(register|submit|preview_run|trust_key|revoke_key)"
+include-operation-id-regex = "^(register|submit|preview_run|preview_key|trust_key|revoke_key)"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 422]
+
+# ... where the next piece of an upload begins ...
+[[operations]]
+include-operation-id = "add_piece"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 413]
 
 # ... or how many bytes a file has.
 [[operations]]

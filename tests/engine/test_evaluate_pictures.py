@@ -21,7 +21,9 @@ def test_the_worst_images_come_first(toy: Toy) -> None:
     data = load_site(
         site.dataset.name, site.data, folder=site.data_folder(toy.data, toy.folder), split="test", resolution=16
     )
-    samples = [{"subject": name, "dice": dice} for name, dice in zip(data.subjects, (0.9, 0.2, None, 0.5), strict=True)]
+    samples = [
+        {"subject": name, "dice": dice} for name, dice in zip(data.subjects, (0.9, 0.2, None, 0.5, 0.95), strict=True)
+    ]
     tests, cpu = {"Domain1": data}, torch.device("cpu")
     ((_, images, labels, _),) = prediction_rows(Nothing(), tests, cpu, count=3, scores={"Domain1": {"samples": samples}})
     expected_images, expected_labels = data.batch([2, 1, 3])

@@ -66,10 +66,10 @@ def test_nifti_gets_nifti_though_it_does_not_say_its_voxel_size(exported, site, 
 
 def test_masks_and_measurements_are_those_of_the_served_model(exported, site, tmp_path):
     found, told = run(exported, site, tmp_path / "out")
-    assert (found, told[-1]) == (datasets.Predicted(12, 0, ()), (12, 12))
+    assert (found, told[-1]) == (datasets.Predicted(13, 0, ()), (13, 13))
     session = OnnxModel(exported.content, "cpu")
     with zipfile.ZipFile(tmp_path / "out/masks.zip") as archive:
-        assert len(archive.namelist()) == 12
+        assert len(archive.namelist()) == 13
         for name in archive.namelist():
             made = predict(read_study((site / name).read_bytes(), 3), session, session.facts.classes, session.facts.looks)
             with Image.open(io.BytesIO(archive.read(name))) as image:
@@ -82,7 +82,7 @@ def test_masks_and_measurements_are_those_of_the_served_model(exported, site, tm
 
 def test_it_goes_on_where_it_was_stopped(exported, site, tmp_path):
     asked = iter(range(100))
-    with pytest.raises(Stopped, match="after 5 of 12"):
+    with pytest.raises(Stopped, match="after 5 of 13"):
         run(exported, site, tmp_path / "out", stop=lambda: next(asked) >= 5)
     assert not (tmp_path / "out/masks.zip").exists()
     masks = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/masks").iterdir()}
@@ -90,7 +90,7 @@ def test_it_goes_on_where_it_was_stopped(exported, site, tmp_path):
     with (tmp_path / "out/done.jsonl").open("a") as journal:
         journal.write('{"file": "half')  # as a kill leaves it
     found, _ = run(exported, site, tmp_path / "out")
-    assert found.images == 12
+    assert found.images == 13
     assert {path: path.stat().st_mtime_ns for path in masks} == masks, "what was done is not done again"
     run(exported, site, tmp_path / "whole")
     assert table(tmp_path / "out") == table(tmp_path / "whole")
@@ -104,9 +104,9 @@ def test_bad_images_are_all_named_and_the_others_done(exported, site, tmp_path):
     images[2].write_bytes(b"")
     found, _ = run(exported, site, tmp_path / "out")
     assert (found.images, [problem.file for problem in found.problems]) == (
-        10, [f"test/ROIs/image/{images[i].name}" for i in (0, 2)],
+        11, [f"test/ROIs/image/{images[i].name}" for i in (0, 2)],
     )  # fmt: skip
-    assert len({row["file"] for row in table(tmp_path / "out")}) == 10
+    assert len({row["file"] for row in table(tmp_path / "out")}) == 11
 
 
 def test_images_that_come_later_do_not_move_the_others_masks(exported, site, tmp_path):
@@ -122,7 +122,7 @@ def test_images_that_come_later_do_not_move_the_others_masks(exported, site, tmp
     run(exported, site, tmp_path / "anew")
     with zipfile.ZipFile(tmp_path / "out/masks.zip") as ours, zipfile.ZipFile(tmp_path / "anew/masks.zip") as theirs:
         assert ours.namelist() == theirs.namelist()
-        assert len(set(ours.namelist())) == 14
+        assert len(set(ours.namelist())) == 15
         for name in ours.namelist():
             assert ours.read(name) == theirs.read(name)
 
@@ -140,7 +140,7 @@ def test_from_the_command_line(exported, tmp_path):
         export_checkpoint(find(exported.checkpoint, print), toy.run(), toy.data, tmp_path / "n.onnx", "fp8")
     assert not (tmp_path / "n.onnx").exists()
     done = relay("predict-dataset", exported.checkpoint, "fundus", toy.data / "Domain1", "--out", tmp_path / "p")
-    assert "wrote 12 " in done.stdout
+    assert "wrote 13 " in done.stdout
 
 
 SLICES = MediastinumKwargs(task="classification", class_by="positive", img_channels=1)
