@@ -77,6 +77,11 @@ include-operation-id-regex = "^(promote|roll_back|compare|get|delete|download)_m
 parameters = {{ "path.version" = {{ dictionary = "numbers", probability = 0.6 }} }}
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 412, 416, 422]
 
+# ... whether a bundle comes as the body or came in pieces ...
+[[operations]]
+include-operation-id = "submit_import"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 415, 422]
+
 # ... or that a YAML mapping is a run file, and which data sets and checkpoints are there.
 [[operations]]
 include-operation-id-regex = "^(register|submit|preview_run|preview_key|trust_key|revoke_key)"

@@ -30,7 +30,7 @@ async def _piece(request: Request) -> bytes:
 
 @router.put(
     "/{upload}",
-    responses=changes("conflict", "storage_full", "volume_away"),
+    responses=changes("not_found", "conflict", "storage_full", "volume_away"),
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": _PIECE}}},
 )
 def add_piece(
@@ -46,7 +46,7 @@ def add_piece(
     return schemas.UploadState(received=received, piece_limit=MAX_BODY)
 
 
-@router.get("/{upload}", responses=refusals("forbidden"))
+@router.get("/{upload}", responses=refusals("forbidden", "not_found"))
 def get_upload(upload: Name, caller: Operator, site: Site) -> schemas.UploadState:
     """How much of a file came so far: 0 where nobody began. `POST /api/v1/imports?upload=NAME` takes it when it is whole."""
     return schemas.UploadState(received=Upload(site.store, caller.token_id, upload).received, piece_limit=MAX_BODY)
