@@ -11,6 +11,12 @@ from services.site import auth
 from tests.api.kit import ok, refused
 
 JOB, DATASET, CHECKPOINT, BUNDLE = (f"{name}-{'0' * 28}" for name in ("job", "dataset", "checkpoint", "bundle"))
+IDS = {
+    "job_id": JOB, "dataset_id": DATASET, "checkpoint_id": CHECKPOINT, "run_id": "0" * 64, "name": "x",
+    "evaluation_id": f"evaluation-{'0' * 28}", "bundle_id": BUNDLE, "fingerprint": "0" * 64, "upload": "12345678",
+    "version": 1, "code": "not_found",
+}  # fmt: skip
+"""What stands in an address, for each parameter."""
 OPERATORS = [
     ("POST", "/api/v1/datasets"),
     ("PATCH", f"/api/v1/datasets/{DATASET}"),
@@ -39,20 +45,12 @@ OPERATORS = [
 
 def test_every_address_but_the_public_ones_asks_who_is_there(small_site):
     paths = ok(small_site.anonymous.get("/openapi.json"))["paths"]
-    ids = {"job_id": JOB, "dataset_id": DATASET, "checkpoint_id": CHECKPOINT, "run_id": "0" * 64, "name": "x"}
-    ids |= {
-        "evaluation_id": f"evaluation-{'0' * 28}",
-        "bundle_id": BUNDLE,
-        "fingerprint": "0" * 64,
-        "upload": "12345678",
-        "version": 1,
-    }
     asked = 0
     for path, operations in paths.items():
         if not path.startswith(("/api/", "/v2/models", "/v2/repository")):
             continue
         for method in operations:
-            answer = small_site.anonymous.request(method, path.format(**ids))
+            answer = small_site.anonymous.request(method, path.format(**IDS))
             assert answer.status_code == 401, (method, path)
             assert answer.headers["www-authenticate"] == 'Bearer realm="relay"'
             asked += 1
@@ -63,22 +61,13 @@ def test_what_needs_no_token_is_what_the_documentation_says(small_site):
     text = (Path(__file__).parents[2] / "docs/security.md").read_text()
     section = text.partition("## Without a token")[2].partition("\n## ")[0]
     documented = {(method, path) for method, path in re.findall(r"^\| ([A-Z]+) `([^`]+)` \|", section, re.MULTILINE)}
-    ids = {"job_id": JOB, "dataset_id": DATASET, "checkpoint_id": CHECKPOINT, "run_id": "0" * 64, "name": "x"}
-    ids |= {
-        "evaluation_id": f"evaluation-{'0' * 28}",
-        "bundle_id": BUNDLE,
-        "fingerprint": "0" * 64,
-        "upload": "12345678",
-        "version": 1,
-        "code": "not_found",
-    }
     open_to_all, asked = set(), 0
     for context in iter_route_contexts(create_app(small_site.settings).routes):
         if context.methods is None:
             assert context.path == "/web", "the page's files, which test_session asks for"
             continue
         for method in context.methods:
-            answer = small_site.anonymous.request(method, context.path.format(**ids))
+            answer = small_site.anonymous.request(method, context.path.format(**IDS))
             asked += 1
             if answer.status_code != 401:
                 open_to_all.add((method, context.path))
