@@ -74,8 +74,7 @@ async def identify(scope: Scope) -> Identity | None:
     request = Request(scope)
     site: ServiceParts = request.app.state.parts
     credentials = await bearer(request)
-    signed_in = cookies.name(site.settings) in request.cookies
-    if credentials is None and not signed_in and site.settings.serve_anonymous and scope["path"].startswith("/v2/"):
+    if credentials is None and site.settings.serve_anonymous and scope["path"].startswith("/v2/"):
         return None
     identity = await to_thread.run_sync(_identify, site, request, credentials)
     scope["relay_identity"] = identity

@@ -56,6 +56,7 @@ async def _receive_upload(
     """Write the request's body to the artifact volume, chunk by chunk; nothing stays of a body that is refused."""
     if upload is not None:
         pieces = Upload(site.store, caller.token_id, upload)
+        need_room(site, pieces.received)
         digest, size = await to_thread.run_sync(site.store.put, pieces.pieces())
         return _Upload(digest, size, purpose, key, pieces)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
