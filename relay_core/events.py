@@ -6,7 +6,7 @@ The engine calls an `Emit` with each event; a terminal, a log file, a service or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 
@@ -44,6 +44,8 @@ class Step(Event):
     losses: dict[str, float]
     images_per_second: float
     eta_seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
+    """What the strategy says of itself beside its losses: a relay its stage, and the augmentation of its discriminators."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,17 @@ class Finished(Event):
 
 
 def from_json(data: Mapping[str, Any]) -> Event | None:
-    """Return the event that `to_json` gave as a mapping; None for a mapping that is no event or lacks a field."""
+    """Return the event that `to_json` gave as a mapping; None for a mapping that is no event or lacks a field.
+
+    A field that has a default may be missing: events of an older version lack it.
+    """
     kind = next((c for c in Event.__subclasses__() if c.kind == data.get("event")), None)
     if kind is None:
         return None
-    names = [field.name for field in fields(kind)]
-    return kind(**{name: data[name] for name in names}) if all(name in data for name in names) else None
+    needed = [each.name for each in fields(kind) if each.default_factory is MISSING]
+    if not all(name in data for name in needed):
+        return None
+    return kind(**{each.name: data[each.name] for each in fields(kind) if each.name in data})
 
 
 Emit = Callable[[Event], None]

@@ -108,6 +108,12 @@ def train(
     ] = "end",
     seed: Annotated[int | None, typer.Option(help="Overrides random_seed.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: train.batch_size=8. Repeatable.")] = None,
+    grids: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Pictures of the replay along a site's training; the run's train.sample_every_n_steps wins."
+        ),
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files below OUT.")] = False,
     without_pretrained: Annotated[
         bool, typer.Option("--without-pretrained", help="Start from nothing where the run asks for ImageNet weights.")
@@ -128,6 +134,7 @@ def train(
         tensorboard=tensorboard,
         pretraining=not without_pretrained,
         until=until,
+        grids=grids,
     )
     if not matrices:
         return

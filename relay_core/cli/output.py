@@ -187,8 +187,8 @@ class TensorBoard:
             self.writers[event.site] = self.make(str(self.folder / event.site))
         writer = self.writers[event.site]
         if isinstance(event, events.Step):
-            for name, value in event.losses.items():
-                writer.add_scalar(f"loss/{name}", value, event.step)
+            for name, value in {**{f"loss/{name}": loss for name, loss in event.losses.items()}, **event.figures}.items():
+                writer.add_scalar(name, value, event.step)
             writer.add_scalar("images_per_second", event.images_per_second, event.step)
         elif isinstance(event, events.Scores):
             for name, value in event.scores.items():

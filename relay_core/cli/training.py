@@ -68,7 +68,7 @@ def _tell_notes(run: RunFile) -> None:
 def run_relay(
     run: str, overrides: list[str], out: Path, data_root: Path | None, *, device: str, title: str = "",
     site: int | None = None, resume: bool = False, as_json: bool = False, tensorboard: bool = False,
-    pretraining: bool = True, until: Literal["end", "solver"] = "end",
+    pretraining: bool = True, until: Literal["end", "solver"] = "end", grids: int | None = None,
 ) -> dict[str, ScoreMatrix]:  # fmt: skip
     """Train a run file or one of its sites; return the site x test-set matrices.
 
@@ -90,7 +90,7 @@ def run_relay(
         if quiet:
             return RelayRun(loaded, out, data_root, chosen_device, site, resume, stop=stop, until=until)()
         with _sinks(out, title, as_json, tensorboard) as emit:
-            return RelayRun(loaded, out, data_root, chosen_device, site, resume, emit, stop, until=until)()
+            return RelayRun(loaded, out, data_root, chosen_device, site, resume, emit, stop, until=until, grids=grids)()
 
 
 def run_comparison(

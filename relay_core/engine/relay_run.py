@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 import yaml
+from torch import Tensor
 
 from relay_core import distributed, events
 from relay_core.config import DoubleGanKwargs, RunFile, SiteSettings, SlicedKwargs, Task
@@ -26,7 +27,8 @@ from relay_core.engine.train import SiteTraining, train_site
 from relay_core.errors import DataError, Problem, RunFileError
 from relay_core.events import Emit, Stop
 from relay_core.files import write_atomically
-from relay_core.metrics import ScoreMatrix, metrics_of
+from relay_core.metrics import ScoreMatrix, metrics_of, scored_as
+from relay_core.replay import resize_images, resize_labels
 from relay_core.strategies import Images, Strategy, make_strategy
 
 SAMPLES = 8
@@ -50,6 +52,7 @@ class RelayRun:
         stop: asked after every step whether to stop.
         course: keeps what the training costs along its way, and what the solver scores on the sites seen by then.
         until: `solver` stops where the solver of the one site is ready, though its generators may not be.
+        grids: how many grids of samples to draw along a site's training where its settings do not say how often.
     """
 
     run: RunFile
@@ -62,6 +65,7 @@ class RelayRun:
     stop: Stop = events.never
     course: Course | None = None
     until: Literal["end", "solver"] = "end"
+    grids: int | None = None
     tests: dict[str, SiteData] = field(default_factory=dict, init=False)
     _last_scores: dict[str, Any] = field(default_factory=dict, init=False)
 
@@ -227,13 +231,13 @@ class RelayRun:
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
             site.say(events.Scores(name, name, step, _matrix_scores(scores, site.settings.data.task)))
-        if train.sample_every_n_steps and step % train.sample_every_n_steps == 0:
-            samples_by_site = strategy.samples(SAMPLES)
-            if samples_by_site:
-                rows = [(origin, images.cpu(), labels.cpu(), None) for origin, (images, labels) in samples_by_site.items()]
-                path = site.folder / f"samples-{step:08d}.png"
-                write_picture(rows, path, site.settings.data.num_classes)
-                site.say(events.Samples(name, step, str(path)))
+        every = train.sample_every_n_steps or (self.grids and max(1, train.steps(images_an_epoch) // self.grids))
+        if every and step % every == 0 and (generated := strategy.samples(SAMPLES)):
+            rows = [(origin, images.cpu(), labels.cpu(), None) for origin, (images, labels) in generated.items()]
+            rows.append(_real_row(site, rows[0][1].shape[-1]))
+            path = site.folder / f"samples-{step:08d}.png"
+            write_picture(rows, path, site.settings.data.num_classes)
+            site.say(events.Samples(name, step, str(path)))
 
     def _scores(self, settings: SiteSettings, last: Checkpoint, folder: Path) -> dict[str, Any]:
         saved = read_scores(folder / SCORES)
@@ -292,6 +296,17 @@ class RelayRun:
 def _matrix_scores(scores: dict[str, Any], task: Task) -> dict[str, Any]:
     """Return those scores of a test set that matrices are made of, without intervals and single samples."""
     return {metric.name: scores[metric.name] for metric in metrics_of(task)}
+
+
+def _real_row(site: SiteTraining, side: int) -> tuple[str, Tensor, Tensor, None]:
+    """Return a row of the site's own training images, at the generators' size, to hold generated ones against."""
+    count, data = len(site.images), site.settings.data
+    images, labels = site.images.batch(torch.linspace(0, count - 1, min(SAMPLES, count)).long())
+    low, high = data.out_range
+    signed = resize_images((images - low) * (2 / (high - low)) - 1, side)
+    if labels.ndim > 1:
+        labels = resize_labels(scored_as(data.num_classes, data.groups, ())[labels], side, data.num_classes)
+    return f"{site.name}: training images", signed, labels, None
 
 
 def _check_processes(sites: list[SiteSettings]) -> None:

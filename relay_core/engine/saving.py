@@ -70,8 +70,8 @@ class Saver:
 class Progress:
     """Keeps the means of the losses, the images a second and the time left, and emits them."""
 
-    def __init__(self, site: SiteTraining, first: int, steps: int) -> None:
-        self.site, self.steps = site, steps
+    def __init__(self, site: SiteTraining, strategy: Strategy, first: int, steps: int) -> None:
+        self.site, self.strategy, self.steps = site, strategy, steps
         self.sums: dict[str, tuple[Tensor, int]] = {}
         self.begin = self.since = time.monotonic()
         self.first = self.said = first
@@ -94,5 +94,6 @@ class Progress:
         means = {name: round(float(distributed.mean_(total / count)), 6) for name, (total, count) in self.sums.items()}
         batch = self.site.fitting.train.batch_size
         seconds_left = (self.steps - step) / overall
-        self.site.say(events.Step(self.site.name, step, self.steps, means, round(rate * batch, 2), round(seconds_left, 1)))
+        rates = round(rate * batch, 2), round(seconds_left, 1)
+        self.site.say(events.Step(self.site.name, step, self.steps, means, *rates, self.strategy.figures()))
         self.sums, self.since, self.said = {}, now, step

@@ -206,7 +206,7 @@ def _train(site: SiteTraining, strategy: Strategy, feed: Feed, saver: Saver, rem
     Raises Stopped.
     """
     steps = remaining.stop
-    progress = Progress(site, remaining.start, saver.solver_steps if site.until == "solver" else steps)
+    progress = Progress(site, strategy, remaining.start, saver.solver_steps if site.until == "solver" else steps)
     for step in remaining:
         position = Position(step, steps, saver.solver_steps)
         with _watched(site, position, strategy.work(position)):

@@ -167,6 +167,10 @@ class Strategy(ABC):
     def step(self, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         """Learn from one batch of this process's images (N, C, R, R) and class ids (N, R, R) or (N,); return the losses."""
 
+    def figures(self) -> dict[str, float]:
+        """Return what people watch beside the losses, by name: nothing that the training would depend on."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """Everything but tensors that a restart must restore, as values that JSON can hold."""
         return {}

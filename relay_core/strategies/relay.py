@@ -376,6 +376,11 @@ class RelayStrategy(Strategy):
         """The image generator as it would be handed over: its average (EMA) where there is one."""
         return self._replayer("new").image
 
+    def figures(self) -> dict[str, float]:
+        """Return the stage (1 to 3) and, where the game is played, the share of each discriminator's images that is augmented."""
+        played = self.gan.pairs if self.plays else []
+        return {"stage": self.stage, **{f"ada_{pair.kind}": round(pair.ada.p, 4) for pair in played}}
+
     @torch.no_grad()
     def samples(self, per_site: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Draw pictures of each site so far from the generators as they would be handed over; no random state changes."""

@@ -37,6 +37,8 @@ class ProcessOutput:
         self._metrics: dict[tuple[str, str, int], float] = {}
         self._progress: dict[str, Any] | None = None
         self._log_lines = 0
+        self.pictures: list[str] = []
+        """Paths below `folder` of the pictures that the process has said it drew, and that nobody has taken from here."""
         self.alive = time.monotonic()
         """Monotonic time in seconds of the last job event, which shows that the process makes progress."""
         self.training = False
@@ -71,10 +73,12 @@ class ProcessOutput:
         self.training = data["event"] == "started" or (self.training and data["event"] != "finished")
         if data["event"] == "step":
             self._progress = {key: data.get(key) for key in ("site", "step", "steps", "images_per_second", "eta_seconds")}
-            self._add(data, {**data["losses"], "images_per_second": data["images_per_second"]})
+            self._add(data, {**data["losses"], **data.get("figures", {}), "images_per_second": data["images_per_second"]})
         elif data["event"] == "scores":
             scores = {f"{data['test_site']}/{name}": value for name, value in data["scores"].items()}
             self._add(data, scores)
+        elif data["event"] == "samples":
+            self.pictures.append(str(data["path"]))
         elif data["event"] == "progress":
             self._progress = {"step": data.get("done"), "steps": data.get("total")}
 

@@ -52,12 +52,25 @@ def store_results(store: ArtifactStore, work: PreparedJob) -> _Stored:
             "checkpoint_invalid", f"{work.sites} sites were trained, and {len(new_checkpoints)} left a {wanted} checkpoint"
         )
     unpublished_folders = [*inputs, work.folder / PREDICTIONS / STAGED]
-    stored = _Stored([(c, *store.put_file(c.path)) for c in new_checkpoints], {})
-    for path in sorted(work.folder.rglob("*")):
-        if path.suffix in MEDIA_TYPES and path.is_file() and path.parent not in unpublished_folders and path.name != NOTE:
-            relative_path = path.relative_to(work.folder).as_posix()
-            stored.files[relative_path] = (*store.put_file(path), MEDIA_TYPES[path.suffix])
-    return stored
+    checkpoints = [(c, *store.put_file(c.path)) for c in new_checkpoints]
+    published = [p for p in sorted(work.folder.rglob("*")) if p.parent not in unpublished_folders and p.name != NOTE]
+    return _Stored(checkpoints, store_files(store, work.folder, published))
+
+
+def store_files(store: ArtifactStore, folder: Path, paths: list[Path]) -> dict[str, tuple[str, int, str]]:
+    """Put those of the files `paths` that have a media type into the store; return what `_Stored.files` has of them."""
+    return {
+        path.relative_to(folder).as_posix(): (*store.put_file(path), MEDIA_TYPES[path.suffix])
+        for path in paths
+        if path.suffix in MEDIA_TYPES and path.is_file()
+    }
+
+
+def attach_files(session: Session, job_id: str, files: dict[str, tuple[str, int, str]]) -> list[str]:
+    """Attach stored files to their job; return the names that they have there."""
+    for name, file in files.items():
+        artifacts.attach(session, job_id, name.replace("/", "."), *file)
+    return [name.replace("/", ".") for name in files]
 
 
 def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +86,7 @@ def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str
     if job.kind in _PUBLISHERS:
         return _PUBLISHERS[job.kind](session, job, stored, last)
     checkpoint_ids = _publish_checkpoints(session, work, stored)
-    result: dict[str, Any] = {"checkpoints": checkpoint_ids, "files": []}
+    result: dict[str, Any] = {"checkpoints": checkpoint_ids}
     matrices = {
         Path(name).stem: json.loads((work.folder / name).read_text())
         for name in stored.files
@@ -88,10 +101,8 @@ def publish(session: Session, work: PreparedJob, stored: _Stored, last: dict[str
         for name, (digest, size, media_type) in stored.files.items():
             if name.startswith("evaluation/"):
                 artifacts.attach(session, row.id, name.removeprefix("evaluation/"), digest, size, media_type)
-    for name, (digest, size, media_type) in stored.files.items():
-        if not name.startswith("evaluation/"):
-            result["files"].append(name.replace("/", "."))
-            artifacts.attach(session, job.id, name.replace("/", "."), digest, size, media_type)
+    others = {name: file for name, file in stored.files.items() if not name.startswith("evaluation/")}
+    result["files"] = attach_files(session, job.id, others)
     if job.kind == "privacy_audit":
         summary = last["audit"]
         artifacts.attach(session, str(job.checkpoint_id), AUDIT, *stored.files[AUDIT])

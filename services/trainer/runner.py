@@ -160,7 +160,7 @@ class Runner:
         heart.guard(child)
         output = ProcessOutput(self.database, claim, folder, self.settings.data_folder, prepared.names)
         try:
-            cause = self._watch(child, output, heart)
+            cause = self._watch(child, output, prepared, heart)
         finally:
             child.close()  # whatever happened, no process of the job stays
         self._wait_out(heart, output.flush)  # the last events and metrics too
@@ -190,7 +190,7 @@ class Runner:
     def _prepare(self, heart: Heartbeat, folder: Path) -> work.PreparedJob:
         return self._wait_out(heart, lambda: work.prepare(self.database, self.store, self.settings, heart.claim, folder))
 
-    def _watch(self, child: TrainingProcess, output: ProcessOutput, heart: Heartbeat) -> str:
+    def _watch(self, child: TrainingProcess, output: ProcessOutput, prepared: work.PreparedJob, heart: Heartbeat) -> str:
         """Follow the process to its end; return why it was stopped: `cancelled`, `leaving`, `hung`, `away` or ""."""
         cause, deadline, flushed = "", float("inf"), time.monotonic()
         while not child.ended:
@@ -201,6 +201,7 @@ class Runner:
                 raise LeaseLost(heart.claim)
             if now - flushed >= FLUSH:
                 self._flush(output)
+                self._show(prepared, output)
                 flushed = now
             if not cause:
                 cause = self._cause_to_stop(output, heart)
@@ -219,6 +220,19 @@ class Runner:
             output.flush()
         except AWAY as error:
             log.warning("%s: its events wait for the database: %s", output.claim.job_id, type(error).__name__)
+
+    def _show(self, prepared: work.PreparedJob, output: ProcessOutput) -> None:
+        """Publish the pictures that a training has drawn so far; one that cannot be now comes with the job's results."""
+        names, output.pictures = output.pictures, []
+        if not names or prepared.job.kind != "train":
+            return
+        try:
+            stored = results.store_files(self.store, prepared.folder, [prepared.folder / name for name in names])
+            with self.database.write() as session:
+                leases.held(session, output.claim)
+                results.attach_files(session, prepared.job.id, stored)
+        except (*AWAY, OSError, Refusal) as error:
+            log.warning("%s: its pictures wait for its end: %s", output.claim.job_id, type(error).__name__)
 
     def _cause_to_stop(self, output: ProcessOutput, heart: Heartbeat) -> str:
         if heart.cancelled.is_set():

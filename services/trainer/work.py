@@ -68,6 +68,8 @@ class PreparedJob:
     """Text that the job's messages may contain -> text that people read instead."""
 
 
+GRIDS = 10
+"""How many grids of samples a site's training leaves on its way, where the run file does not say how often."""
 CORE_VARIABLES = ("RELAY_OPS", "RELAY_PLUGINS", "RELAY_PRETRAINED")
 """Variables of the core that a job keeps: the ops to use, modules that a run file may name, folder of ImageNet weights."""
 
@@ -172,7 +174,7 @@ def _train(session: Session, settings: Settings, claim: Claim, work: PreparedJob
             _place(work, work.base, folder_names)
             _place_history(session, work, work.base, folder_names)
     options = ["--site", str(site)] if site is not None else []
-    options += ["--until", job.params.get("until", "end")]
+    options += ["--until", job.params.get("until", "end"), "--grids", str(GRIDS)]
     work.command = _core_command(claim, "train", str(run_path), *options, "--out", str(folder), "--resume")
 
 

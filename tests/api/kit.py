@@ -296,7 +296,7 @@ def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 @contextmanager
 def running(folder: Path, database_url: str | None, **more: str) -> Iterator[Site]:
     """A site with `python -m services.api` serving it."""
-    port = free_port()
+    port = more.pop("RELAY_PORT", None) or free_port()
     variables = {
         "RELAY_HOME": str(folder), "RELAY_PORT": str(port), "RELAY_SECRET_KEY": secrets.token_hex(32),
         "RELAY_DATABASE_PASSWORD": secrets.token_hex(16), "RELAY_MIN_FREE_MIB": "1", **more,

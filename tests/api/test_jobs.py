@@ -34,6 +34,14 @@ def test_a_training_is_accepted_and_done(site):
     assert len(site.audited("job.submit", job["id"])) == 1
 
 
+def test_jobs_of_one_checkpoint_are_found(site):
+    checkpoints = [site.checkpoint(site.run()) for _ in range(2)]
+    ids = [site.submit({"kind": "samples", "checkpoint_id": row.id})["id"] for row in checkpoints]
+    for row, job_id in zip(checkpoints, ids, strict=True):
+        found = ok(site.viewer.get("/api/v1/jobs", params={"checkpoint_id": row.id}))["items"]
+        assert [job["id"] for job in found] == [job_id]
+
+
 def test_more_gpus_than_any_worker_has_are_refused(site):
     run = site.run()
     body = {"kind": "train", "run_id": run["id"], "site": 1}

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from relay_core import events
 from relay_core.engine import RelayRun
@@ -264,6 +265,38 @@ def test_scores_and_samples_on_the_way_change_nothing(toy):
     assert (toy.folder / "watched/task_1/samples-00000003.png").is_file()
     play(toy, toy.run(sites=1), "alone")()
     assert same_tensors(toy.folder / "watched/task_1", toy.folder / "alone/task_1")
+
+
+def test_grids_on_the_way_hold_generated_images_against_the_sites_own(toy):
+    seen = []
+    model = {"kwargs": {"gan_at_last_site": True}}
+    play(toy, toy.run(model=model), "grids", grids=2, emit=seen.append)()
+    drawn = [(e.site, e.step) for e in seen if isinstance(e, events.Samples) and "samples-" in e.path]
+    assert drawn == [("Domain1", 3), ("Domain1", 6), ("Domain2", 3), ("Domain2", 6)]
+    heights = []
+    for site in (1, 2):
+        with Image.open(toy.folder / f"grids/task_{site}/samples-00000006.png") as picture:
+            heights.append(picture.height)
+    assert 1.4 < heights[1] / heights[0] < 1.6  # two sites' and the own images, after one site's and the own
+    play(toy, toy.run(model=model, train={"sample_every_n_steps": 6}), "file", grids=2)()  # the run file goes before
+    assert [path.name for path in (toy.folder / "file/task_1").glob("samples-*")] == ["samples-00000006.png"]
+    assert same_tensors(toy.folder / "grids/task_1", toy.folder / "file/task_1")
+
+
+def test_a_step_says_the_stage_and_how_often_images_are_augmented(toy):
+    seen = []
+    play(toy, toy.run(model={"kwargs": {"num_stages": 2}}), emit=seen.append)()
+    steps = {
+        site: [e.figures for e in seen if isinstance(e, events.Step) and e.site == site] for site in ("Domain1", "Domain2")
+    }
+    assert [figures["stage"] for figures in steps["Domain1"]] == [1] * 6
+    assert [figures["stage"] for figures in steps["Domain2"]] == [1, 1, 1, 2, 2, 2]
+    assert all(0 <= figures["ada_img"] <= 1 and 0 <= figures["ada_label"] <= 1 for figures in steps["Domain1"])
+    assert "ada_img" not in steps["Domain2"][0]  # at a file's last site the game is not played
+    step = next(e for e in seen if isinstance(e, events.Step))
+    assert events.from_json(step.to_json()) == step
+    older = {key: value for key, value in step.to_json().items() if key != "figures"}
+    assert events.from_json(older).figures == {}
 
 
 @pytest.mark.parametrize("strategy", ["ewc", "baseline"])

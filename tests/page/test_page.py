@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from playwright.sync_api import Browser, expect
 from sqlalchemy import update
 
 from services.site import auth, sessions
 from services.site.db import BrowserSession, Dataset
+from services.trainer.process_output import ProcessOutput
 from tests.api.kit import Site, ok, run_text, running
 from tests.page.kit import Visitor, expected, visiting
 
@@ -225,6 +228,53 @@ def test_a_training_is_watched_through_a_broken_connection(admin: Visitor, seede
     admin.press("Stop")
     admin.press("Stop", admin.page.locator("dialog"))
     expect(admin.page.locator("main h1")).to_contain_text("cancelled")
+
+
+def test_a_training_shows_its_stage_and_its_pictures_while_it_runs(admin: Visitor, seeded: Seeded) -> None:
+    site = seeded.site
+    job = site.submit({"kind": "train", "run_id": site.run()["id"]})
+    claim = site.claim(job["id"])
+
+    def step(number: int, stage: int) -> dict[str, Any]:
+        figures = {"stage": stage, "ada_img": number / 100, "ada_label": 0.0}
+        return {"event": "step", "site": "R", "step": number, "steps": 100, "losses": {"solver": 1 / number},
+                "figures": figures, "images_per_second": 10.0, "eta_seconds": 9}  # fmt: skip
+
+    def say(*events: dict[str, Any]) -> None:
+        output = ProcessOutput(site.database, claim, Path("/work"), Path("/data"))
+        for event in events:
+            output.line("out", json.dumps(event))
+        output.flush()
+
+    def draw(number: int) -> None:
+        name = f"task_1.samples-{number:08d}.png"
+        picture = io.BytesIO()
+        Image.new("RGB", (number, 8)).save(picture, format="PNG")
+        site.attach(job["id"], name, picture.getvalue(), "image/png")
+        say({"event": "samples", "site": "R", "step": number, "path": name.replace(".", "/", 1)})
+
+    admin.go(f"/jobs/{job['id']}")
+    say(*(step(number, 1) for number in (10, 20)))
+    draw(20)
+    pictures = admin.card("Pictures")
+    expect(pictures).to_contain_text("What the generators draw at step 20")
+    say(*(step(number, 2) for number in (30, 40)))
+    chart = admin.page.get_by_role("figure", name="Losses of the solver")
+    expect(chart).to_contain_text("step 30: stage 2 of R")
+    expect(admin.page.get_by_role("figure", name="Share of images augmented")).to_contain_text("ada_img (R) 0.400")
+    draw(40)
+    expect(pictures).to_contain_text("at step 40")  # whoever has not moved the slider sees the newest
+    slider = pictures.get_by_role("slider")
+    slider.press("ArrowLeft")
+    expect(pictures).to_contain_text("at step 20")
+    draw(60)
+    expect(slider).to_have_attribute("max", "2")
+    expect(pictures).to_contain_text("at step 20")
+    assert pictures.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 20
+    admin.go("/")
+    expect(admin.page.get_by_role("figure", name="Loss of the solver, live")).to_contain_text("R 0.025")
+    site.finish(claim, "failed", error={"code": "out_of_memory", "message": "over"})
+    expect(admin.page.get_by_role("figure", name="Loss of the solver, live")).to_have_count(0)
 
 
 def test_a_tampered_bundle_says_what_is_wrong_with_it(admin: Visitor, seeded: Seeded) -> None:

@@ -76,6 +76,25 @@ def test_a_training_publishes_checkpoints_scores_and_series(small_site: SiteKit,
     assert not (small_site.settings.work_folder / job_id).exists()
 
 
+def test_pictures_of_a_training_are_there_while_it_runs(small_site: SiteKit, station: WorkerLoop, toy: Toy) -> None:
+    job_id = small_site.submit_train(small_site.add_run(toy.write(train={"num_mimgs": 4e-4, "log_every_n_steps": 1})))
+    at_work = threading.Thread(target=station.work_once)
+    at_work.start()
+    seen: dict[str, set[str]] = {}
+    while at_work.is_alive():
+        with small_site.database.read() as session:
+            seen[session.get_one(Job, job_id).state] = set(attached(session, job_id))
+        time.sleep(0.1)
+    at_work.join()
+    early = {name for name in seen["running"] if name.startswith("task_1.samples-")}
+    assert len(early) == 10
+    with small_site.database.read() as session:
+        files = attached(session, job_id)
+        assert {"stage", "ada_img"} <= set(session.scalars(select(Metric.name).where(Metric.job_id == job_id)))
+    assert early <= set(files)
+    assert b"".join(small_site.store.read(files[min(early)].digest)).startswith(b"\x89PNG")
+
+
 def test_the_second_site_starts_from_the_first_ones_checkpoint(
     small_site: SiteKit, station: WorkerLoop, toy_run: Path
 ) -> None:

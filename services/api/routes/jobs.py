@@ -99,9 +99,12 @@ def list_jobs(
     state: Annotated[jobs.State | schemas.Absent, Query()] = None,
     kind: Annotated[jobs.Kind | schemas.Absent, Query()] = None,
     run_id: Annotated[schemas.RunId | schemas.Absent, Query()] = None,
+    checkpoint_id: Annotated[
+        schemas.CheckpointId | schemas.Absent, Query(description="Those that start from this checkpoint, or work on it.")
+    ] = None,
 ) -> schemas.Page[schemas.Job]:
     """Jobs, newest first."""
-    filters = {"state": state, "kind": kind, "run_id": run_id}
+    filters = {"state": state, "kind": kind, "run_id": run_id, "checkpoint_id": checkpoint_id}
     with site.database.read() as session:
         rows, cursor = pages.read(session, site.settings.key, Job, paging, filters, [Job.id])
     return schemas.Page(items=[schemas.Job.model_validate(row) for row in rows], next_cursor=cursor)

@@ -27,7 +27,8 @@ function loadLibrary() {
  * Draw a chart that can be given new lines.
  * @param {string} title What it shows.
  * @param {object} options `x`: what the steps count; `digits` of the values.
- * @returns {{element: Node, draw: (lines: Array<{label: string, steps: number[], values: number[]}>) => Promise}}
+ * @returns {{element: Node, draw: (lines: Array<{label: string, steps: number[], values: number[]}>, marks?: Array<{step: number, label: string}>) => Promise}}
+ *   `marks` are steps at which something changes: upright lines, and words beneath.
  */
 export function chart(title, { x = t("step"), digits = 3 } = {}) {
   const area = h("div");
@@ -37,9 +38,11 @@ export function chart(title, { x = t("step"), digits = 3 } = {}) {
   let plot = null;
   let shown = "";
   let lines = [];
+  let marks = [];
 
-  async function draw(given) {
+  async function draw(given, marked = []) {
     lines = given;
+    marks = marked;
     const Plot = await loadLibrary();
     fill(details, h("summary", t("As a table")), values(title, lines, x, digits));
     if (!Plot) return void (details.open = true);
@@ -64,7 +67,7 @@ export function chart(title, { x = t("step"), digits = 3 } = {}) {
         label: line.label, stroke: colours[i % colours.length], dash: DASHES[i % DASHES.length], width: 2, spanGaps: true,
         points: { show: line.steps.length < 15 },
       }))],
-      hooks: { setCursor: [(self) => say(self.cursor.idx)] },
+      hooks: { setCursor: [(self) => say(self.cursor.idx)], draw: [(self) => upright(self, marks, ink)] },
     }, data, area);
     say(null);
   }
@@ -78,13 +81,28 @@ export function chart(title, { x = t("step"), digits = 3 } = {}) {
       swatch.style.borderTopStyle = DASHES[i % DASHES.length].length ? "dashed" : "solid";
       const value = index === null || index === undefined ? line.values.at(-1) : data[i + 1][index];
       return h("li", swatch, h("bdi", line.label), " ", h("strong", number(value, digits)));
-    }));
+    }), marks.map((mark) => h("li", "┆ ", x, " ", count(mark.step), ": ", h("bdi", mark.label))));
   }
 
   new ResizeObserver(() => plot?.setSize({ width: Math.max(element.clientWidth, 240), height: 210 })).observe(element);
-  const redraw = () => (element.isConnected ? draw(lines) : dark.removeEventListener("change", redraw));
+  const redraw = () => (element.isConnected ? draw(lines, marks) : dark.removeEventListener("change", redraw));
   dark.addEventListener("change", redraw);
   return { element, draw };
+}
+
+function upright(plot, marks, ink) {
+  const { ctx, bbox } = plot;
+  ctx.save();
+  ctx.strokeStyle = ink;
+  ctx.setLineDash([3, 3]);
+  for (const { step } of marks) {
+    const at = Math.round(plot.valToPos(step, "x", true));
+    ctx.beginPath();
+    ctx.moveTo(at, bbox.top);
+    ctx.lineTo(at, bbox.top + bbox.height);
+    ctx.stroke();
+  }
+  ctx.restore();
 }
 
 /** Put lines of different steps on one axis. */

@@ -1,6 +1,6 @@
 // Where this site is in a run: import, check, train, evaluate, audit, export.
 import { h } from "./dom.js";
-import { get } from "./api.js";
+import { all, get } from "./api.js";
 import { t } from "./text.js";
 import { link } from "./widgets.js";
 
@@ -11,18 +11,15 @@ export async function turnSteps(run) {
   if (!own) return [{ name: t("Choose this site"), done: false, hint: t("Say which of the run's sites this hospital is, or train all of them on this machine."), href: `#/runs/${run.id}` }];
   const before = order[order.indexOf(own) - 1];
   const last = order.at(-1) === own;
-  const [datasets, checkpoints, evaluations, exports, imports, audits] = await Promise.all([
-    get("/api/v1/datasets", { name: own.name }), get("/api/v1/checkpoints", { run_id: run.id, limit: 100 }),
-    get("/api/v1/evaluations", { run_id: run.id, limit: 50 }), get("/api/v1/exports", { run_id: run.id, limit: 50 }),
-    get("/api/v1/imports", { run_id: run.id, limit: 50 }), get("/api/v1/jobs", { run_id: run.id, kind: "privacy_audit", limit: 50 }),
+  const [{ items: [dataset] }, checkpoints, exports, { items: [waits] }] = await Promise.all([
+    get("/api/v1/datasets", { name: own.name }), all("/api/v1/checkpoints", { run_id: run.id }),
+    all("/api/v1/exports", { run_id: run.id }), get("/api/v1/imports", { run_id: run.id, state: "quarantined", limit: 1 }),
   ]);
-  const dataset = datasets.items[0];
-  const trained = checkpoints.items.find((row) => row.task_id === own.task_id && row.finished);
-  const came = before && checkpoints.items.some((row) => row.task_id === before.task_id);
-  const waits = imports.items.find((row) => row.state === "quarantined");
-  const scored = trained && evaluations.items.find((row) => row.checkpoint_id === trained.id);
-  const audited = trained && audits.items.find((job) => job.checkpoint_id === trained.id && job.state === "succeeded");
-  const left = trained && exports.items.find((row) => row.checkpoint_id === trained.id);
+  const trained = checkpoints.find((row) => row.task_id === own.task_id && row.finished);
+  const came = before && checkpoints.some((row) => row.task_id === before.task_id);
+  const left = trained && exports.find((row) => row.checkpoint_id === trained.id);
+  const newest = async (path, query) => trained && (await get(path, { ...query, checkpoint_id: trained.id, limit: 1 })).items[0];
+  const [scored, audited] = await Promise.all([newest("/api/v1/evaluations"), newest("/api/v1/jobs", { kind: "privacy_audit", state: "succeeded" })]);
   const steps = [];
   if (before) steps.push({ name: t("Import"), done: Boolean(came), hint: waits ? t("A bundle waits for your decision.") : t("Bring the bundle of {site}.", { site: before.name }), href: waits ? `#/imports/${waits.id}` : "#/handoff" });
   steps.push({ name: t("Check"), done: Boolean(dataset?.report?.ok), hint: dataset?.report ? t("Some files of {site} cannot be used.", { site: own.name }) : dataset ? t("Let the images of {site} be checked.", { site: own.name }) : t("Register the images of {site} under that name.", { site: own.name }), href: dataset ? `#/data/${dataset.id}` : "#/data" });

@@ -2,16 +2,16 @@
 import { h } from "../lib/dom.js";
 import { get, getWithTag, patch, remove, submit } from "../lib/api.js";
 import { bytes, count, moment, t } from "../lib/text.js";
-import { area, button, card, check, choice, facts, field, form, head, input, kindWords, link, outcomeState, state, table, warning } from "../lib/widgets.js";
+import { area, button, card, check, choice, empty, facts, field, form, head, input, kindWords, link, outcomeState, paged, state, table, warning } from "../lib/widgets.js";
 
 export async function show({ parts: [id], me }) {
   const [row, tag] = await getWithTag(`/api/v1/checkpoints/${id}`);
-  const [run, jobs, evaluations] = await Promise.all([
-    get(`/api/v1/runs/${row.run_id}`), get("/api/v1/jobs", { run_id: row.run_id, limit: 200 }), get("/api/v1/evaluations", { checkpoint_id: id, limit: 20 }),
+  const audited = { checkpoint_id: id, kind: "privacy_audit", state: "succeeded", limit: 1 };
+  const [run, { items: [audit] }, evaluations, jobs] = await Promise.all([
+    get(`/api/v1/runs/${row.run_id}`), get("/api/v1/jobs", audited), get("/api/v1/evaluations", { checkpoint_id: id, limit: 20 }),
+    paged("/api/v1/jobs", { checkpoint_id: id }, jobTable, empty(t("Nothing was done with it yet."))),
   ]);
   const may = me.role !== "viewer";
-  const own = jobs.items.filter((job) => job.checkpoint_id === id);
-  const audits = own.filter((job) => job.kind === "privacy_audit" && job.state === "succeeded");
   const go = (body, path) => async () => (location.hash = `#/jobs/${(await submit(body, path)).id}`);
   const again = () => dispatchEvent(new HashChangeEvent("hashchange"));
   return [
@@ -28,12 +28,15 @@ export async function show({ parts: [id], me }) {
         evaluations.items.length > 0 && h("ul", evaluations.items.map((one) => h("li", link(`#/sites/${one.id}`, moment(one.created_at)))))),
       card(t("Look at the replay"), h("p", t("Pictures that its generators draw of each site so far.")), button(t("Draw pictures"), go({ kind: "samples", checkpoint_id: id, per_site: 8 }))),
       card(t("Privacy audit"), h("p", t("Attack the networks as a receiver could: which images were they trained on, and are any copied?")),
-        audits.length ? h("p", t("The last one"), ": ", link(`#/jobs/${audits[0].id}`, outcomeState(audits[0].result?.outcome))) : null, button(t("Start the audit"), go({ kind: "privacy_audit", checkpoint_id: id }))),
+        audit ? h("p", t("The last one"), ": ", link(`#/jobs/${audit.id}`, outcomeState(audit.result?.outcome))) : null, button(t("Start the audit"), go({ kind: "privacy_audit", checkpoint_id: id }))),
       onnx(id, run, go)),
-    may && row.finished && handOver(id, audits[0]),
-    own.length > 0 && card(t("Jobs with it"), table(t("Jobs with this checkpoint"), [t("Job"), t("State"), t("Since")], own.slice(0, 30).map((job) => [link(`#/jobs/${job.id}`, kindWords()[job.kind] ?? job.kind), state(job.state), moment(job.created_at)]))),
+    may && row.finished && handOver(id, audit),
+    card(t("Jobs with it"), jobs),
   ];
 }
+
+const jobTable = (jobs) => table(t("Jobs with this checkpoint"), [t("Job"), t("State"), t("Since")],
+  jobs.map((job) => [link(`#/jobs/${job.id}`, kindWords()[job.kind] ?? job.kind), state(job.state), moment(job.created_at)]));
 
 function onnx(id, run, go) {
   const name = input({ id: "model-name", value: run.name.toLowerCase().replace(/[^a-z0-9._-]+/g, "-").replace(/^[-._]+/, "").slice(0, 64) });

@@ -24,7 +24,9 @@ export async function show({ parts: [id], me, signal }) {
   const charts = new Map();
   let lines = [];
   let waiting = false;
+  let drawings = 0;
   let filed = null;
+  let shelf = null;
   let stale = true;
 
   // The top is drawn again when something in it changed, so that a button keeps its focus while steps go by.
@@ -54,8 +56,9 @@ export async function show({ parts: [id], me, signal }) {
     if (!stale || !["train", "privacy_audit"].includes(job.kind)) return;
     stale = false;
     const series = await get(`${path}/metrics`, { points: 400 }, { signal });
+    const marks = stages(series);
     const groups = new Map();
-    for (const one of series) {
+    for (const one of series.filter((one) => one.name !== "stage")) {
       const [group, label] = grouped(one);
       if (!groups.has(group)) groups.set(group, []);
       groups.get(group).push({ label, steps: one.steps, values: one.values });
@@ -70,14 +73,18 @@ export async function show({ parts: [id], me, signal }) {
         charts.set(group, chart(group));
         curves.querySelector(".charts").append(charts.get(group).element);
       }
-      await charts.get(group).draw(found);
+      await charts.get(group).draw(found, marks);
     }
   }
 
   async function drawFiles() {
     const found = await get(`${path}/files`).catch((error) => (error.status === 403 ? [] : Promise.reject(error)));
     const images = found.filter((file) => file.media_type === "image/png");
-    fill(pictures, images.length > 0 && card(t("Pictures"), slider(images, path)));
+    if (images.length) {
+      shelf ??= slider(path);
+      shelf.show(images);
+      if (!pictures.firstChild) pictures.append(card(t("Pictures"), shelf.element));
+    }
     fill(files, found.length > 0 && card(t("Files"), table(t("Files that the job left"), [t("Name"), [t("Size"), "number"]],
       found.map((file) => [h("a", { href: `${path}/files/${encodeURIComponent(file.name)}`, download: file.name, dir: "auto" }, file.name), bytes(file.size)]))));
   }
@@ -89,9 +96,10 @@ export async function show({ parts: [id], me, signal }) {
     drawTop();
     await drawCurves();
     const over = TERMINAL.includes(job.state);
-    if (over && filed !== job.attempt) {
-      filed = job.attempt;
+    const wanted = `${job.attempt} ${over} ${drawings}`;
+    if ((over || drawings) && filed !== wanted) {
       await drawFiles();
+      filed = wanted;
     }
     return !over;
   }
@@ -104,6 +112,7 @@ export async function show({ parts: [id], me, signal }) {
       return;
     }
     if (event.event === "scores") stale = true;
+    if (event.event === "samples") drawings += 1;
     const words = event.event === "log" ? event.line : said(event);
     lines.push(words);
     if (!waiting) requestAnimationFrame(drawLog); // a thousand lines at once are drawn once
@@ -132,7 +141,8 @@ export async function show({ parts: [id], me, signal }) {
 function grouped({ site, name }) {
   const [group, ...rest] = name.split("/");
   if (rest.length) return [rest.join("/"), t("{test}, after {site}", { test: group, site })];
-  if (/^(images_per_second|lr|ada)/.test(name)) return [name, site || name];
+  if (name === "images_per_second") return [t("Images per second"), site || name];
+  if (name.startsWith("ada_")) return [t("Share of images augmented for the discriminators"), `${name}${site ? ` (${site})` : ""}`];
   return [/^(D|G|r1|pl|adv)_?/.test(name) ? t("Adversarial losses") : t("Losses of the solver"), `${name}${site ? ` (${site})` : ""}`];
 }
 
@@ -149,20 +159,46 @@ function outcome(job) {
   ];
 }
 
-/** Pictures, newest last; a slider goes through those of a training. */
-function slider(images, path) {
+/** Where a training enters another stage of the relay. */
+const stages = (series) => series.filter((one) => one.name === "stage").flatMap(({ site, steps, values }) =>
+  values.flatMap((value, i) => (i && value !== values[i - 1] ? [{ step: steps[i], label: t("stage {n} of {site}", { n: value, site }) }] : [])));
+
+/** What a picture shows, by its name. */
+function caption(name) {
+  const [, step] = name.match(/samples-0*(\d+)\.png$/) ?? [];
+  if (step) return [t("What the generators draw at step {n}, and this site's own images", { n: count(Number(step)) }), name];
+  if (name.endsWith("samples.png")) return [t("What the generators draw of each site"), name];
+  if (name.endsWith("predictions.png")) return [t("Test images: image, label, prediction"), name];
+  return [name, ""];
+}
+
+/** Pictures of a job, which may become more; a slider goes through them, and stays at the newest until somebody moves it. */
+function slider(path) {
+  let images = [];
   const picture = h("img.wide", { alt: "" });
   const whole = h("a", { target: "_blank" }, picture);
   const name = h("figcaption");
   const choose = (i) => {
     picture.src = `${path}/files/${encodeURIComponent(images[i].name)}`;
-    picture.alt = images[i].name;
+    const [words, file] = caption(images[i].name);
+    picture.alt = words;
     whole.href = picture.src;
-    name.textContent = images[i].name;
+    range.setAttribute("aria-valuetext", words);
+    fill(name, words, file && h("span.note", ` ${file}`));
   };
-  const range = h("input", { type: "range", min: 0, max: images.length - 1, value: images.length - 1, "aria-label": t("Which picture"), oninput: () => choose(Number(range.value)) });
-  choose(images.length - 1);
-  return h("figure", whole, name, images.length > 1 && range);
+  const range = h("input", { type: "range", min: 0, max: 0, value: 0, "aria-label": t("Which picture"), oninput: () => choose(Number(range.value)) });
+  return {
+    element: h("figure", whole, name, range),
+    show(found) {
+      const newest = Number(range.value) === Math.max(0, images.length - 1);
+      const seen = images[Number(range.value)]?.name;
+      images = found;
+      range.max = images.length - 1;
+      range.hidden = images.length < 2;
+      range.value = newest ? images.length - 1 : images.findIndex((image) => image.name === seen);
+      choose(Number(range.value));
+    },
+  };
 }
 
 function said(event) {

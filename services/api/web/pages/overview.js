@@ -4,18 +4,41 @@ import { all, get } from "../lib/api.js";
 import { bytes, count, moment, t } from "../lib/text.js";
 import { card, empty, facts, head, kindWords, link, progress, state, table } from "../lib/widgets.js";
 import { every } from "../lib/live.js";
+import { chart } from "../lib/chart.js";
 import { turnSteps, stepper } from "../lib/steps.js";
 
 export async function show({ signal }) {
   const now = h("div");
+  const losses = h("div");
   const steps = h("div");
   const health = h("div.cards");
   await Promise.all([
     every(4, async () => fill(now, await running(signal)), signal),
+    every(4, lossesOf(losses, signal), signal),
     every(20, async () => fill(steps, await turns()), signal),
     every(10, async () => fill(health, await state_of_site(signal)), signal),
   ]);
-  return [head(t("Overview")), steps, now, health];
+  return [head(t("Overview")), steps, now, losses, health];
+}
+
+/** Returns what draws the losses of the training that runs, and takes them away when none does. */
+function lossesOf(box, signal) {
+  let shown = null;
+  let curve = null;
+  return async () => {
+    const { items: [job] } = await get("/api/v1/jobs", { state: "running", kind: "train", limit: 1 }, { signal });
+    const series = job ? await get(`/api/v1/jobs/${job.id}/metrics`, { name: "solver", points: 200 }, { signal }) : [];
+    if (!series.length) {
+      shown = null;
+      return void fill(box);
+    }
+    if (shown !== job.id) {
+      shown = job.id;
+      curve = chart(t("Loss of the solver, live"));
+      fill(box, card(null, curve.element, h("p.about", link(`#/jobs/${job.id}`, t("All curves, pictures and the log")))));
+    }
+    await curve.draw(series.map((one) => ({ label: one.site || one.name, steps: one.steps, values: one.values })));
+  };
 }
 
 async function running(signal) {

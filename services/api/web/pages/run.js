@@ -2,14 +2,14 @@
 import { h } from "../lib/dom.js";
 import { all, get, getText, getWithTag, patch, submit } from "../lib/api.js";
 import { bytes, count, moment, t } from "../lib/text.js";
-import { button, card, choice, empty, facts, field, form, head, kindWords, link, save, state, table } from "../lib/widgets.js";
+import { button, card, choice, empty, facts, field, form, head, kindWords, link, paged, save, state, table } from "../lib/widgets.js";
 import { turnSteps, stepper } from "../lib/steps.js";
 
 export async function show({ parts: [id], me }) {
   const [run, tag] = await getWithTag(`/api/v1/runs/${id}`);
   const may = me.role !== "viewer";
   const [checkpoints, jobs, datasets, steps] = await Promise.all([
-    all("/api/v1/checkpoints", { run_id: id }, 200), get("/api/v1/jobs", { run_id: id, limit: 20 }), all("/api/v1/datasets"), turnSteps(run),
+    all("/api/v1/checkpoints", { run_id: id }), paged("/api/v1/jobs", { run_id: id }, jobTable, empty(t("There was no job of this run yet."))), all("/api/v1/datasets"), turnSteps(run),
   ]);
   const file = button(t("Download the run file"), async () => save(`${run.name}.yaml`, await getText(`/api/v1/runs/${id}/file`), "application/yaml"));
   return [
@@ -26,10 +26,12 @@ export async function show({ parts: [id], me }) {
         link(`#/checkpoints/${row.id}`, `${row.site}, ${t("step {n}", { n: count(row.step) })}`), h("bdi", row.site), count(row.step),
         [row.finished ? t("finished") : t("the solver is ready"), row.pinned && ` 📌 ${t("pinned")}`], bytes(row.size), moment(row.created_at)]))
       : empty(t("No training of this run has left a checkpoint here yet."))),
-    jobs.items.length > 0 && card(t("Jobs"), table(t("Jobs of the run"), [t("Job"), t("State"), t("By"), t("Since")],
-      jobs.items.map((job) => [link(`#/jobs/${job.id}`, kindWords()[job.kind] ?? job.kind), state(job.state), h("bdi", job.created_by), moment(job.created_at)]))),
+    card(t("Jobs"), jobs),
   ];
 }
+
+const jobTable = (jobs) => table(t("Jobs of the run"), [t("Job"), t("State"), t("By"), t("Since")],
+  jobs.map((job) => [link(`#/jobs/${job.id}`, kindWords()[job.kind] ?? job.kind), state(job.state), h("bdi", job.created_by), moment(job.created_at)]));
 
 function dataset(datasets, site) {
   const found = datasets.find((set) => set.name === site.name);
