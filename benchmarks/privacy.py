@@ -22,7 +22,7 @@ from relay_core.bundle import Policy, judge
 from relay_core.config import RunFile, load_run
 from relay_core.data import SiteData, load_site, make_phantoms
 from relay_core.engine import Checkpoint, RelayRun, checkpoint
-from relay_core.privacy import Audit, Groups, attacks, copying, judged, pixel_distances
+from relay_core.privacy import Audit, Groups, attacks, copying, judged, map_distances, pixel_distances
 
 CPU = torch.device("cpu")
 SHOWN = ("solver", "D_img", "D_label", "inversion", "nearest_label_maps")
@@ -99,10 +99,10 @@ def _false_alarms(folder: Path, args: argparse.Namespace, record: Record, source
     make_phantoms(data, 1, train=count, test=1, size=32, seed=7)
     settings = _run(data, args, min(args.steps)).site(1)
     unseen = load_site("fundus", settings.data, folder=data / "Domain1", split="train", resolution=args.side)
-    own, images, generated = _scores(source, unseen, args)
-    reference, _, _ = _scores(_trained(folder / "third", args, record, max(args.images), min(args.steps), 98), unseen, args)
-    distances, between = (pixel_distances(each, images, _tick) for each in (generated, images))
-    own["nearest"] = -distances.min(dim=0).values.double().numpy()
+    third = _trained(folder / "third", args, record, max(args.images), min(args.steps), 98)
+    own, images, distances = _scores(source, unseen, args)
+    reference = _scores(third, unseen, args)[0]
+    between = pixel_distances(images, images, _tick)
     outcomes, found = [], []
     for split in range(args.splits):
         order = np.random.default_rng(split).permutation(count)
@@ -130,15 +130,19 @@ def _tick() -> None:
 
 
 def _scores(source: Checkpoint, data: SiteData, args: argparse.Namespace) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """The scores of a checkpoint for images that it never saw, these at the generators' size, and what it generates."""
+    """The scores of a checkpoint for images that it never saw, these at the generators' size, and how near it draws them."""
     images, labels = data.unit_batch(range(len(data)))
     target = attacks.Target.of(source, CPU, "Domain1")
     images, maps = attacks.of_game(target, images * 2 - 1, labels)
     scores = {"solver": attacks.solver_scores(target, images, labels, _tick)}
     scores |= attacks.discriminator_scores(target, images, maps, _tick)
     scores["inversion"] = attacks.inversion_scores(target, images, maps, _tick)
-    plain = {name: values.double().numpy() for name, values in scores.items()}
-    return plain, images, attacks.drawn(target, args.samples, _tick)[0]
+    generated, drawn_maps = attacks.drawn(target, args.samples, _tick)
+    distances = pixel_distances(generated, images, _tick)
+    classes = target.strategy.settings.data.num_classes
+    scores["nearest_pixels"] = -distances.min(dim=0).values
+    scores["nearest_label_maps"] = -map_distances(drawn_maps, maps, classes).min(dim=0).values
+    return {name: values.double().numpy() for name, values in scores.items()}, images, distances
 
 
 main = script(

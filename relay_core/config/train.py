@@ -109,7 +109,7 @@ class TrainSettings(Settings):
     log_every_n_steps: int = Field(default=20, ge=1)
     """Steps between two events of losses."""
     sample_every_n_steps: int | None = Field(default=None, ge=1)
-    """Steps between two grids of generated samples; none: at the end only."""
+    """Steps between two grids of generated samples beside the site's own; none: at the end only, or as `--grids` says."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Seconds between two checkpoints: the most that a crash can cost."""
     sync_batchnorm: bool = False

@@ -377,7 +377,7 @@ class RelayStrategy(Strategy):
         return self._replayer("new").image
 
     def figures(self) -> dict[str, float]:
-        """Return the stage (1 to 3) and, where the game is played, the share of each discriminator's images that is augmented."""
+        """Return the stage (1 to 3) and, in the game, the share of each discriminator's images that is augmented."""
         played = self.gan.pairs if self.plays else []
         return {"stage": self.stage, **{f"ada_{pair.kind}": round(pair.ada.p, 4) for pair in played}}
 
