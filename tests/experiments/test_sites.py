@@ -13,7 +13,7 @@ from relay_core.cli import main
 from relay_core.engine import RelayRun
 from relay_core.engine.checkpoint import find
 from relay_core.errors import DataError
-from relay_core.experiments import compare_sites, sites_text
+from relay_core.experiments import compare_sites, sites, sites_text
 from relay_core.experiments.sites import compared
 from tests.conftest import Toy
 
@@ -78,9 +78,12 @@ def test_a_brighter_site_is_told_apart_and_an_equal_one_is_not(lookalikes, first
     assert heads == {6, 8}, "four groups; six pairs, each with images that are here"
 
 
-def test_the_replay_is_not_its_own_nearest(lookalikes, first):
-    found = compare_sites(first, lookalikes.run(sites=1), lookalikes.data, 20, CPU)
-    assert statistic(found, "network_distance")["groups"][0]["median"] > 0
+def test_an_image_of_the_replay_is_not_its_own_neighbour(monkeypatch):
+    monkeypatch.setattr(sites, "NEIGHBOURS", 1)
+    replay, other, here = (torch.tensor(values)[:, None] for values in ([0.0, 1, 3], [30.0, 34], [3.0, 10]))
+    found = sites._distances([replay, other, here], 2)
+    assert [group.tolist() for group in found] == [[1, 1, 2], [4, 4], [0, 7]]
+    assert sites._distances([here], 0) == []
 
 
 def test_a_single_image_tells_nothing_of_itself(lookalikes, first):
