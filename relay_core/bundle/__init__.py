@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from relay_core.bundle.signed_report import SignedReport, read_report, sign_report
     from relay_core.bundle.statements import read_statement, sign_statement
     from relay_core.bundle.trust import Card, Roster
-    from relay_core.bundle.values import day, is_count, is_name, spoken_fingerprint
+    from relay_core.bundle.values import MIN_COUNT, day, is_count, is_name, spoken_fingerprint
     from relay_core.bundle.weights import check_networks
     from relay_core.bundle.writer import Provenance, export_bundle
 else:
@@ -69,7 +69,7 @@ else:
             "signed_report": ["SignedReport", "read_report", "sign_report"],
             "statements": ["read_statement", "sign_statement"],
             "trust": ["Card", "Roster"],
-            "values": ["day", "is_count", "is_name", "spoken_fingerprint"],
+            "values": ["MIN_COUNT", "day", "is_count", "is_name", "spoken_fingerprint"],
             "weights": ["check_networks"],
             "writer": ["Provenance", "export_bundle"],
         },

@@ -404,6 +404,32 @@ def generated(
 
 
 @app.command()
+def compare_sites(
+    checkpoint: CheckpointArgument,
+    run: Annotated[str, typer.Option(help="Run file or recipe that names the sites' images.")],
+    data_root: DataRootOption = None,
+    count: Annotated[int, typer.Option(min=5, help="Most images of a site, real and generated.")] = 300,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write: histograms, medians, distances.")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare this site's images with those of the sites before: brightness, colour, sharpness, sizes, as distributions."""
+    from relay_core.config import load_run
+    from relay_core.engine import choose_device
+    from relay_core.experiments import compare_sites as compare
+    from relay_core.experiments import sites_text
+    from relay_core.files import write_atomically
+
+    found = compare(_checkpoint(checkpoint), load_run(run), data_root, count, choose_device(device))
+    if out is not None:
+        write_atomically(out, json.dumps(found).encode())
+    if as_json:
+        print(json.dumps(found if out is None else {"path": str(out)}))
+    else:
+        print(sites_text(found) + (f"\nwrote {out}" if out is not None else ""))
+
+
+@app.command()
 def inspect(checkpoint: CheckpointArgument, as_json: JsonOption = False) -> None:
     """Verify a checkpoint and say what is in it."""
     from relay_core.cli.describe import describe, description_text

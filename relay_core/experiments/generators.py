@@ -53,7 +53,7 @@ def score_generators(
             continue
         drawn, side = resize_images(images, solver_side), images.shape[-1]
         data = real_sets[name]
-        real, real_maps = _real(data, count)
+        real, real_maps = real_images(data, count)
         real = resize_images(resize_images(real, side), solver_side)
         scores[name] = generator_scores(real, drawn, network)
         if maps.ndim > 1:
@@ -90,7 +90,7 @@ def with_nearest(
         result.append(row)
         if name not in real_sets:
             continue
-        real, labels = _real(real_sets[name], len(real_sets[name]))
+        real, labels = real_images(real_sets[name], len(real_sets[name]))
         side = images.shape[-1]
         if labels.ndim > 1:
             labels = scored_as(settings.data.num_classes, settings.data.groups, ())[labels]
@@ -115,7 +115,7 @@ def _answers(solver: nn.Module, images: Tensor, out_range: tuple[float, float]) 
     return torch.cat([solver(part.to(first.device, first.dtype)).argmax(dim=1).cpu() for part in batches])
 
 
-def _real(data: SiteData, count: int) -> tuple[Tensor, Tensor]:
+def real_images(data: SiteData, count: int) -> tuple[Tensor, Tensor]:
     """Return at most `count` training images, evenly chosen, with values in [-1, 1], and their labels."""
     number = min(count, len(data))
     images, labels = data.unit_batch([(2 * i + 1) * len(data) // (2 * number) for i in range(number)])

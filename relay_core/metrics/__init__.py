@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from relay_core.metrics.appearance import image_statistics, map_statistics
     from relay_core.metrics.classification import ClassificationScores
     from relay_core.metrics.compare import compare_markdown
     from relay_core.metrics.course import Point, cost_to_quality, last_points
@@ -20,6 +21,7 @@ else:
         __name__,
         [],
         {
+            "appearance": ["image_statistics", "map_statistics"],
             "classification": ["ClassificationScores"],
             "compare": ["compare_markdown"],
             "course": ["Point", "cost_to_quality", "last_points"],

@@ -143,6 +143,25 @@ def samples(session: Session, checkpoint_id: str, *, per_site: int = 8) -> JobPl
     return JobPlan({"per_site": per_site}, 1, checkpoint.run_id, checkpoint.id)
 
 
+def compare_sites(
+    session: Session, checkpoint_id: str, *, datasets: Mapping[int, str] | None = None, images: int = 300
+) -> JobPlan:
+    """Plan the comparison of the images that are registered here with those that a checkpoint's generators draw.
+
+    Raises:
+        Refusal: `not_found` for an unknown checkpoint or data set; `dataset_missing` where no data set of the run is
+            registered, or only one and the run's strategy has no generators, so that there is nothing to compare it with.
+    """
+    plan = evaluate(session, checkpoint_id, datasets=datasets)
+    run = need(session, Run, str(plan.run_id))
+    if len(plan.params["datasets"]) < 2 and not strategy_facts(run.strategy).has_generators:
+        raise Refusal(
+            "dataset_missing",
+            f"nothing to compare: strategy {run.strategy} draws no images of sites before, and one site's images are here",
+        )
+    return replace(plan, params={**plan.params, "images": images})
+
+
 def export_onnx(
     session: Session, checkpoint_id: str, *, name: str | None = None, precision: str = "fp32",
     datasets: Mapping[int, str] | None = None,

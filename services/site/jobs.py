@@ -31,6 +31,7 @@ Kind = Literal[
     "predict",
     "predict_study",
     "privacy_audit",
+    "compare_sites",
     "keys",
 ]
 

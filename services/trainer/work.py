@@ -245,6 +245,14 @@ def _samples(session: Session, settings: Settings, claim: Claim, work: PreparedJ
     work.command = _core_command(claim, "samples", str(checkpoint), "--per-site", count, "--out", out)
 
 
+def _compare_sites(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
+    checkpoint = _input_checkpoint(session, work)
+    run = run_file(need(session, Run, str(work.job.run_id)))
+    run_path = write_run_files(work.folder, run, _image_folders(session, settings, work.job.params))
+    options = ["--count", str(work.job.params["images"]), "--out", str(work.folder / "statistics.json")]
+    work.command = _core_command(claim, "compare-sites", str(checkpoint), "--run", str(run_path), *options)
+
+
 def _export_onnx(session: Session, settings: Settings, claim: Claim, work: PreparedJob) -> None:
     checkpoint = _input_checkpoint(session, work)
     run = run_file(need(session, Run, str(work.job.run_id)))
@@ -363,5 +371,5 @@ def _add_input(work: PreparedJob, flag: str, artifact: artifacts.Artifact | None
 _MAKERS: dict[str, Callable[[Session, Settings, Claim, PreparedJob], None]] = {
     "train": _train, "evaluate": _evaluate, "samples": _samples, "preflight": _preflight, "export": _export,
     "import": _import, "report": _report, "export_onnx": _export_onnx, "predict": _predict,
-    "predict_study": _predict_study, "privacy_audit": _privacy_audit,
+    "predict_study": _predict_study, "privacy_audit": _privacy_audit, "compare_sites": _compare_sites,
 }  # fmt: skip

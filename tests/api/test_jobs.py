@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select
 
 from services.site import leases
-from services.site.db.models import Dataset, Job
+from services.site.db.models import Dataset, Job, Run
 from tests.api.kit import ok, refused
 
 
@@ -64,8 +64,30 @@ def test_the_other_kinds(site):
     assert (job["checkpoint_id"], job["params"]["datasets"]["2"]) == (checkpoint.id, given["id"])
     assert site.submit({"kind": "samples", "checkpoint_id": checkpoint.id, "per_site": 4})["params"] == {"per_site": 4}
     assert site.submit({"kind": "preflight", "dataset_id": given["id"], "previews": 0})["params"]["previews"] == 0
+    compared = site.submit({"kind": "compare_sites", "checkpoint_id": checkpoint.id, "datasets": {"2": given["id"]}})
+    assert (compared["params"]["images"], compared["params"]["datasets"]["2"], compared["gpus"]) == (300, given["id"], 1)
     second = site.submit({"kind": "train", "run_id": run["id"], "site": 2})
     assert second["checkpoint_id"] == checkpoint.id
+
+
+def test_a_comparison_needs_something_to_compare(site):
+    row = site.checkpoint()
+    run = ok(site.viewer.get(f"/api/v1/runs/{row.run_id}"))
+    body = {"kind": "compare_sites", "checkpoint_id": row.id}
+    refused(submit(site, {**body, "images": 4}), 422, "invalid_request")
+
+    def forget(entry):
+        (found,) = ok(site.viewer.get("/api/v1/datasets", params={"name": entry["name"]}))["items"]
+        ok(site.operator.delete(f"/api/v1/datasets/{found['id']}"), 204)
+
+    forget(run["sites"][0])
+    queued = ok(submit(site, body, f"one-{row.id}"), 202)["id"]
+    ok(site.operator.post(f"/api/v1/jobs/{queued}/cancel"), 202)
+    with site.database.write() as session:
+        session.get_one(Run, row.run_id).strategy = "lwf"
+    assert "nothing to compare" in refused(submit(site, body, f"lwf-{row.id}"), 422, "dataset_missing")["detail"]
+    forget(run["sites"][1])
+    refused(submit(site, body, f"none-{row.id}"), 422, "dataset_missing")
 
 
 def test_a_key_makes_one_job_however_often_it_is_sent_at_once(site):

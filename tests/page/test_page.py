@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 from playwright.sync_api import Browser, expect
 from sqlalchemy import update
 
+from relay_core.experiments.sites import compared
 from services.site import auth, sessions
 from services.site.db import BrowserSession, Dataset
 from services.trainer.process_output import ProcessOutput
@@ -75,12 +77,15 @@ def _seed(site: Site, exported: Any) -> Seeded:
     site.say(claim, {"event": "log", "line": LONG}, {"event": "warning", "site": NASTY, "message": LONG})
     site.finish(claim, "failed", error={"code": "data_invalid", "message": LONG})
     model = site.model(exported, "fundus")
+    second = site.viewer.get("/api/v1/datasets", params={"name": run["sites"][1]["name"]}).json()["items"][0]
+    comparison = compare(site, checkpoint.id, run["sites"][1]["name"])
     with site.database.write() as session:
         auth.create_token(session, site.settings.key, NASTY, "viewer")
         site.trusting(session, name=NASTY)
     pages = {
         "overview": "/", "datasets": "/data", "dataset": f"/data/{dataset['id']}",
-        "bad data set": f"/data/{bad['id']}", "runs": "/runs", "new run": "/runs/new",
+        "bad data set": f"/data/{bad['id']}", "compared data set": f"/data/{second['id']}",
+        "comparison": f"/jobs/{comparison}", "runs": "/runs", "new run": "/runs/new",
         "run": f"/runs/{run['id']}", "hostile run": f"/runs/{hostile['id']}", "jobs": "/jobs",
         "job": f"/jobs/{failed['id']}",
         "checkpoint": f"/checkpoints/{checkpoint.id}", "sites": f"/sites/{evaluation.id}", "hand-off": "/handoff",
@@ -89,10 +94,38 @@ def _seed(site: Site, exported: Any) -> Seeded:
     }  # fmt: skip
     texts = {
         "dataset": [LONG], "bad data set": [NASTY, LONG], "datasets": ["files that cannot be used: 1"],
+        "compared data set": [f"{isolated(NASTY)}, replay"],
+        "comparison": [f"Pieces of {isolated(NASTY)}", f"{isolated('Domain3')} has too few images"],
         "hostile run": [SITE], "job": [LONG], "checkpoint": [LONG], "import": [NASTY, LONG],
         "hand-off": [NASTY], "keys": [NASTY], "audit": ["<script>alert(1)"],
     }  # fmt: skip
     return Seeded(site, pages, texts)
+
+
+def isolated(name: str) -> str:
+    """A name that does not turn what is beside it around."""
+    return f"\u2068{name}\u2069"
+
+
+def compare(site: Site, checkpoint: str, name: str) -> str:
+    """What a comparison of sites leaves: the site's images are brighter than the replay, and as sharp."""
+    random = np.random.default_rng(0)
+    groups = [{"site": NASTY, "kind": "replay", "images": 300}, {"site": name, "kind": "images", "images": 40},
+              {"site": "Domain3", "kind": "images", "images": 4}]  # fmt: skip
+    values = {
+        "brightness": [random.normal(0.3, 0.05, 300), random.normal(0.6, 0.05, 40), random.normal(0.4, 0.1, 4)],
+        "sharpness": [random.normal(0.001, 0.0001, size) for size in (300, 40, 4)],
+        "pieces": [random.integers(0, 3, size).astype(float) for size in (300, 40, 4)],
+    }
+    statistics = [
+        {"name": key, "class": NASTY if key == "pieces" else None, **compared(each)} for key, each in values.items()
+    ]
+    content = {"checkpoint": "0" * 64, "resolution": 32, "groups": groups, "statistics": statistics}
+    job: str = site.submit({"kind": "compare_sites", "checkpoint_id": checkpoint})["id"]
+    claim = site.claim(job)
+    site.attach(job, "statistics.json", json.dumps(content).encode(), "application/json")
+    site.finish(claim, result={"checkpoints": [], "files": ["statistics.json"]})
+    return job
 
 
 @pytest.fixture
@@ -275,6 +308,31 @@ def test_a_training_shows_its_stage_and_its_pictures_while_it_runs(admin: Visito
     expect(admin.page.get_by_role("figure", name="Loss of the solver, live")).to_contain_text("R 0.025")
     site.finish(claim, "failed", error={"code": "out_of_memory", "message": "over"})
     expect(admin.page.get_by_role("figure", name="Loss of the solver, live")).to_have_count(0)
+
+
+def test_a_sites_images_are_seen_against_those_of_the_sites_before(admin: Visitor, seeded: Seeded) -> None:
+    admin.go(seeded.pages["compared data set"])
+    card = admin.card("Against the sites before")
+    expect(card.locator("figure canvas")).to_have_count(3)
+    expect(card.locator("figure h3")).to_have_text(["Brightness", "Sharpness", f"Pieces of {isolated(NASTY)}"])
+    expect(card).to_contain_text(re.compile(r"Furthest apart: Brightness of .*, images and .*, replay \((0\.9\d|1\.00)\)\."))
+    brightness = card.locator("figure").first.locator(".legend")
+    expect(brightness).to_contain_text(f"{isolated(NASTY)}, replay 0.29")
+    expect(brightness.locator("li").first).to_have_text(re.compile(r", images\s*0\.60"))  # this site's comes first
+    apart = card.get_by_role("region", name="How far apart two groups are")
+    expect(apart.locator("tbody tr")).to_have_count(3)
+    card.locator("figure").first.get_by_text("As a table").click()
+    shown = card.get_by_role("region", name="Brightness", exact=True).locator("tbody tr")
+    expect(shown).to_have_count(20)
+    assert brightness.locator(".swatch").count() == 2, "four images tell nothing"
+    admin.press("Compare", card)
+    expect(admin.page.locator("main h1")).to_contain_text("Comparison of sites")
+    seeded.site.finish(seeded.site.claim(admin.page.url.rpartition("/")[2]), "failed", error={"code": "x", "message": "y"})
+
+    admin.go(seeded.pages["comparison"])
+    expect(admin.card("Against the sites before").locator("figure canvas")).to_have_count(3)
+    admin.go(seeded.pages["dataset"])
+    expect(admin.card("Against the sites before")).to_contain_text("No checkpoint of a site before is here.")
 
 
 def test_a_tampered_bundle_says_what_is_wrong_with_it(admin: Visitor, seeded: Seeded) -> None:

@@ -170,10 +170,11 @@ def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: WorkerLo
         asked = {
             "evaluate": job_plans.evaluate(session, first.id),
             "samples": job_plans.samples(session, first.id, per_site=2),
+            "compare_sites": job_plans.compare_sites(session, first.id, images=6),
         }
     done = {kind: submit(small_site, kind, made) for kind, made in asked.items()}
-    assert station.work_once()
-    assert station.work_once()
+    for _ in done:
+        assert station.work_once()
     for kind, job_id in done.items():
         assert (small_site.job(job_id).state, small_site.job(job_id).error) == ("succeeded", None), kind
     with small_site.database.read() as session:
@@ -182,6 +183,11 @@ def test_a_checkpoint_is_scored_and_drawn(small_site: SiteKit, station: WorkerLo
         assert row.matrices["dice_per_sample"]["values"] == trained["values"][:1]
         assert "dice_per_sample.png" in attached(session, row.id)
         assert list(attached(session, done["samples"])) == ["samples.png"]
+        files = attached(session, done["compare_sites"])
+        assert list(files) == small_site.job(done["compare_sites"]).result["files"] == ["statistics.json"]
+        statistics = json.loads(b"".join(small_site.store.read(files["statistics.json"].digest)))
+    groups = [(group["site"], group["kind"], group["images"]) for group in statistics["groups"]]
+    assert groups == [("Domain1", "replay", 6), ("Domain1", "images", 6), ("Domain2", "images", 6)]
 
 
 def test_a_checkpoint_becomes_a_model_and_predicts_a_data_set(

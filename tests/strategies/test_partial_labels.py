@@ -10,7 +10,7 @@ from relay_core.data import load_site, preflight
 from relay_core.engine import RelayRun, generated_rows
 from relay_core.engine.checkpoint import find, newest
 from relay_core.errors import RunFileError
-from relay_core.experiments import score_generators, with_nearest
+from relay_core.experiments import compare_sites, score_generators, with_nearest
 from relay_core.export.checkpoint import export_checkpoint
 from relay_core.losses import collapsed, completed, cross_entropy, explog, marginal
 from relay_core.metrics import SegmentationScores
@@ -153,6 +153,8 @@ def test_a_replay_is_scored_and_shown_where_the_site_labels_less(toy):
     rows = with_nearest(generated_rows(run.site(2), last, CPU, 2), last, run, toy.data, CPU)
     assert len(rows) == 4
     assert int(rows[1][2].max()) <= 2
+    areas = [one["groups"] for one in compare_sites(last, run, toy.data, 8, CPU)["statistics"] if one["name"] == "area"]
+    assert [["withheld" in group for group in groups] for groups in areas] == [[False, False, True, False]] * 2
 
 
 def test_groups_that_make_no_sense_are_refused(toy):

@@ -6,7 +6,7 @@ import torch
 from relay_core.engine import RelayRun, generated_rows
 from relay_core.engine.checkpoint import newest
 from relay_core.errors import RunFileError
-from relay_core.experiments import score_generators
+from relay_core.experiments import compare_sites, score_generators
 from relay_core.export.checkpoint import export_checkpoint
 from relay_core.replay import partly_reduced, resize_images, resize_labels
 from relay_core.strategies import Position
@@ -86,6 +86,10 @@ def test_a_relay_of_two_sizes_is_trained_resumed_scored_and_exported_at_the_solv
     scores = score_generators(last, run, toy.data, None, 8, CPU)
     assert set(scores) == {"Domain1", "Domain2"}
     assert all(0 <= row["agreement"] <= 1 and row["num_real"] == 8 for row in scores.values())
+    compared = compare_sites(last, run, toy.data, 8, CPU)
+    assert (compared["resolution"], len(compared["groups"])) == (16, 4)
+    (unlike,) = [one["groups"] for one in compared["statistics"] if one["name"] == "unlike"]
+    assert unlike[2]["median"] < 1, "of the site's own images, seen as a prediction sees them"
     _, facts = export_checkpoint(last, run, toy.data, toy.folder / "model.onnx", "fp32")
     assert facts["resolution"] == 32
 

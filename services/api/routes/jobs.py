@@ -32,7 +32,10 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 def submit_job(
     body: Annotated[schemas.JobRequest, Body()], key: IdempotencyKey, site: Site, caller: Operator, response: Response
 ) -> schemas.Job:
-    """Queue a job: train, evaluate, samples, preflight, export_onnx, predict, privacy_audit. Exports and imports: apart."""
+    """Queue a job: train, evaluate, samples, preflight, export_onnx, predict, privacy_audit, compare_sites.
+
+    Exports and imports have addresses of their own.
+    """
     request_body = body.model_dump(mode="json")
     if request_body.get("until") == "end":  # requests that are older than the field are repeated by their key
         del request_body["until"]
@@ -67,6 +70,10 @@ def _plan(session: Session, body: schemas.JobRequest) -> JobPlan:  # noqa: PLR09
             return job_plans.evaluate(session, body.checkpoint_id, datasets=_by_task_id(body.datasets))
         case schemas.SamplesRequest():
             return job_plans.samples(session, body.checkpoint_id, per_site=body.per_site)
+        case schemas.CompareSitesRequest():
+            return job_plans.compare_sites(
+                session, body.checkpoint_id, datasets=_by_task_id(body.datasets), images=body.images
+            )
         case schemas.PreflightRequest():
             return job_plans.preflight(session, body.dataset_id, previews=body.previews)
         case schemas.ExportOnnxRequest():

@@ -18,6 +18,7 @@ from services.api.schemas.handoff import (
     UploadState,
 )
 from services.api.schemas.jobs import (
+    CompareSitesRequest,
     EvaluateRequest,
     Event,
     EventPage,
@@ -70,6 +71,7 @@ __all__ = [
     "CheckpointChange",
     "CheckpointId",
     "Classified",
+    "CompareSitesRequest",
     "Comparison",
     "Dataset",
     "DatasetChange",

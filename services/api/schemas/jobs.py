@@ -74,6 +74,25 @@ class SamplesRequest(RequestBody):
     per_site: Annotated[int, Field(ge=1, le=64)] = 8
 
 
+class CompareSitesRequest(RequestBody):
+    """Compare the run's training images that are registered here with those that a checkpoint's generators draw.
+
+    The job leaves `statistics.json`: histograms, medians and Kolmogorov-Smirnov statistics of brightness, contrast, colour,
+    sharpness, size of the structures, and how unlike the training sites the images are.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"kind": "compare_sites", "checkpoint_id": EXAMPLE_CHECKPOINT}]}
+    )
+
+    kind: Literal["compare_sites"]
+    checkpoint_id: CheckpointId
+    datasets: DatasetsBySite = Field(default_factory=dict)
+    """Maps a site's task_id to its data set; a site that is not in it takes the data set of its own name."""
+    images: Annotated[int, Field(ge=5, le=10_000)] = 300
+    """Is the most images of a site, real and generated; the real ones are chosen evenly."""
+
+
 class PreflightRequest(RequestBody):
     """Check every file of a data set, and draw masks over some of its images."""
 
@@ -148,7 +167,8 @@ JobRequest = Annotated[
     | PreflightRequest
     | ExportOnnxRequest
     | PredictRequest
-    | PrivacyAuditRequest,
+    | PrivacyAuditRequest
+    | CompareSitesRequest,
     Field(discriminator="kind"),
 ]
 

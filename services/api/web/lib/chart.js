@@ -1,4 +1,4 @@
-// Draw lines over steps with uPlot, which `make page` puts beside the page; without it, tables say the same.
+// Draw lines over steps, and histograms, with uPlot, which `make page` puts beside the page; without it, tables say the same.
 import { h, fill } from "./dom.js";
 import { count, number, t } from "./text.js";
 import { table } from "./widgets.js";
@@ -26,11 +26,13 @@ function loadLibrary() {
 /**
  * Draw a chart that can be given new lines.
  * @param {string} title What it shows.
- * @param {object} options `x`: what the steps count; `digits` of the values.
- * @returns {{element: Node, draw: (lines: Array<{label: string, steps: number[], values: number[]}>, marks?: Array<{step: number, label: string}>) => Promise}}
- *   `marks` are steps at which something changes: upright lines, and words beneath.
+ * @param {object} options `x`: what the steps count; `digits` of the values; `bins`: where the lines are histograms, the width of a
+ *     bin, which begins at its step; `place`: says a step in words.
+ * @returns {{element: Node, draw: (lines: Array<{label: string, steps: number[], values: number[], width: number, rest: string}>, marks?: Array<{step: number, label: string}>) => Promise}}
+ *     A line's `width` is in pixels; `rest` stands beside its label while nobody points at a step, instead of its last value.
+ *     `marks` are steps at which something changes: upright lines, and words beneath.
  */
-export function chart(title, { x = t("step"), digits = 3 } = {}) {
+export function chart(title, { x = t("step"), digits = 3, bins = 0, place = count } = {}) {
   const area = h("div");
   const legend = h("ul.legend");
   const details = h("details", h("summary", t("As a table")));
@@ -44,7 +46,7 @@ export function chart(title, { x = t("step"), digits = 3 } = {}) {
     lines = given;
     marks = marked;
     const Plot = await loadLibrary();
-    fill(details, h("summary", t("As a table")), values(title, lines, x, digits));
+    fill(details, h("summary", t("As a table")), values(title, lines, x, digits, place));
     if (!Plot) return void (details.open = true);
     const colours = dark.matches ? DARK : COLOURS;
     const data = aligned(lines);
@@ -61,11 +63,11 @@ export function chart(title, { x = t("step"), digits = 3 } = {}) {
     const axis = { stroke: ink, grid, ticks: grid, font: "12px system-ui, sans-serif" };
     plot = new Plot({
       width: Math.max(element.clientWidth, 240), height: 210, legend: { show: false }, cursor: { points: { size: 7 } },
-      scales: { x: { time: false } },
-      axes: [{ ...axis, incrs: WHOLE, label: x, labelSize: 18, labelFont: "12px system-ui, sans-serif" }, { ...axis, size: 58 }],
+      scales: bins ? { x: { time: false, range: (_, low, high) => [low, high + bins] }, y: { range: (_, low, high) => [0, high * 1.05] } } : { x: { time: false } },
+      axes: [{ ...axis, ...(bins ? { values: (_, ticks) => ticks.map(place) } : { incrs: WHOLE }), label: x, labelSize: 18, labelFont: "12px system-ui, sans-serif" }, { ...axis, size: 58 }],
       series: [{}, ...lines.map((line, i) => ({
-        label: line.label, stroke: colours[i % colours.length], dash: DASHES[i % DASHES.length], width: 2, spanGaps: true,
-        points: { show: line.steps.length < 15 },
+        label: line.label, stroke: colours[i % colours.length], dash: DASHES[i % DASHES.length], width: line.width ?? 2, spanGaps: true,
+        ...(bins ? { paths: Plot.paths.stepped({ align: 1, extend: true }) } : {}), points: { show: !bins && line.steps.length < 15 },
       }))],
       hooks: { setCursor: [(self) => say(self.cursor.idx)], draw: [(self) => upright(self, marks, ink)] },
     }, data, area);
@@ -75,12 +77,12 @@ export function chart(title, { x = t("step"), digits = 3 } = {}) {
   function say(index) {
     const colours = dark.matches ? DARK : COLOURS;
     const data = aligned(lines);
-    fill(legend, index !== null && index !== undefined && h("li", `${x} ${count(data[0][index])}`), lines.map((line, i) => {
+    fill(legend, index !== null && index !== undefined && h("li", `${x} ${place(data[0][index])}`), lines.map((line, i) => {
       const swatch = h("span.swatch", { "aria-hidden": "true" });
       swatch.style.borderTopColor = colours[i % colours.length];
       swatch.style.borderTopStyle = DASHES[i % DASHES.length].length ? "dashed" : "solid";
-      const value = index === null || index === undefined ? line.values.at(-1) : data[i + 1][index];
-      return h("li", swatch, h("bdi", line.label), " ", h("strong", number(value, digits)));
+      const value = index === null || index === undefined ? (line.rest ?? number(line.values.at(-1), digits)) : number(data[i + 1][index], digits);
+      return h("li", swatch, h("bdi", line.label), " ", h("strong", value));
     }), marks.map((mark) => h("li", "┆ ", x, " ", count(mark.step), ": ", h("bdi", mark.label))));
   }
 
@@ -116,10 +118,10 @@ function aligned(lines) {
   })];
 }
 
-function values(title, lines, x, digits) {
+function values(title, lines, x, digits, place) {
   const [steps, ...columns] = aligned(lines);
   const every = Math.max(1, Math.ceil(steps.length / 25));
   const picked = steps.map((_, i) => i).filter((i) => i % every === 0 || i === steps.length - 1);
   return table(title, [[x, "number"], ...lines.map((line) => [line.label, "number"])],
-    picked.map((i) => [count(steps[i]), ...columns.map((column) => number(column[i], digits))]));
+    picked.map((i) => [place(steps[i]), ...columns.map((column) => number(column[i], digits))]));
 }

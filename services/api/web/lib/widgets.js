@@ -16,7 +16,7 @@ const STATE_WORDS = () => ({
 export const kindWords = () => ({
   train: t("Training"), evaluate: t("Evaluation"), preflight: t("Check of a data set"), samples: t("Pictures of the replay"),
   export: t("Export of a bundle"), import: t("Verification of a bundle"), report: t("Signed report"), export_onnx: t("Export to ONNX"),
-  predict: t("Predictions of a data set"), predict_study: t("Prediction of a study"), privacy_audit: t("Privacy audit"), keys: t("Change of keys"),
+  predict: t("Predictions of a data set"), predict_study: t("Prediction of a study"), privacy_audit: t("Privacy audit"), compare_sites: t("Comparison of sites"), keys: t("Change of keys"),
 });
 
 /** A state in words, with a sign and a colour. */
