@@ -5,6 +5,7 @@ import { bytes, count, duration, moment, number, t } from "../lib/text.js";
 import { alert, button, card, facts, head, kindWords, link, progress, outcomeState, state, table, warning } from "../lib/widgets.js";
 import { every, follow } from "../lib/live.js";
 import { chart } from "../lib/chart.js";
+import { findings } from "../lib/findings.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
 const EVERY = 3;
@@ -77,7 +78,8 @@ export async function show({ parts: [id], me, signal }) {
   async function drawFiles() {
     const found = await get(`${path}/files`).catch((error) => (error.status === 403 ? [] : Promise.reject(error)));
     const images = found.filter((file) => file.media_type === "image/png");
-    fill(pictures, images.length > 0 && card(t("Pictures"), slider(images, path)));
+    fill(pictures, images.length > 0 && card(t("Pictures"), slider(images, path)),
+      found.some((file) => file.name === "prediction.json") && card(t("What was found"), await findings(await get(`${path}/files/prediction.json`, {}, { signal }))));
     fill(files, found.length > 0 && card(t("Files"), table(t("Files that the job left"), [t("Name"), [t("Size"), "number"]],
       found.map((file) => [h("a", { href: `${path}/files/${encodeURIComponent(file.name)}`, download: file.name, dir: "auto" }, file.name), bytes(file.size)]))));
   }
