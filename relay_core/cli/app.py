@@ -326,7 +326,7 @@ def predict_dataset(
 def predict_study(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file that relay export-onnx wrote.")],
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Image, NIfTI, DICOM, or a zip of a DICOM series.")],
-    form: Annotated[str, typer.Option(help="measurements, mask, overlay, nifti, seg or all.")] = "measurements",
+    form: Annotated[str, typer.Option(help="measurements, mask, overlay, nifti, seg, all or pictures.")] = "measurements",
     name: Annotated[str, typer.Option(help="What the answer calls the model.")] = "model",
     version: Annotated[int, typer.Option(min=1, help="The model's version, for the answer.")] = 1,
     decode_memory: Annotated[int, typer.Option(min=256, help="MiB that decoding may take.")] = 3072,

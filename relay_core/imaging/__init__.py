@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         write_mask,
         write_volume,
     )
+    from relay_core.imaging.sheets import contact_sheets
     from relay_core.imaging.study import Study, read_study
 else:
     __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -53,6 +54,7 @@ else:
                 "write_mask",
                 "write_volume",
             ],
+            "sheets": ["contact_sheets"],
             "study": ["Study", "read_study"],
         },
     )

@@ -37,8 +37,22 @@ def overlay(image: Any, ids: Any, opacity: float = 0.3) -> np.ndarray:
     if ids.shape != picture.shape[:2] or ids.min(initial=0) < 0:
         raise ValueError(f"ids must be (H, W) = {picture.shape[:2]} and not negative, not {ids.shape}")
     colours = palette(int(ids.max(initial=0)) + 1)[ids]
-    weight = np.where(_borders(ids), 1.0, opacity * (ids > 0))[..., None]
+    weight = _weights(ids, opacity)[..., None]
     return np.rint(picture * (1 - weight) + colours * weight).astype(np.uint8)
+
+
+def layer(ids: np.ndarray, opacity: float = 0.3) -> np.ndarray:
+    """Draw classes alone, to be laid over an image: laid over it, they look as `overlay` draws them.
+
+    Shape: ids (H, W) integer, not negative. Returns red, green, blue and alpha (H, W, 4) uint8; where ids are 0 alpha is 0.
+    """
+    colours = palette(int(ids.max(initial=0)) + 1)[ids]
+    return np.dstack([colours, np.rint(255 * _weights(ids, opacity)).astype(np.uint8)])
+
+
+def _weights(ids: np.ndarray, opacity: float) -> np.ndarray:
+    """Return the share of its class's colour in each pixel (H, W), 0 to 1: 1 at borders."""
+    return np.where(_borders(ids), 1.0, opacity * (ids > 0))
 
 
 def _borders(ids: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relay_core.errors import ImageError
-from relay_core.imaging import Study, masks, read_study
+from relay_core.imaging import Study, contact_sheets, masks, read_study
 from relay_core.inference.prediction import classify, predict
 from relay_core.inference.questions import Answer, Question
 from relay_core.inference.resolution import ModelCall, at_resolution
@@ -41,9 +41,13 @@ def answer(
     facts: dict[str, Any] = {"model": question.model, "version": question.version, "provider": question.provider}
     if question.task == "classification":
         facts |= classify(study, run, question.classes, question.looks)
+        if question.form == "pictures":
+            facts["pictures"] = contact_sheets(study, None, len(question.classes))
         return Answer(json.dumps(facts).encode(), "application/json", tuple(facts["warnings"]))
     prediction = predict(study, run, question.classes, question.looks)
     facts |= prediction.found
+    if question.form == "pictures":
+        facts["pictures"] = contact_sheets(study, prediction.ids, len(question.classes))
     return Answer(*_encoded(study, prediction.ids, facts, question), tuple(facts["warnings"]))
 
 
@@ -51,7 +55,7 @@ def _encoded(study: Study, ids: Any, facts: dict[str, Any], question: Question) 
     """Return a mask in the form that is wanted, and its media type."""
     classes, version = question.classes, str(question.version)
     match question.form:
-        case "measurements":
+        case "measurements" | "pictures":
             return json.dumps(facts).encode(), "application/json"
         case "mask":
             return masks.to_png(ids[0], len(classes)), "image/png"

@@ -10,8 +10,8 @@ from relay_core.config import Fit, Task
 if TYPE_CHECKING:
     from relay_core.inference.onnx_model import ModelFacts
 
-Form = Literal["measurements", "mask", "overlay", "nifti", "seg", "all"]
-"""What is wanted of a segmentation; a classifier has measurements alone."""
+Form = Literal["measurements", "mask", "overlay", "nifti", "seg", "all", "pictures"]
+"""What is wanted of a segmentation; a classifier has measurements and pictures alone."""
 
 
 SUFFIXES = {

@@ -1,5 +1,6 @@
 """Versions of a model, what is in production, and predictions for people."""
 
+import base64
 import io
 import json
 import zipfile
@@ -201,6 +202,28 @@ def test_volumes_come_back_with_their_geometry(clinic, tmp_path):
     assert {"mask.dcm", "mask.nii.gz", "measurements.json", "overlay-0001.png", "overlay-0005.png"} <= set(names)
 
 
+def test_any_image_is_shown_slice_by_slice(clinic, exported, tmp_path):
+    zipped = dicoms.packed(dicoms.stack(VOLUME))
+    with Image.open(io.BytesIO(exported.image())) as image:
+        eye = np.asarray(image.convert("RGB"))
+    for content, slices in (
+        (exported.image(), 1), (dicoms.one(eye, photometric="RGB"), 1), (zipped, 5), (nifti(VOLUME, tmp_path), 5),
+    ):  # fmt: skip
+        answer = predict(clinic, content, output="pictures")
+        assert answer.headers["content-type"] == "application/json"
+        found = ok(answer)
+        drawn = found.pop("pictures")
+        assert found == ok(predict(clinic, content)), "the measurements are those of every answer"
+        image, layer = (Image.open(io.BytesIO(base64.b64decode(drawn[part]))) for part in ("image", "found"))
+        rows = -(-slices // drawn["columns"])
+        assert image.size == layer.size == (drawn["columns"] * drawn["width"], rows * drawn["height"])
+        assert len(drawn["colours"]) == len(found["classes"])
+        if content == exported.image():
+            assert (np.asarray(image) == eye).all()
+            with Image.open(io.BytesIO(predict(clinic, content, output="mask").content)) as mask:
+                assert ((np.asarray(layer)[..., 3] > 0) == (np.asarray(mask) > 0)).all()
+
+
 def test_bad_images_are_told_and_the_service_stays_up(clinic, exported, tmp_path):
     for content, status, code in (
         (b"", 400, "bad_request"),
@@ -274,6 +297,10 @@ def test_a_classifier_says_a_class_and_has_nothing_else(small_site, classifier, 
     for output in ("measurements", "mask", "overlay", "nifti", "seg", "all"):
         problem = refused(site.viewer.post(path, content=content, params={"output": output}), 422, "invalid_request")
         assert f"{name} is a classifier" in problem["detail"]
+    drawn = ok(site.viewer.post(path, content=content, params={"output": "pictures"}))["pictures"]
+    with Image.open(io.BytesIO(base64.b64decode(drawn["image"]))) as image:
+        assert (np.asarray(image) == np.asarray(Image.open(io.BytesIO(content)))).all()
+    assert drawn["found"] is None, "a class lies nowhere"
     volume = ok(site.viewer.post(path, content=nifti(VOLUME, tmp_path)))
     assert volume["slices"] == 5
     assert sum(entry["probability"] for entry in volume["probabilities"]) == pytest.approx(1, abs=1e-3)

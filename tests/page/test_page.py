@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -20,10 +21,13 @@ from playwright.sync_api import Browser, expect
 from sqlalchemy import update
 
 from relay_core.experiments.sites import compared
+from relay_core.imaging import palette
 from services.site import auth, sessions
 from services.site.db import BrowserSession, Dataset
 from services.trainer.process_output import ProcessOutput
 from tests.api.kit import Site, ok, run_text, running
+from tests.imaging import dicoms
+from tests.imaging.test_study import nifti
 from tests.page.kit import Visitor, expected, visiting
 
 AXE = Path(__file__).parents[2] / "docker/page/node_modules/axe-core/axe.min.js"
@@ -151,22 +155,25 @@ def test_what_came_from_outside_is_text_on_every_page(admin: Visitor, seeded: Se
     assert "Zürich Süd" in shown["overview"]
 
 
+def violations(visitor: Visitor) -> list[tuple[str, str, str]]:
+    """What axe finds on the page that is shown."""
+    visitor.page.evaluate(AXE.read_text())
+    report = visitor.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        (one["id"], one["impact"], one["nodes"][0]["html"][:150]) for one in report["violations"] if one["impact"] != "minor"
+    ]
+
+
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not here: make page installs it")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_everybody_can_use_every_page(browser: Browser, seeded: Seeded, scheme: Any, width: int) -> None:
     view = {"width": width, "height": 800}
-    with visiting(browser, seeded.site.url, color_scheme=scheme, viewport=view, bypass_csp=True) as visitor:
+    with visiting(browser, seeded.site.url, color_scheme=scheme, viewport=view) as visitor:
         visitor.sign_in(seeded.site.tokens["admin"])
         found = []
         for name, path in seeded.pages.items():
             visitor.go(path)
-            visitor.page.add_script_tag(content=AXE.read_text())
-            report = visitor.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-            found += [
-                (name, one["id"], one["impact"], one["nodes"][0]["html"][:150])
-                for one in report["violations"]
-                if one["impact"] != "minor"
-            ]
+            found += [(name, *one) for one in violations(visitor)]
         assert not found, found
 
 
@@ -407,6 +414,100 @@ def test_a_card_is_shown_before_it_is_trusted(admin: Visitor, seeded: Seeded, tm
     admin.page.get_by_label("Card of the other site (card.json)").set_input_files(other)
     expect(admin.page.get_by_role("alert")).to_contain_text("not a site's card")
     assert admin.page.get_by_role("button", name="It is the same: trust this card").count() == 0
+    expected(admin, "422")
+
+
+def slice_shown(visitor: Visitor) -> np.ndarray:
+    """What the canvas with a slice holds: (H, W, 3)."""
+    address = visitor.page.locator(".viewer canvas").evaluate("canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB"))
+
+
+@pytest.mark.parametrize("kind", ["nifti", "series"])
+def test_a_volume_is_looked_through_by_keyboard(admin: Visitor, seeded: Seeded, tmp_path: Path, kind: str) -> None:
+    volume = np.zeros((4, 24, 32), np.int16)
+    for i in range(4):
+        volume[i, 4 * i : 4 * i + 4, 8:16] = 200  # each slice has its own place
+    content = nifti(volume, tmp_path, spacing=(1, 1, 1)) if kind == "nifti" else dicoms.packed(dicoms.stack(volume))
+    (tmp_path / "volume").write_bytes(content)
+    admin.go(seeded.pages["model"])
+    admin.page.locator("#trial-image").set_input_files(tmp_path / "volume")
+    place = admin.page.get_by_label(re.compile(r"^Slice \d of 4$"))
+    expect(place).to_be_visible(timeout=60_000)
+    expect(admin.page.get_by_role("region", name="What was found")).to_contain_text("optic disc")
+    opacity = admin.page.get_by_label("Opacity of what was found")
+    opacity.focus()
+    admin.page.keyboard.press("Home")
+    place.focus()
+    admin.page.keyboard.press("Home")
+    for i in range(4):
+        expect(admin.page.get_by_label(f"Slice {i + 1} of 4")).to_be_focused()
+        shown = slice_shown(admin)
+        step = len(shown) // 24 if kind == "nifti" else len(shown) / 24
+        assert (shown[round(4 * i * step) : round((4 * i + 4) * step), 8:16] == 255).all(), "the image itself"
+        assert np.count_nonzero(shown) == 3 * 8 * round(4 * step)
+        admin.page.keyboard.press("ArrowRight")
+    if AXE.is_file():
+        assert not violations(admin)
+
+
+def test_a_dicom_has_a_picture_below_what_was_found(admin: Visitor, seeded: Seeded, exported: Any, tmp_path: Path) -> None:
+    eye = np.asarray(Image.open(io.BytesIO(exported.image())).convert("RGB"))
+    (tmp_path / "eye.dcm").write_bytes(dicoms.one(eye, photometric="RGB", PixelSpacing=[0.5, 0.5]))
+    admin.go(seeded.pages["model"])
+    admin.page.locator("#trial-image").set_input_files(tmp_path / "eye.dcm")
+    opacity = admin.page.get_by_label("Opacity of what was found")
+    expect(opacity).to_be_visible(timeout=60_000)
+    assert admin.page.get_by_label(re.compile("^Slice")).count() == 0
+    half = slice_shown(admin)
+    opacity.focus()
+    admin.page.keyboard.press("Home")
+    assert (slice_shown(admin) == eye).all(), "the picture below is the image"
+    admin.page.keyboard.press("End")
+    full = slice_shown(admin)
+    assert (full == palette(3)[1]).all(axis=-1).any(), "a border in its class's colour"
+    far, near = (np.abs(shown.astype(int) - eye).sum() for shown in (full, half))
+    assert far > near > 0
+    assert admin.page.get_by_text("a disease that no site had goes unnoticed").is_visible()
+
+
+def test_a_study_that_became_a_job_is_looked_through_too(browser: Browser, exported: Any, tmp_path: Path) -> None:
+    from services.trainer.worker_loop import WorkerLoop
+
+    volume = np.zeros((3, 24, 32), np.int16)
+    volume[1, 4:8, 8:16] = 200
+    (tmp_path / "volume").write_bytes(nifti(volume, tmp_path, spacing=(1, 1, 1)))
+    with running(tmp_path, None) as site, visiting(browser, site.url) as visitor:
+        model = site.model(exported, "fundus")
+        visitor.sign_in(site.tokens["viewer"])
+        visitor.page.route(
+            "**/predict?*",
+            lambda route: route.continue_(headers={**route.request.headers, "prefer": "respond-async"}),
+        )
+        visitor.go(f"/models/{model.name}/{model.version}")
+        visitor.page.locator("#trial-image").set_input_files(tmp_path / "volume")
+        expect(visitor.page.locator("main h1")).to_contain_text("Prediction of a study")
+        worker = WorkerLoop(site.settings, lambda: False)
+        try:
+            assert worker.work_once()
+        finally:
+            worker.close()
+        visitor.job_done()
+        place = visitor.card("What was found").get_by_label(re.compile("^Slice . of 3$"))
+        expect(place).to_be_visible()
+        visitor.page.get_by_label("Opacity of what was found").fill("0")
+        place.fill("2")
+        assert (slice_shown(visitor)[4:8, 8:16] == 255).all()
+        expect(visitor.card("What was found")).to_contain_text("optic disc")
+
+
+def test_what_is_no_image_is_said(admin: Visitor, seeded: Seeded, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    admin.go(seeded.pages["model"])
+    admin.page.locator("#trial-image").set_input_files(tmp_path / "notes.txt")
+    refused = admin.card("Try it").get_by_role("alert")
+    expect(refused).to_contain_text("send PNG, JPEG, TIFF, NIfTI, DICOM", timeout=60_000)
+    assert admin.page.get_by_text("The model looks at it.").count() == 0
     expected(admin, "422")
 
 

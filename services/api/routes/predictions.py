@@ -64,8 +64,9 @@ async def predict_image(
     name: schemas.ModelName, request: Request, site: Site, caller: Viewer, version: VersionQuery = None,
     output: Annotated[
         schemas.Output | schemas.Absent,
-        Query(description="Default: measurements; a classifier's class, and it has nothing else. mask and overlay: PNG of a "
-              "2-D image; nifti: with the source's geometry; seg: DICOM SEG; all: a zip of everything that there is."),
+        Query(description="Default: measurements; a classifier's class. pictures: the same, with every slice to be shown; a "
+              "classifier has nothing else. mask and overlay: PNG of a 2-D image; nifti: with the source's geometry; "
+              "seg: DICOM SEG; all: a zip of all of these files."),
     ] = None,
     prefer: Annotated[
         str | schemas.Absent, Header(description="respond-async: make a job of it.", examples=["respond-async"])
@@ -148,7 +149,7 @@ def _queue(site: ServiceParts, caller: Identity, hosted: Hosted, upload: _Upload
 def _question(hosted: Hosted, output: schemas.Output | None) -> Question:
     """Return what is asked of a model. Raises Refusal `invalid_request` where it has no such output."""
     facts = hosted.session.facts
-    if facts.task == "classification" and output is not None:
+    if facts.task == "classification" and output not in (None, "pictures"):
         message = (
             f"output: {hosted.name} is a classifier, which says one class of an image and has no {output}: leave it out"
         )

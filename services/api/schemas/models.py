@@ -172,6 +172,28 @@ class Unlike(ResponseBody):
     warn_above: float
 
 
+class Pictures(ResponseBody):
+    """Holds every slice of an image, and apart from them what was found there, to be laid over it.
+
+    Slice i, counted from 0, begins in both PNGs at column (i % columns) * width and row floor(i / columns) * height.
+    """
+
+    image: str = Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})
+    """Is a PNG with the slices as the model sees them: large ones reduced, pixels square where the spacing is known."""
+    found: str | None = Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})
+    """Is a PNG of the same size, transparent where there is background; null: a classifier draws nothing."""
+    width: int
+    """Counts the pixels of a slice in the PNGs from left to right."""
+    height: int
+    """Counts the pixels of a slice in the PNGs from top to bottom."""
+    columns: int
+    """Counts the slices in a row of the PNGs."""
+    fullest: int
+    """Is the number of the slice, counted from 1, with the most foreground; the middle one where there is none."""
+    colours: list[str]
+    """Lists the colours of the classes but the background, as #rrggbb."""
+
+
 class Seen(ResponseBody):
     """Holds what models of every kind say of an image."""
 
@@ -187,6 +209,8 @@ class Seen(ResponseBody):
     """Holds the out-of-distribution score; null: the model has no feature statistics of its training images."""
     warnings: list[str]
     """Lists what whoever reads the answer should know; it is also in the header X-Relay-Warning."""
+    pictures: Pictures | None = None
+    """Holds the slices to be shown, if `output` asks for `pictures`."""
 
 
 class Measurements(Seen):

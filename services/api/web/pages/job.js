@@ -6,6 +6,7 @@ import { alert, button, card, facts, head, kindWords, link, progress, outcomeSta
 import { every, follow } from "../lib/live.js";
 import { chart } from "../lib/chart.js";
 import { comparison } from "../lib/compared.js";
+import { findings } from "../lib/findings.js";
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
 const EVERY = 3;
@@ -21,6 +22,7 @@ export async function show({ parts: [id], me, signal }) {
   const scores = h("div");
   const pictures = h("div");
   const compared = h("div");
+  const predicted = h("div");
   const log = h("pre", { tabindex: "0", "aria-label": t("Log") });
   const files = h("div");
   const charts = new Map();
@@ -88,6 +90,7 @@ export async function show({ parts: [id], me, signal }) {
       if (!pictures.firstChild) pictures.append(card(t("Pictures"), shelf.element));
     }
     if (found.some((file) => file.name === "statistics.json")) fill(compared, card(t("Against the sites before"), await comparison(id)));
+    if (found.some((file) => file.name === "prediction.json")) fill(predicted, card(t("What was found"), await findings(await get(`${path}/files/prediction.json`, {}, { signal }))));
     fill(files, found.length > 0 && card(t("Files"), table(t("Files that the job left"), [t("Name"), [t("Size"), "number"]],
       found.map((file) => [h("a", { href: `${path}/files/${encodeURIComponent(file.name)}`, download: file.name, dir: "auto" }, file.name), bytes(file.size)]))));
   }
@@ -137,7 +140,7 @@ export async function show({ parts: [id], me, signal }) {
   }
   drawTop();
   listen(Math.max(0, job.events - 500)); // what takes longer than the job itself comes after it
-  return [top, curves, scores, pictures, compared, card(t("Log"), log), files];
+  return [top, curves, scores, pictures, compared, predicted, card(t("Log"), log), files];
 }
 
 /** In which chart a series belongs, and what it is called there. */

@@ -1,7 +1,8 @@
 // One version of a model: promote it, go back, try it on an image.
 import { h, fill } from "../lib/dom.js";
 import { get, getWithTag, raw, remove } from "../lib/api.js";
-import { bytes, count, moment, number, percent, t } from "../lib/text.js";
+import { bytes, moment, number, t } from "../lib/text.js";
+import { findings } from "../lib/findings.js";
 import { alert, area, button, card, dropzone, facts, field, form, head, link, table, warning } from "../lib/widgets.js";
 
 export async function show({ parts: [name, version], me, signal }) {
@@ -36,41 +37,17 @@ function decisions(name, row, production, tag) {
 
 function trial(name, version, signal) {
   const result = h("div", { "aria-live": "polite" });
-  let urls = [];
   async function see(image) {
-    urls.forEach((url) => URL.revokeObjectURL(url));
-    urls = [];
     fill(result, h("p", t("The model looks at it.")));
-    const ask = (output) => raw("POST", `/api/v1/models/${name}/predict?version=${version}${output ? `&output=${output}` : ""}`, { body: image, headers: { "Content-Type": "application/octet-stream" } });
     try {
-      const answer = await ask(null);
-      if (answer.status === 202) return void (signal.aborted || (location.hash = `#/jobs/${(await answer.json()).id}`));
+      const answer = await raw("POST", `/api/v1/models/${name}/predict?version=${version}&output=pictures`, { body: image, headers: { "Content-Type": "application/octet-stream" }, signal });
+      if (answer.status === 202) return void (location.hash = `#/jobs/${(await answer.json()).id}`);
       const found = await answer.json();
-      fill(result, (found.warnings ?? []).map((text) => warning(text)), findings(found));
-      if (found.classes && found.slices === 1 && !signal.aborted) result.prepend(...(await overlay(image, ask)));
+      fill(result, found.warnings.map((text) => warning(text)), await findings(found));
     } catch (error) {
-      if (!signal.aborted) result.append(alert(error));
+      if (!signal.aborted) fill(result, alert(error));
     }
-  }
-  async function overlay(image, ask) {
-    urls = [URL.createObjectURL(await (await ask("overlay")).blob()), URL.createObjectURL(image)];
-    const drawn = h("img", { src: urls[0], alt: t("The image with what the model found drawn over it") });
-    const below = h("img", { src: urls[1], alt: t("The image"), onerror: () => below.remove() }); // not every format is a browser's
-    const opacity = h("input", { type: "range", min: 0, max: 100, value: 70, id: "opacity", oninput: () => (drawn.style.opacity = opacity.value / 100) });
-    drawn.style.opacity = 0.7;
-    return [h("div.layers", below, drawn), field(t("Opacity of what was found"), opacity)];
   }
   return card(t("Try it"), dropzone(t("Drop an image here (PNG, JPEG, TIFF, NIfTI, DICOM, or a zip of a series), or choose it:"), { id: "trial-image", "aria-label": t("Image") }, see), result,
     h("p.about", t("Nothing is kept of an image. A large volume becomes a job: it is kept until the job has ended, and the answer for a day.")));
 }
-
-function findings(found) {
-  return [
-    found.classes && table(t("What was found"), [t("Class"), [t("Pixels"), "number"], [t("Area or volume"), "number"], [t("Confidence"), "number"]],
-      found.classes.map((one) => [one.name, count(one.pixels), one.area_mm2 ? `${number(one.area_mm2, 1)} mm²` : one.volume_mm3 ? `${number(one.volume_mm3, 1)} mm³` : "–", one.confidence === null ? "–" : percent(one.confidence)])),
-    found.probabilities && table(t("What was found"), [t("Class"), [t("Probability"), "number"]], found.probabilities.map((one) => [one.name, percent(one.probability)])),
-    found.cup_to_disc && facts([[t("Cup to disc, vertical"), number(found.cup_to_disc.vertical, 2)], [t("horizontal"), number(found.cup_to_disc.horizontal, 2)], [t("by area"), number(found.cup_to_disc.area, 2)]]),
-    found.unlike && h("p", t("How unlike the training images: {score} (most like {site}; above {limit} do not rely on the answer).", { score: number(found.unlike.score, 2), site: found.unlike.most_like, limit: number(found.unlike.warn_above, 1) })),
-  ];
-}
-
