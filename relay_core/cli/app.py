@@ -226,6 +226,14 @@ def evaluate(
     own_size: Annotated[
         bool, typer.Option(help="Score masks at each image's own size; default: at the size that the solver learned at.")
     ] = False,
+    flips: Annotated[
+        bool,
+        typer.Option(
+            "--flips",
+            help="Average the answers over the four flips of each image, at four times the cost; a model that is exported, "
+            "served or handed on answers without.",
+        ),
+    ] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -235,15 +243,17 @@ def evaluate(
     from relay_core.engine import choose_device, evaluate_checkpoint
 
     chosen_device = choose_device(device)
+    if out is not None and (own_size or flips):  # what is written are the scores of the model that goes on
+        raise typer.BadParameter(
+            f"{'--own-size' if own_size else '--flips'} writes nothing: leave --out out", param_hint="--out"
+        )
     if own_size:
         from relay_core.inference import evaluate_at_own_size
 
-        if out is not None:
-            raise typer.BadParameter("--own-size writes nothing: leave --out out", param_hint="--out")
-        scores = evaluate_at_own_size(_checkpoint(checkpoint), load_run(run), data_root, chosen_device)
+        scores = evaluate_at_own_size(_checkpoint(checkpoint), load_run(run), data_root, chosen_device, flips)
         print(json.dumps(scores) if as_json else scores_table(scores))
         return
-    scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen_device, out)
+    scores, written = evaluate_checkpoint(_checkpoint(checkpoint), load_run(run), data_root, chosen_device, out, flips)
     for path in written if as_json else ():
         print(json.dumps({"event": "written", "path": str(path)}))
     print(json.dumps(scores) if as_json else scores_table(scores))

@@ -41,6 +41,8 @@ LATER: dict[str, Any] = {
     "model.kwargs.label_resolution": None,
     "model.kwargs.reduced_share": 0.25,
     "model.kwargs.recoloured_share": 0,
+    "model.kwargs.deep_supervision": False,
+    "model.kwargs.solver_kwargs.deep_supervision": False,
 }
 """Settings that came after 0.1: where they are left alone, a run keeps the identity that it had before."""
 
@@ -109,6 +111,10 @@ class SiteSettings(Settings):
         if self.data.task not in self.solver.kwargs.tasks:
             raise RunFileError(f"the network {self.solver.name!r} is for {' and '.join(self.solver.kwargs.tasks)}, "
                                f"and dataset.kwargs.task is {self.data.task}")  # fmt: skip
+        if self.deep_supervision and self.data.task != "segmentation":
+            raise RunFileError(
+                "deep_supervision: learns label maps at several sizes, and a classification has none: leave it out"
+            )
         if isinstance(self.model.kwargs, DoubleGanKwargs) and self.model.kwargs.gan_after_solver:
             self._check_solver_first(self.model.kwargs)
         if self.data.groups and self.train.loss.name == "bce":
@@ -229,6 +235,11 @@ class SiteSettings(Settings):
         if isinstance(kwargs, DoubleGanKwargs):
             return SolverSettings(name=kwargs.solver_name, kwargs=kwargs.solver_kwargs)
         return SolverSettings(name=self.model.name, kwargs=cast(SolverKwargs, kwargs))
+
+    @property
+    def deep_supervision(self) -> bool:
+        """Return whether the solver is to learn its labels at several levels; False for one that has no such setting."""
+        return bool(getattr(self.solver.kwargs, "deep_supervision", False))
 
     @property
     def solver_optimizer(self) -> OptimizerSettings:

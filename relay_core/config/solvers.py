@@ -60,6 +60,9 @@ class UNetKwargs(PretrainedKwargs):
     """Normalisation."""
     activation: Activation = "lrelu"
     """Activation of the decoder (and of the plain encoder)."""
+    deep_supervision: bool = False
+    """Learn the labels at coarser levels of the decoder too, all but the coarsest: each at half the weight of the next finer
+    one (Isensee 2021, doi 10.1038/s41592-020-01008-z). Segmentation alone; distillation stays at the finest level."""
 
     @property
     def reduction(self) -> int:

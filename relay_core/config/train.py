@@ -31,9 +31,9 @@ FUSED = tuple(name for name, arguments in _ARGUMENTS.items() if "fused" in argum
 class SchedulerSettings(Settings):
     """How the learning rate changes over a site's budget."""
 
-    name: Literal["constant", "cosine", "linear"] = "constant"
-    """constant; cosine (torch's CosineAnnealingLR over the budget): half a cosine down to `final`; linear: a line there.
-    torch's other schedulers, which count epochs, are not here."""
+    name: Literal["constant", "cosine", "linear", "poly"] = "constant"
+    """constant; cosine (torch's CosineAnnealingLR over the budget): half a cosine down to `final`; linear: a line there;
+    poly: the power 0.9 of that line (nnU-Net). torch's other schedulers, which count epochs, are not here."""
     final: float = Field(default=0.0, ge=0, le=1)
     """Last learning rate, as a share of the first."""
 
@@ -46,7 +46,12 @@ class SchedulerSettings(Settings):
         """Return the factor on the learning rate at `progress` (0..1) of the site's budget."""
         from math import cos, pi
 
-        falling = {"constant": 1.0, "cosine": (1 + cos(pi * progress)) / 2, "linear": 1 - progress}[self.name]
+        falling = {
+            "constant": 1.0,
+            "cosine": (1 + cos(pi * progress)) / 2,
+            "linear": 1 - progress,
+            "poly": (1 - progress) ** 0.9,
+        }[self.name]
         return self.final + (1 - self.final) * falling
 
 

@@ -21,7 +21,7 @@ from relay_core.metrics import (
     score_matrices,
     task_of,
 )
-from relay_core.models import make_solver
+from relay_core.models import Flipped, make_solver
 
 BATCH = 32
 
@@ -69,8 +69,13 @@ def settings_of(checkpoint: Checkpoint) -> SiteSettings:
         raise CheckpointError(f"{checkpoint.path}: its settings are not valid in this version: {error}") from None
 
 
-def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module, SiteSettings]:
+def load_solver(checkpoint: Checkpoint, device: torch.device, flips: bool = False) -> tuple[nn.Module, SiteSettings]:
     """Return the solver in a checkpoint, in eval mode, and the settings that it was trained with.
+
+    Args:
+        checkpoint: the checkpoint.
+        device: where the solver is to run.
+        flips: whether it answers by the mean over the four flips of an image, see `Flipped`.
 
     Raises:
         CheckpointError: the checkpoint's settings are not valid in this version, or its tensors do not fit them.
@@ -81,7 +86,7 @@ def load_solver(checkpoint: Checkpoint, device: torch.device) -> tuple[nn.Module
         solver.load_state_dict(checkpoint.network("solver"))
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path}: the solver does not fit its settings: {error}") from None
-    return solver.to(device).eval(), settings
+    return (Flipped(solver) if flips else solver).to(device).eval(), settings
 
 
 def prediction_rows(

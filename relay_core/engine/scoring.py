@@ -27,18 +27,23 @@ SCORES = "scores.json"
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, run: RunFile, data_root: Path | None, device: torch.device, out: Path | None
+    checkpoint: Checkpoint,
+    run: RunFile,
+    data_root: Path | None,
+    device: torch.device,
+    out: Path | None,
+    flips: bool = False,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Score a checkpoint's solver on every test set of the run that is on this machine.
 
-    With `out`, `scores.json`, `predictions.png`, `worst.png` and the matrices are written there. Returns the scores by test
-    site, and the files written.
+    With `out`, `scores.json`, `predictions.png`, `worst.png` and the matrices are written there. With `flips` the answers
+    are means over the four flips of each image. Returns the scores by test site, and the files written.
 
     Raises:
         DataError: none of the run's test sets is on this machine.
         RunFileError: the run has other classes or channels.
     """
-    solver, trained = load_solver(checkpoint, device)
+    solver, trained = load_solver(checkpoint, device, flips)
     tests = site_data(checkpoint, trained, run, data_root, "test")
     if not tests:
         raise DataError(f"none of the image folders of {run.path} is on this machine; give --data-root")

@@ -16,17 +16,18 @@ from relay_core.metrics import SegmentationScores
 
 
 def evaluate_at_own_size(
-    checkpoint: Checkpoint, run: RunFile, data_root: Path | None, device: torch.device
+    checkpoint: Checkpoint, run: RunFile, data_root: Path | None, device: torch.device, flips: bool = False
 ) -> dict[str, Any]:
     """Score the masks that a checkpoint's solver gives, brought back to each image's own pixels, against the labels' pixels.
 
     Returns the scores by test site, see `SegmentationScores.compute`; distances in pixels are in the images' own.
+    `flips` averages the answers over the four flips of each image.
 
     Raises:
         DataError: none of the run's test sets is on this machine, or a file of one cannot be read.
         RunFileError: the run has other classes or channels, or the solver is a classifier.
     """
-    predict, settings = torch_run(checkpoint, device)
+    predict, settings = torch_run(checkpoint, device, flips)
     if settings.data.task != "segmentation":
         raise RunFileError(f"{checkpoint.path} is a classifier: its answers have no size")
     tests = site_data(checkpoint, settings, run, data_root, "test")

@@ -13,13 +13,15 @@ from relay_core.inference.resolution import ModelCall, at_resolution
 from relay_core.inference.served import ServedSolver
 
 
-def torch_run(checkpoint: Checkpoint, device: torch.device) -> tuple[ModelCall, SiteSettings]:
+def torch_run(checkpoint: Checkpoint, device: torch.device, flips: bool = False) -> tuple[ModelCall, SiteSettings]:
     """Return a checkpoint's solver as a `ModelCall` for images of any size, and the settings that it was trained with.
+
+    With `flips` it answers by the mean over the four flips of an image.
 
     Raises:
         CheckpointError: the checkpoint's settings are not valid here, or its tensors do not fit them.
     """
-    solver, settings = load_solver(checkpoint, device)
+    solver, settings = load_solver(checkpoint, device, flips)
     network = ServedSolver.of(solver, settings).to(device)
     names = OUTPUTS[network.task]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from relay_core.config import LOSSES
 from relay_core.losses.combined import dice_ce, dice_topk, explog
+from relay_core.losses.levels import at_size, over_levels
 from relay_core.losses.overlap import (
     asymmetric,
     dice,
@@ -30,6 +31,7 @@ __all__ = [
     "LOSSES",
     "Loss",
     "asymmetric",
+    "at_size",
     "bce",
     "collapsed",
     "completed",
@@ -45,6 +47,7 @@ __all__ = [
     "make_loss",
     "marginal",
     "mse",
+    "over_levels",
     "regrouped",
     "soft_dice",
     "tversky",

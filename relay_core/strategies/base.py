@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from relay_core.config import SiteSettings
 from relay_core.errors import RunFileError
-from relay_core.losses import Loss, marginal
+from relay_core.losses import Loss, at_size, marginal, over_levels
 from relay_core.models import HALF, make_solver
 from relay_core.strategies.private import Privacy
 from relay_core.strategies.updater import Updater
@@ -112,19 +112,43 @@ class Strategy(ABC):
 
         `exact` computes in full precision throughout, whatever `precision` says.
         """
-        images = self._ranged(images)
-        half = self.half is not None and not exact
-        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=half):
-            logits: Tensor = solver(images.to(self.dtype))
+        with self._arithmetic(exact):
+            logits: Tensor = solver(self._ranged(images).to(self.dtype))
         return logits.to(self.dtype)
+
+    def _arithmetic(self, exact: bool) -> torch.autocast:
+        half = self.half is not None and not exact
+        return torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=half)
+
+    def _logits_to_learn(self, solver: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits that `_logits` gives, and those of the solver's coarser levels, the finest of them first.
+
+        There are coarser ones only with `deep_supervision`; such a network has `levels`. Both are what `supervised` takes.
+        """
+        if not self.settings.deep_supervision:
+            return self._logits(solver, images), []
+        with self._arithmetic(exact=False):
+            levels = cast(Any, solver).levels(self._ranged(images).to(self.dtype))
+        finest, *coarser = (logits.to(self.dtype) for logits in levels)
+        return finest, coarser
 
     def answers(self, images: Tensor) -> Tensor:
         """Return the solver's logits for images (N, C, R, R) in [-1, 1], in full precision."""
         return self._logits(self.solver, images, exact=True)
 
-    def supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return `loss` of logits (N, K, ...) by labels (N, ...), which may be partial (`losses.marginal`)."""
-        return self.loss(*(marginal(logits, labels, self.groups) if self.groups else (logits, labels)))
+    def supervised(self, logits: Tensor, labels: Tensor, coarser: Sequence[Tensor] = ()) -> Tensor:
+        """Return `loss` of logits (N, K, ...) by labels (N, ...), which may be partial (`losses.marginal`).
+
+        Args:
+            logits: of the solver.
+            labels: class ids, or those of groups of classes.
+            coarser: logits (N, K, h, w) of coarser levels, the finest first; they learn the labels at their own sizes, and
+                the loss is the weighted mean over all levels (`losses.over_levels`).
+        """
+        loss = self.loss(*(marginal(logits, labels, self.groups) if self.groups else (logits, labels)))
+        if not coarser:
+            return loss
+        return over_levels([loss, *(self.supervised(level, at_size(labels, level.shape[2:])) for level in coarser)])
 
     @property
     def solver(self) -> nn.Module:

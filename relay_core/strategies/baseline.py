@@ -40,16 +40,16 @@ class BaselineStrategy(Strategy):
         images, labels = self.augment(self._signed(images), labels)
         if self.privacy is not None:
             return self._learn_privately(self.privacy, images, labels, position)
-        logits = self._logits(self.solver, images)
-        loss = self.supervised(logits, labels)
+        logits, coarser = self._logits_to_learn(self.solver, images)
+        loss = self.supervised(logits, labels, coarser)
         penalties = self._penalties(images, logits)
         self.updaters["solver"].update(sum(penalties.values(), start=loss), position.progress)
         return {"solver": loss.detach()} | {name: value.detach() for name, value in penalties.items()}
 
     def _learn_privately(self, privacy: Privacy, images: Tensor, labels: Tensor, position: Position) -> dict[str, Tensor]:
         def loss(image: Tensor, label: Tensor) -> Tensor:
-            logits = self._logits(self.solver, image)
-            return sum(self._penalties(image, logits).values(), start=self.supervised(logits, label))
+            logits, coarser = self._logits_to_learn(self.solver, image)
+            return sum(self._penalties(image, logits).values(), start=self.supervised(logits, label, coarser))
 
         losses = (loss(*one) for one in singly(images, labels))
         share = 1 / privacy.expected

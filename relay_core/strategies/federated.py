@@ -61,7 +61,8 @@ class FederatedStrategy(BaselineStrategy):
         if step == 0 or turn != self._turn(step - 1, steps):
             client.load_state_dict(self.solver.state_dict())
         images, labels = self.augment(self._signed(images), labels)
-        loss = self.supervised(self._logits(client, images), labels)
+        logits, coarser = self._logits_to_learn(client, images)
+        loss = self.supervised(logits, labels, coarser)
         losses = {"solver": loss}
         if self.kwargs.mu:
             pairs = zip(client.parameters(), self.solver.parameters(), strict=True)

@@ -284,17 +284,21 @@ class RelayStrategy(Strategy):
         images, labels = self._augmented(images, labels, real)
         if self.privacy is not None:
             return self._learn_privately(self.privacy, images, labels, real, progress)
-        logits = self._logits(self.solver, images)
+        logits, coarser = self._logits_to_learn(self.solver, images)
         hard = torch.ones(len(images), dtype=torch.bool, device=self.device)
         if targets == "soft":
             hard[memory] = False
-        loss = self.supervised(logits[hard], labels[hard])
+        loss = self.supervised(logits[hard], labels[hard], [level[hard] for level in coarser])
         total = loss + self._distillation(images, logits, memory)
         self.updaters["solver"].update(total, progress)
         return loss.detach()
 
     def _learn_privately(self, privacy: Privacy, images: Tensor, labels: Tensor, real: int, progress: float) -> Tensor:
-        losses = (self.supervised(self._logits(self.solver, x), y) for x, y in singly(images[:real], labels[:real]))
+        def loss(image: Tensor, label: Tensor) -> Tensor:
+            logits, coarser = self._logits_to_learn(self.solver, image)
+            return self.supervised(logits, label, coarser)
+
+        losses = (loss(*one) for one in singly(images[:real], labels[:real]))
         memory = images[real:]
         taught = self._distillation(memory, self._logits(self.solver, memory), slice(None)) if len(memory) else None
         return self.updaters["solver"].update_privately(privacy, losses, taught, 1 / privacy.expected, progress)

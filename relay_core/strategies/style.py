@@ -54,8 +54,8 @@ class StyleStrategy(RememberingStrategy):
             restyled = recoloured(images[:count], *self.styles.draw(count, range(self.sites), self.device))
             images = torch.cat([restyled, images[count:]])
         images, labels = self.augment(images, labels)
-        logits = self._logits(self.solver, images)
-        losses = {"solver": self.supervised(logits[count:], labels[count:])}
+        logits, coarser = self._logits_to_learn(self.solver, images)
+        losses = {"solver": self.supervised(logits[count:], labels[count:], [level[count:] for level in coarser])}
         if count:
             with torch.no_grad():
                 target = self._logits(self.networks["old_solver"], images[:count])

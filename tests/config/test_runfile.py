@@ -308,3 +308,12 @@ def test_instance_norm_of_single_pixels_is_refused_before_the_training(toy):
     with pytest.raises(RunFileError, match="at 16 pixels the deepest of U-Net are 1 x 1: take norm group, or at least 32"):
         toy.run(model={"kwargs": kwargs}).site(1).require_consistent()
     toy.run(model={"kwargs": kwargs | {"solver_resolution": 32}}).site(1).require_consistent()
+
+
+def test_a_learning_rate_falls_by_the_power_that_nnunet_has(toy):
+    sgd = {"name": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.99, "nesterov": True}, "lr_scheduler": {"name": "poly"}}
+    optimizer = toy.run(train={"optimizer": sgd}).site(1).solver_optimizer
+    assert [optimizer.lr_factor(done) for done in (0.0, 0.5, 0.9, 1.0)] == pytest.approx([1, 0.5**0.9, 0.1**0.9, 0])
+    sgd["lr_scheduler"]["final"] = 0.2
+    ends_higher = toy.run(train={"optimizer": sgd}).site(1).solver_optimizer
+    assert [ends_higher.lr_factor(done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1, 0.2 + 0.8 * 0.5**0.9, 0.2])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from relay_core.cli.app import app
 from relay_core.config import load_run
-from relay_core.engine import RelayRun
+from relay_core.engine import RelayRun, evaluate_checkpoint
 from relay_core.engine.checkpoint import find
 from relay_core.errors import RunFileError
 from relay_core.export.checkpoint import export_checkpoint
@@ -40,6 +40,25 @@ def test_masks_are_scored_on_the_images_own_pixels(exported, tmp_path):
     call = ["evaluate", str(exported.checkpoint), "--run", str(exported.toy.folder / "run.yaml"), "--data-root"]
     told = CliRunner().invoke(app, [*call, str(exported.toy.data), "--own-size", "--json"])
     assert json.loads(told.stdout) == scores
+
+
+def test_flips_are_asked_for_and_scored_apart(exported):
+    """What is written are the scores of the model that goes on, which does not flip."""
+    run, checkpoint = load_run(str(exported.toy.folder / "run.yaml")), find(exported.checkpoint, print)
+    call = ["evaluate", str(exported.checkpoint), "--run", str(run.path), "--data-root", str(exported.toy.data), "--json"]
+    for size, more in (([], 0), (["--own-size"], 1)):
+        plain, flipped = (json.loads(CliRunner().invoke(app, [*call, *size, *flips]).stdout) for flips in ([], ["--flips"]))
+        assert plain.keys() == flipped.keys() == {"Domain1", "Domain2"}
+        assert plain != flipped
+        wanted = (
+            evaluate_at_own_size(checkpoint, run, exported.toy.data, CPU, flips=True)
+            if more
+            else evaluate_checkpoint(checkpoint, run, exported.toy.data, CPU, None, flips=True)[0]
+        )
+        assert flipped == json.loads(json.dumps(wanted))
+    refused = CliRunner().invoke(app, [*call, "--flips", "--out", str(exported.toy.folder / "scores")])
+    assert refused.exit_code == 2
+    assert not (exported.toy.folder / "scores").exists()
 
 
 def test_a_classifier_has_no_size(classifier):

@@ -8,6 +8,7 @@ from torch import nn
 from relay_core.config.solvers import SolverSettings
 from relay_core.errors import CheckpointError
 from relay_core.models.factory import make_solver
+from relay_core.models.flips import Flipped
 from relay_core.models.solvers import ResNetEncoder, UNet
 
 
@@ -22,6 +23,37 @@ def test_logits_have_the_images_size_whatever_it_is(backbone, bilinear, norm):
         logits = network(x)
         assert logits.shape == (2, 4, height, width)
         assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("backbone", "strides"), [("plain", [1, 2, 4]), ("resnet18", [1, 2, 4, 8])])
+def test_deep_supervision_has_a_head_at_all_levels_but_the_coarsest(backbone, strides):
+    network = UNet(3, 4, backbone, norm="group", base_channels=4, deep_supervision=True)
+    x = torch.randn(2, 3, 64, 96)
+    levels = network.levels(x)
+    assert [tuple(level.shape) for level in levels] == [(2, 4, 64 // stride, 96 // stride) for stride in strides]
+    assert torch.equal(levels[0], network(x))
+    assert len(UNet(3, 4, backbone, base_channels=4).levels(x)) == 1
+
+
+def test_flips_give_the_mean_of_the_probabilities():
+    network = UNet(3, 4, norm="group", base_channels=4)
+    x = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        answers = [network(x.flip(axes)).softmax(dim=1).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
+        torch.testing.assert_close(Flipped(network)(x).softmax(dim=1), torch.stack(answers).mean(dim=0))
+        mirrored = Flipped(network)(x.flip(3))
+        torch.testing.assert_close(mirrored, Flipped(network)(x).flip(3))  # it knows no left and right
+        classifier = make_solver(SolverSettings.of("resnet20"), "classification", 32).eval()
+        one, four = classifier(x), Flipped(classifier)(x)
+    assert one.shape == four.shape == (2, 3)
+    sure = Flipped(lambda_module(lambda x: x * 1e4))  # no probability is 0
+    assert sure(x).isfinite().all()
+
+
+def lambda_module(function):
+    module = nn.Module()
+    module.forward = function
+    return module
 
 
 def test_resnet50_builds_and_runs():

@@ -133,7 +133,7 @@ def test_hard_targets_of_replay_say_no_more_than_the_sites_before_knew(toy, targ
     strategy.load_handed_over(first.state())
     strategy.begin_site("Domain2", 8)
     seen = []
-    monkeypatch.setattr(strategy, "supervised", lambda logits, labels: seen.append(labels) or logits.sum() * 0)
+    monkeypatch.setattr(strategy, "supervised", lambda logits, labels, coarser: seen.append(labels) or logits.sum() * 0)
     monkeypatch.setattr(strategy, "augment", lambda images, labels: (images, labels))
     position = Position(0, 8, 8)
     real = strategy.real_count(position)

@@ -69,6 +69,7 @@ class UNet(nn.Module):
         norm: a name of `blocks.NORMS`.
         activation: a name of `blocks.ACTIVATIONS`; a ResNet encoder keeps its ReLUs.
         base_channels: feature maps of the plain encoder's first level.
+        deep_supervision: have a head at coarser levels of the decoder too, which `levels` uses.
 
     Raises:
         ValueError: the backbone, norm or activation is unknown.
@@ -84,6 +85,7 @@ class UNet(nn.Module):
         activation: str = "lrelu",
         *,
         base_channels: int = 64,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         self.encoder: PlainEncoder | ResNetEncoder
@@ -100,16 +102,32 @@ class UNet(nn.Module):
             Up(a, skip, b, bilinear, norm, activation) for a, skip, b in zip(inputs, skips, widths, strict=True)
         )
         self.head = nn.Conv2d(widths[-1], num_classes, 1)
+        # after all else, so that the same seed draws the other weights alike; the coarsest level is too coarse to label
+        coarser = widths[-2:0:-1] if deep_supervision else []
+        self.coarser_heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in coarser)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the class logits (N, num_classes, H, W)."""
+        return self.head(self._decoded(x)[-1])
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Return the class logits of each level that has a head, the finest first: (N, num_classes, H, W), then half, ...
+
+        The first equals what `forward` returns; without deep supervision there is no other.
+        """
+        decoded = self._decoded(x)[::-1]
+        coarser = zip(self.coarser_heads, decoded[1:], strict=False)
+        return [self.head(decoded[0]), *(head(y) for head, y in coarser)]
+
+    def _decoded(self, x: Tensor) -> list[Tensor]:
+        """Return the features of each level of the decoder, the coarsest first."""
         features = self.encoder(x)
         if len(features) == len(self.ups):
             features = [x, *features]
-        y = features.pop()
+        decoded = [features.pop()]
         for up in self.ups:
-            y = up(y, features.pop())
-        return self.head(y)
+            decoded.append(up(decoded[-1], features.pop()))
+        return decoded[1:]
 
     def features(self, x: Tensor) -> Tensor:
         """Return the deepest features, averaged over pixels: (N, C, H, W) -> (N, D)."""
@@ -124,8 +142,9 @@ def build(name: str, settings: UNetKwargs, task: Task, side: int) -> UNet | Clas
     """
     s = settings
     network = UNet(
-        s.in_channels, s.num_classes, s.backbone or "plain", s.bilinear, s.norm, s.activation, base_channels=s.base_channels
-    )
+        s.in_channels, s.num_classes, s.backbone or "plain", s.bilinear, s.norm, s.activation,
+        base_channels=s.base_channels, deep_supervision=s.deep_supervision,
+    )  # fmt: skip
     if isinstance(network.encoder, ResNetEncoder):
         network.encoder.start_from(s)
     return network if task == "segmentation" else Classifier(network.encoder, s.num_classes)
