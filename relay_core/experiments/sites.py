@@ -54,7 +54,8 @@ def compare_sites(
         {site, kind, images}; `statistics`, a list of {name, class, edges, groups, pairs}. There `groups` has for each group
         {images, shares, median, quartiles}, with the share of its images in each bin between `edges`, or {images, withheld}
         where fewer than 5 images can be told of; `pairs` has {groups: [i, j], ks, p} for every two groups that are not
-        withheld: the Kolmogorov-Smirnov statistic, 0 (alike) to 1 (no overlap), and its asymptotic p value.
+        withheld: the Kolmogorov-Smirnov statistic, 0 (alike) to 1 (no overlap), and its asymptotic p value. A statistic
+        that is withheld of all groups is left out.
 
     Args:
         checkpoint: a checkpoint of any strategy; without generators only what is on this machine is compared.
@@ -89,14 +90,15 @@ def compare_sites(
         features.append(torch.nn.functional.normalize(torch.cat([network(part).cpu().double() for part in parts])))
     for i, distances in enumerate(_distances(features, len(rows))):
         values[i]["network_distance", 0] = distances
+    statistics = [
+        {"name": name, "class": names[i] if i else None, **compared([v.get((name, i), np.empty(0)) for v in values])}
+        for name, i in dict.fromkeys(key for each in values for key in each)
+    ]
     return {
         "checkpoint": checkpoint.digest,
         "resolution": rows[0][1].shape[-1] if rows else settings.resolution,
         "groups": groups,
-        "statistics": [
-            {"name": name, "class": names[i] if i else None, **compared([v.get((name, i), np.empty(0)) for v in values])}
-            for name, i in dict.fromkeys(key for each in values for key in each)
-        ],
+        "statistics": [one for one in statistics if one["edges"]],
     }
 
 

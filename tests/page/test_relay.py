@@ -121,6 +121,17 @@ def test_two_sites_through_two_pages(browser: Browser, sites: tuple[Up, Up], toy
         south.press("Accept")
         expect(south.page.locator("main h1")).to_contain_text("accepted")
 
+        south.go("/data")
+        south.page.get_by_role("link", name="Domain2").click()
+        south.press("Compare", south.card("Against the sites before"))
+        south.job_done()
+        against = south.card("Against the sites before")
+        expect(against).to_contain_text("Furthest apart: ", timeout=PATIENCE)
+        south.go("/data")
+        south.page.get_by_role("link", name="Domain2").click()
+        expect(against.locator("figure canvas").first).to_be_visible()
+        expect(against.get_by_role("region", name="How far apart")).to_contain_text("optic disc")
+
         south.go("/runs")
         south.page.locator("tbody a").first.click()
         train(south)

@@ -57,9 +57,9 @@ export async function checkpointBefore(name) {
 
 /** Say which statistics are furthest apart, of those that luck does not explain. */
 function sentence(found, pairs, label) {
-  const all = found.statistics.flatMap((one) => pairs.map((pair) => ({ one, pair, ...apart(one, pair) }))).filter(({ p }) => p < CHANCE);
-  if (!all.length) return t("No statistic differs by more than luck explains.");
-  const most = all.sort((a, b) => b.ks - a.ks).slice(0, NAMED);
+  const clear = found.statistics.flatMap((one) => pairs.map((pair) => ({ one, pair, ...apart(one, pair) }))).filter(({ p }) => p < CHANCE);
+  if (!clear.length) return t("No statistic differs by more than luck explains.");
+  const most = clear.sort((a, b) => b.ks - a.ks).slice(0, NAMED);
   return t("Furthest apart: {list}.", { list: most.map(({ one, pair: [i, j], ks }) => t("{statistic} of {one} and {other} ({n})", { statistic: title(one), one: label(i), other: label(j), n: number(ks, 2) })).join("; ") });
 }
 
