@@ -150,6 +150,11 @@ def _expected_images(
     return expected
 
 
+def _named_options(row: Dataset) -> str:
+    """The options of a data set, and its name as the site's, by which a table of several sites has its rows."""
+    return json.dumps({**row.options, "task_name": row.name})
+
+
 def _options(kwargs: CommonDatasetKwargs) -> dict[str, Any]:
     return kwargs.model_dump(mode="json", exclude={"task_id", "task_name", "img_folder", "root_path"})
 
@@ -265,7 +270,7 @@ def _predict(session: Session, settings: Settings, claim: Claim, work: PreparedJ
     checkpoint = _input_checkpoint(session, work)
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
-    options = ["--options", json.dumps(row.options), "--out", str(work.folder / PREDICTIONS)]
+    options = ["--options", _named_options(row), "--out", str(work.folder / PREDICTIONS)]
     work.command = _core_command(claim, "predict-dataset", str(checkpoint), row.layout, str(path), *options)
 
 
@@ -285,7 +290,7 @@ def _preflight(session: Session, settings: Settings, claim: Claim, work: Prepare
     row = need(session, Dataset, work.job.params["dataset"])
     path = folders.inside(settings.data_folder, row.path)
     work.command = _core_command(
-        claim, "preflight", row.layout, str(path), "--options", json.dumps(row.options),
+        claim, "preflight", row.layout, str(path), "--options", _named_options(row),
         "--previews", str(work.folder / "previews"), "--count", str(work.job.params["previews"]),
     )  # fmt: skip
 

@@ -11,7 +11,9 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import select, update
 
 from relay_core.inference.onnx_model import OnnxModel
@@ -239,6 +241,30 @@ def test_a_preflight_reports_and_draws(small_site: SiteKit, station: WorkerLoop,
         report = session.get(Dataset, dataset.id).report
         assert (report["ok"], report["counts"]) == (True, {"train": 8, "test": 5})
         assert list(attached(session, dataset.id)) == [f"preview-{i:03d}.png" for i in range(3)]
+
+
+def test_a_data_set_finds_its_rows_in_a_table_of_several_sites(
+    small_site: SiteKit, station: WorkerLoop, tmp_path: Path
+) -> None:
+    small_site.settings.data_root = tmp_path / "images"
+    for part in ("image", "mask"):
+        (small_site.settings.data_root / "north" / part).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.full((16, 16), 80 * i if part == "image" else i % 2, np.uint8)
+            Image.fromarray(pixels).save(small_site.settings.data_root / "north" / part / f"{i}.png")
+    rows = ["South,0,train", "North,0,train", "North,1,train", "North,2,test"]
+    (small_site.settings.data_root / "north/table.csv").write_text("\n".join(["site,image,split", *rows]))
+    with small_site.database.write() as session:
+        options = {"num_classes": 2, "split_file": "table.csv"}
+        row = Dataset(name="North", path="north", layout="folder", options=options)
+        session.add(row)
+        session.flush()
+        made = job_plans.preflight(session, row.id)
+    job_id = submit(small_site, "preflight", made)
+    station.work_once()
+    assert small_site.job(job_id).error is None
+    with small_site.database.read() as session:
+        assert session.get_one(Dataset, row.id).report["counts"] == {"train": 2, "test": 1}
 
 
 def test_a_preflight_of_bad_files_names_them(
