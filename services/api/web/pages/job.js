@@ -74,7 +74,7 @@ export async function show({ parts: [id], me, signal }) {
     if (!curves.firstChild) curves.append(card(t("Curves"), h("div.charts")));
     for (const [group, found] of groups) {
       if (!charts.has(group)) {
-        charts.set(group, chart(group));
+        charts.set(group, chart(group, { digits: group === AUGMENTED() ? 4 : 3 }));
         curves.querySelector(".charts").append(charts.get(group).element);
       }
       await charts.get(group).draw(found, marks);
@@ -91,8 +91,9 @@ export async function show({ parts: [id], me, signal }) {
     }
     if (found.some((file) => file.name === "statistics.json")) fill(compared, card(t("Against the sites before"), await comparison(id)));
     if (found.some((file) => file.name === "prediction.json")) fill(predicted, card(t("What was found"), await findings(await get(`${path}/files/prediction.json`, {}, { signal }))));
-    fill(files, found.length > 0 && card(t("Files"), table(t("Files that the job left"), [t("Name"), [t("Size"), "number"]],
-      found.map((file) => [h("a", { href: `${path}/files/${encodeURIComponent(file.name)}`, download: file.name, dir: "auto" }, file.name), bytes(file.size)]))));
+    const list = table(t("Files that the job left"), [t("Name"), [t("Size"), "number"]],
+      found.map((file) => [h("a", { href: `${path}/files/${encodeURIComponent(file.name)}`, download: file.name, dir: "auto" }, file.name), bytes(file.size)]));
+    fill(files, found.length > 0 && card(t("Files"), found.length > 8 ? h("details", { open: files.querySelector("details")?.open }, h("summary", t("{n} files", { n: count(found.length) })), list) : list));
   }
 
   async function refresh() {
@@ -143,12 +144,14 @@ export async function show({ parts: [id], me, signal }) {
   return [top, curves, scores, pictures, compared, predicted, card(t("Log"), log), files];
 }
 
+const AUGMENTED = () => t("Share of images augmented for the discriminators");
+
 /** In which chart a series belongs, and what it is called there. */
 function grouped({ site, name }) {
   const [group, ...rest] = name.split("/");
   if (rest.length) return [rest.join("/"), t("{test}, after {site}", { test: group, site })];
   if (name === "images_per_second") return [t("Images per second"), site || name];
-  if (name.startsWith("ada_")) return [t("Share of images augmented for the discriminators"), `${name}${site ? ` (${site})` : ""}`];
+  if (name.startsWith("ada_")) return [AUGMENTED(), `${name}${site ? ` (${site})` : ""}`];
   return [/^(D|G|r1|pl|adv)_?/.test(name) ? t("Adversarial losses") : t("Losses of the solver"), `${name}${site ? ` (${site})` : ""}`];
 }
 
