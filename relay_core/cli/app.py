@@ -111,7 +111,7 @@ def train(
     grids: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Pictures of the replay along a site's training; the run's train.sample_every_n_steps wins."
+            min=1, help="Pictures of the replay, beside the site's own, along a training; train.sample_every_n_steps wins."
         ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files below OUT.")] = False,

@@ -231,7 +231,7 @@ class RelayRun:
         if interval and step % interval == 0 and name in self.tests:
             scores = evaluate(strategy.solver, self.tests[name], self.device)
             site.say(events.Scores(name, name, step, _matrix_scores(scores, site.settings.data.task)))
-        every = train.sample_every_n_steps or (self.grids and max(1, train.steps(images_an_epoch) // self.grids))
+        every = train.sample_every_n_steps or (self.grids and -(-train.steps(images_an_epoch) // self.grids))
         if every and step % every == 0 and (generated := strategy.samples(SAMPLES)):
             rows = [(origin, images.cpu(), labels.cpu(), None) for origin, (images, labels) in generated.items()]
             rows.append(_real_row(site, rows[0][1].shape[-1]))

@@ -163,6 +163,7 @@ class Runner:
             cause = self._watch(child, output, prepared, heart)
         finally:
             child.close()  # whatever happened, no process of the job stays
+        self._show(prepared, output)
         self._wait_out(heart, output.flush)  # the last events and metrics too
         self._conclude(heart, prepared, child, output, cause)
 
@@ -200,8 +201,8 @@ class Runner:
             if heart.lost:
                 raise LeaseLost(heart.claim)
             if now - flushed >= FLUSH:
+                self._show(prepared, output)  # before whoever watches is told of them
                 self._flush(output)
-                self._show(prepared, output)
                 flushed = now
             if not cause:
                 cause = self._cause_to_stop(output, heart)
@@ -222,8 +223,8 @@ class Runner:
             log.warning("%s: its events wait for the database: %s", output.claim.job_id, type(error).__name__)
 
     def _show(self, prepared: work.PreparedJob, output: ProcessOutput) -> None:
-        """Publish the pictures that a training has drawn so far; one that cannot be now comes with the job's results."""
-        names, output.pictures = output.pictures, []
+        """Publish the pictures that a training has drawn so far; one that cannot be now is tried again with the next."""
+        names = output.pictures
         if not names or prepared.job.kind != "train":
             return
         try:
@@ -231,8 +232,11 @@ class Runner:
             with self.database.write() as session:
                 leases.held(session, output.claim)
                 results.attach_files(session, prepared.job.id, stored)
+            output.pictures = []
+        except LeaseLost:
+            raise
         except (*AWAY, OSError, Refusal) as error:
-            log.warning("%s: its pictures wait for its end: %s", output.claim.job_id, type(error).__name__)
+            log.warning("%s: its pictures wait: %s", output.claim.job_id, type(error).__name__)
 
     def _cause_to_stop(self, output: ProcessOutput, heart: Heartbeat) -> str:
         if heart.cancelled.is_set():

@@ -1,6 +1,7 @@
 """`relay compare-sites`: sites that look different are told apart, equal ones are not, and few images tell nothing."""
 
 import json
+import math
 import shutil
 import sys
 
@@ -121,6 +122,8 @@ def test_bins_hold_every_value_and_few_values_are_withheld():
     (pair,) = found["pairs"]
     assert (pair["ks"] > 0.99, pair["p"] < 1e-9) == (True, True)
     assert compared([near, near])["pairs"] == [{"groups": [0, 1], "ks": 0, "p": 1}]
+    few = compared([near[:5], near[:5] + 9])["pairs"][0]["p"]
+    assert few == pytest.approx(2 / math.comb(10, 5), rel=1e-5), "exact: two of all ways to deal ten images to two sites"
     assert compared([np.array([0.0, 1, 1, 1, 3]), np.ones(5)])["edges"] == [-0.5, 0.5, 1.5, 2.5, 3.5]
     assert len(compared([np.full(5, 0.3), np.full(5, 0.3)])["edges"]) == 21
     assert compared([np.empty(0), np.ones(4)]) == {

@@ -99,6 +99,7 @@ function upright(plot, marks, ink) {
   ctx.setLineDash([3, 3]);
   for (const { step } of marks) {
     const at = Math.round(plot.valToPos(step, "x", true));
+    if (at < bbox.left || at > bbox.left + bbox.width) continue; // a reader has zoomed in
     ctx.beginPath();
     ctx.moveTo(at, bbox.top);
     ctx.lineTo(at, bbox.top + bbox.height);

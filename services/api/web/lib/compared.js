@@ -42,21 +42,23 @@ export async function newestComparison(dataset) {
   return items.find((job) => Object.values(job.params.datasets).includes(dataset.id)) ?? null;
 }
 
-/** Find the newest finished checkpoint of a site before this one, in the runs that have a site of this name. */
+/** Find the newest finished checkpoint of a site before this one, in the runs that have a site of this name; null: it is the first in all. */
 export async function checkpointBefore(name) {
   const runs = (await all("/api/v1/runs")).filter((run) => run.sites.some((site) => site.name === name));
   const found = await Promise.all(runs.map(async (run) => {
     const order = run.sites.filter((site) => site.trained);
     const position = order.findIndex((site) => site.name === name);
     const before = (position < 0 ? order : order.slice(0, position)).map((site) => site.task_id);
-    const { items } = await get("/api/v1/checkpoints", { run_id: run.id, limit: 100 });
-    return items.filter((row) => row.finished && before.includes(row.task_id));
+    if (!before.length) return null;
+    return (await all("/api/v1/checkpoints", { run_id: run.id })).filter((row) => row.finished && before.includes(row.task_id));
   }));
-  return found.flat().sort((a, b) => b.created_at.localeCompare(a.created_at))[0] ?? null;
+  if (found.length && found.every((rows) => rows === null)) return null;
+  return found.flat().filter(Boolean).sort((a, b) => b.created_at.localeCompare(a.created_at))[0];
 }
 
 /** Say which statistics are furthest apart, of those that luck does not explain. */
 function sentence(found, pairs, label) {
+  if (!found.statistics.some((one) => pairs.some((pair) => apart(one, pair)))) return t("There is nothing that they could be compared with.");
   const clear = found.statistics.flatMap((one) => pairs.map((pair) => ({ one, pair, ...apart(one, pair) }))).filter(({ p }) => p < CHANCE);
   if (!clear.length) return t("No statistic differs by more than luck explains.");
   const most = clear.sort((a, b) => b.ks - a.ks).slice(0, NAMED);
@@ -67,10 +69,11 @@ const apart = (one, [i, j]) => one.pairs.find(({ groups }) => groups.includes(i)
 
 function panel(one, order, own, label) {
   const width = one.edges[1] - one.edges[0];
-  const place = (value) => number(value, digits(width));
-  const drawn = chart(title(one), { x: t("from"), digits: 2, bins: width, place });
+  const whole = width === 1 && one.edges[0] % 1 !== 0; // a bin of a whole number begins half a step before it
+  const place = (value) => (whole ? count(value) : number(value, digits(width)));
+  const drawn = chart(title(one), { x: whole ? t("number") : t("from"), digits: 2, bins: width, place });
   drawn.draw(order.filter((i) => !("withheld" in one.groups[i])).map((i) => ({
-    label: label(i), steps: one.edges.slice(0, -1), values: one.groups[i].shares, width: own.includes(i) ? 4 : 2, rest: number(one.groups[i].median, digits(width)),
+    label: label(i), steps: one.edges.slice(0, -1).map((edge) => edge + (whole ? 0.5 : 0)), values: one.groups[i].shares, width: own.includes(i) ? 4 : 2, rest: t("median {n}", { n: number(one.groups[i].median, whole ? 1 : digits(width)) }),
   })));
   return drawn.element;
 }

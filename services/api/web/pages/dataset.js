@@ -2,7 +2,7 @@
 import { h } from "../lib/dom.js";
 import { get, getWithTag, patch, remove, submit } from "../lib/api.js";
 import { count, moment, percent, t } from "../lib/text.js";
-import { area, button, card, empty, facts, field, form, head, link, table, warning } from "../lib/widgets.js";
+import { alert, area, button, card, empty, facts, field, form, head, link, table, warning } from "../lib/widgets.js";
 import { checkpointBefore, comparison, newestComparison } from "../lib/compared.js";
 
 export async function show({ parts: [id], me }) {
@@ -24,7 +24,7 @@ export async function show({ parts: [id], me }) {
       [t("Registered"), moment(set.created_at)], ...options, [t("Note"), set.note]])),
     set.report ? report(set.report) : card(t("Check"), empty(t("Nobody has looked into its files yet. The check reads every image and mask, and changes nothing."))),
     set.report && pictures(id, set.report),
-    await againstBefore(set, may),
+    await againstBefore(set, may).catch(alert),
     may && note(id, set, tag),
   ];
 }
@@ -67,9 +67,10 @@ function pictures(id, found) {
 /** How the images differ from those of the sites before: what the newest comparison found, and a button for another one. */
 async function againstBefore(set, may) {
   const [before, job] = await Promise.all([checkpointBefore(set.name), newestComparison(set)]);
+  if (before === null && !job) return null;
   const compare = may && before && button(t("Compare"), async () => (location.hash = `#/jobs/${(await submit({ kind: "compare_sites", checkpoint_id: before.id })).id}`));
   const about = before && h("p", t("With what the newest checkpoint from before this site draws:"), " ", link(`#/checkpoints/${before.id}`, t("{site}, step {n}", { site: before.site, n: count(before.step) })));
-  if (job) return card(t("Against the sites before"), await comparison(job.id, set.name), h("p.about", link(`#/jobs/${job.id}`, t("The comparison as a job")), ", ", moment(job.finished_at)), about, compare);
+  if (job) return card(t("Against the sites before"), await comparison(job.id, set.name).catch(alert), h("p.about", link(`#/jobs/${job.id}`, t("The comparison as a job")), ", ", moment(job.finished_at)), about, compare);
   return card(t("Against the sites before"), before
     ? empty(t("How do these images differ from those of the sites before: brightness, contrast, colour, sharpness, size of the structures? See it before you train."), about, compare)
     : empty(t("No checkpoint of a site before is here. Register the run that has a site of this name, bring the bundle of the site before, and accept it."), h("div.actions", h("a.button", { href: "#/handoff" }, t("Bring a bundle")))));

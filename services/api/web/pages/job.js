@@ -89,11 +89,12 @@ export async function show({ parts: [id], me, signal }) {
       shelf.show(images);
       if (!pictures.firstChild) pictures.append(card(t("Pictures"), shelf.element));
     }
-    if (found.some((file) => file.name === "statistics.json")) fill(compared, card(t("Against the sites before"), await comparison(id)));
-    if (found.some((file) => file.name === "prediction.json")) fill(predicted, card(t("What was found"), await findings(await get(`${path}/files/prediction.json`, {}, { signal }))));
     const list = table(t("Files that the job left"), [t("Name"), [t("Size"), "number"]],
       found.map((file) => [h("a", { href: `${path}/files/${encodeURIComponent(file.name)}`, download: file.name, dir: "auto" }, file.name), bytes(file.size)]));
     fill(files, found.length > 0 && card(t("Files"), found.length > 8 ? h("details", { open: files.querySelector("details")?.open }, h("summary", t("{n} files", { n: count(found.length) })), list) : list));
+    const has = (name) => found.some((file) => file.name === name);
+    if (has("statistics.json")) fill(compared, card(t("Against the sites before"), await comparison(id).catch(alert)));
+    if (has("prediction.json")) fill(predicted, card(t("What was found"), await get(`${path}/files/prediction.json`, {}, { signal }).then(findings).catch(alert)));
   }
 
   async function refresh() {
@@ -104,7 +105,7 @@ export async function show({ parts: [id], me, signal }) {
     await drawCurves();
     const over = TERMINAL.includes(job.state);
     const wanted = `${job.attempt} ${over} ${drawings}`;
-    if ((over || drawings) && filed !== wanted) {
+    if (filed !== wanted) {
       await drawFiles();
       filed = wanted;
     }
@@ -201,7 +202,7 @@ function slider(path) {
     show(found) {
       const newest = Number(range.value) === Math.max(0, images.length - 1);
       const seen = images[Number(range.value)]?.name;
-      images = found;
+      images = [...found].sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true })); // task_10 comes after task_2
       range.max = images.length - 1;
       range.hidden = images.length < 2;
       range.value = newest ? images.length - 1 : images.findIndex((image) => image.name === seen);
