@@ -173,7 +173,7 @@ def compared(groups: Sequence[np.ndarray]) -> dict[str, Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter(
                     "ignore", RuntimeWarning
-                )  # where the exact value underflows, it takes the asymptotic one
+                )  # too small for the exact way: asymptotic
                 found = ks_2samp(one, other)
             pairs.append({"groups": [i, j], "ks": _short(found.statistic), "p": _short(found.pvalue)})
     described = [_histogram(group, edges) for group in groups]
