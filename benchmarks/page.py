@@ -1,9 +1,10 @@
-"""How fast the site's page shows, with thousands of jobs and points, and what one that is left open costs the API.
+"""How fast the site's page shows, with thousands of jobs and points, and what one that is left open costs API and training.
 
 python -m benchmarks.page --jobs 5000 --points 200000 --hops 200
 
 Time: from the change of the address, in a page that is signed in, until the page's content stands, in Chromium on the same
-machine, median of `--repeat` visits; first: with an empty cache. It needs Chromium and the package playwright.
+machine, median of `--repeat` visits; first: with an empty cache. Then trainings of one thread in turn, with their page open
+and without. It needs Chromium and the package playwright.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 from sqlalchemy import insert
 
 from benchmarks.record import Record, script
 from benchmarks.site import Site, running
+from relay_core.data import make_phantoms
 from services.site import audit, auth
 from services.site.db import Bundle, Dataset, Job, JobEvent, Metric, Run, new_id
 
@@ -32,6 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hops", type=int, default=200, help="of the bundle that is looked at")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=30, help="that an open page is watched")
+    parser.add_argument("--pairs", type=int, default=4, help="of trainings, one with its page open and one without")
+    parser.add_argument("--steps", type=int, default=100, help="of each of them")
 
 
 def fill(site: Site, args: argparse.Namespace) -> dict[str, str]:
@@ -100,7 +105,32 @@ def measure(args: argparse.Namespace, record: Record) -> None:
             before = _cpu_seconds(site.process.pid)
             time.sleep(args.seconds)
             costs.add(name, (_cpu_seconds(site.process.pid) - before) / args.seconds)
+        _trainings(site, page, args, record)
         browser.close()
+
+
+def _trainings(site: Site, page: Any, args: argparse.Namespace, record: Record) -> None:
+    """Train with and without somebody who watches, in turn."""
+    make_phantoms(site.settings.data_folder, 1, train=16, test=4)
+    client = httpx.Client(base_url=f"{site.url}/api/v1", headers={"Authorization": f"Bearer {site.token}"}, trust_env=False)
+    client.post("/datasets", json={"name": "Domain1", "path": "Domain1", "layout": "fundus"}).raise_for_status()
+    run = f"extends: phantom\ncommon: {{train: {{num_mimgs: {args.steps * 16e-6}}}}}\ncurrent_tasks: {{task_ids: [1]}}\n"
+    run_id = client.post("/runs", content=run, headers={"Content-Type": "application/yaml"}).json()["id"]
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    with site.worker(OMP_NUM_THREADS="1"):
+        for number in range(2 * args.pairs):
+            watched = (number + number // 2) % 2 == 0  # the first of a pair is watched in every second one
+            body = {"kind": "train", "run_id": run_id}
+            job = client.post("/jobs", json=body, headers={"Idempotency-Key": f"train-{number}"}).json()["id"]
+            page.goto(f"{site.url}/#/jobs/{job}" if watched else "about:blank")
+            while client.get(f"/jobs/{job}").json()["state"] in ("queued", "running"):
+                time.sleep(0.5)
+            series = client.get(f"/jobs/{job}/metrics", params={"name": "images_per_second"}).json()
+            rates[watched].append(statistics.median(series[0]["values"]))
+    table = record.table("Trainings in turn", {"page of the job": "", "images/s": ".1f", "of the one without": ".3f"})
+    without = statistics.median(rates[False])
+    for name, watched in (("closed", False), ("open", True)):
+        table.add(name, statistics.median(rates[watched]), statistics.median(rates[watched]) / without)
 
 
 def _sign_in(page: Any, site: Site) -> float:
@@ -129,7 +159,12 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-main = script(__doc__, arguments, measure, toy={"jobs": 20, "points": 100, "hops": 3, "repeat": 1, "seconds": 0.5})
+main = script(
+    __doc__,
+    arguments,
+    measure,
+    toy={"jobs": 20, "points": 100, "hops": 3, "repeat": 1, "seconds": 0.5, "pairs": 1, "steps": 2},
+)
 
 if __name__ == "__main__":
     main()

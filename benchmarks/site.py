@@ -42,9 +42,9 @@ class Site:
         return held(self.process.pid)
 
     @contextmanager
-    def worker(self) -> Iterator[None]:
-        """A worker on the CPU, beside the API."""
-        given = {"RELAY_EMBEDDED": "1", "RELAY_HOME": str(self.settings.home), "RELAY_DEVICE": "cpu"}
+    def worker(self, **variables: str) -> Iterator[None]:
+        """A worker on the CPU, beside the API, with more variables of the environment."""
+        given = {"RELAY_EMBEDDED": "1", "RELAY_HOME": str(self.settings.home), "RELAY_DEVICE": "cpu", **variables}
         process = subprocess.Popen([sys.executable, "-m", "services.trainer.poll"], env={**os.environ, **given})
         try:
             yield

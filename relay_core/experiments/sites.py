@@ -171,9 +171,7 @@ def compared(groups: Sequence[np.ndarray]) -> dict[str, Any]:
     for (i, one), (j, other) in combinations(enumerate(told), 2):
         if one is not None and other is not None:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", RuntimeWarning
-                )  # too small for the exact way: asymptotic
+                warnings.simplefilter("ignore", RuntimeWarning)  # too small for the exact way: asymptotic
                 found = ks_2samp(one, other)
             pairs.append({"groups": [i, j], "ks": _short(found.statistic), "p": _short(found.pvalue)})
     described = [_histogram(group, edges) for group in groups]
