@@ -235,7 +235,8 @@ class Event(ResponseBody):
         json_schema_extra={
             "examples": [
                 {"seq": 4, "at": EXAMPLE_TIME, "attempt": 1, "event": "step", "site": "Domain1", "step": 20,
-                 "steps": 2000, "losses": {"solver": 0.61}, "images_per_second": 58.2, "eta_seconds": 540.0}
+                 "steps": 2000, "losses": {"solver": 0.61}, "figures": {"stage": 1}, "images_per_second": 58.2,
+                 "eta_seconds": 540.0}
             ]
         },
     )  # fmt: skip
