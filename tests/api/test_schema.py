@@ -154,15 +154,13 @@ def test_every_answer_is_a_documented_one(tmp_path, exported):
                 evaluation=evaluation.id, built=built, brought=brought,
             )
         )  # fmt: skip
+        command = [
+            str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "run",
+            f"{site.url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {site.tokens['admin']}",
+            "--max-examples", EXAMPLES, "--seed", SEED, "--generation-database", "none", "--no-color",
+        ]  # fmt: skip
         with trust_confirmed(site):
-            done = subprocess.run(
-                [
-                    str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "run",
-                    f"{site.url}/openapi.json", "--header", f"Authorization: Bearer {site.tokens['admin']}", "--checks", "all",
-                    "--max-examples", EXAMPLES, "--seed", SEED, "--generation-database", "none", "--no-color",
-                ],
-                cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-            )  # fmt: skip
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
         log = (tmp_path / "api.log").read_text()
     found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout
