@@ -14,6 +14,7 @@ from relay_core.privacy.statistics import (
     Scores,
     attack_scores,
     auc,
+    beyond,
     epsilon_bound,
     permuted_members,
     true_positive_rate,
@@ -37,6 +38,8 @@ def judged(
     The reference never saw the members: where its scores tell the two sides apart (`control`, either way, Holm 1979 over all
     of them), the sides differ by themselves. Then an attack does not count (`counts`), raw or calibrated, as the difference
     shows in both networks, and not equally; one without a reference's scores does not count if any other control finds it.
+    A difference too small for that can still look like a find: so a raw attack's `p` and `tpr_p` are also at least those by
+    which it finds more than the reference does (`beyond`).
 
     Args:
         own: the scores (N,) of each attack, by name.
@@ -54,6 +57,9 @@ def judged(
     for name, scores in own.items():
         counts = min([adjusted[name]] if name in adjusted else [1.0, *adjusted.values()]) >= CONTROL
         row = {"name": name, "calibrated": False, "counts": counts, **attack_scores(scores, groups, all_draws)}
+        if name in controls:
+            more = beyond(scores[fair], other[name][fair], part, part_draws)
+            row |= {key: max(row[key], p) for key, p in more.items()}
         rows.append({**row, "control": controls.get(name)})
         tried = {name: scores[fair]}
         if name in other:

@@ -131,6 +131,21 @@ def two_sided(scores: Scores, groups: Groups, draws: Draws) -> dict[str, float]:
     return {"auc": point, "p": float((1 + (abs(chance - 0.5) >= abs(point - 0.5) - 1e-12).sum()) / (len(chance) + 1))}
 
 
+def beyond(own: Scores, other: Scores, groups: Groups, draws: Draws) -> dict[str, float]:
+    """Return how surely scores (N,) tell more of membership than those of a network that never saw the members.
+
+    `p` of the areas under both curves, `tpr_p` of the true-positive rates: the share of bootstraps over patients in which
+    the own scores tell no more. Where the two sides differ by themselves, both networks tell that.
+    """
+    level = level_for(len(groups.patients(False)))
+    areas = [auc(scores, *draws.bootstrap) for scores in (own, other)]
+    rates = [true_positive_rate(scores, *draws.bootstrap, level) for scores in (own, other)]
+    return {
+        name: float((1 + (mine <= its + 1e-12).sum()) / (len(mine) + 1))
+        for name, (mine, its) in (("p", areas), ("tpr_p", rates))
+    }
+
+
 def epsilon_bound(attacks: Mapping[str, Scores], groups: Groups, seed: int = 0) -> dict[str, Any]:
     """Return the smallest epsilon of differential privacy that the attacks leave possible, with a confidence of 95 %.
 

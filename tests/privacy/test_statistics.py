@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from relay_core.bundle.audit import holm
+from relay_core.privacy.combined import judged
 from relay_core.privacy.statistics import Draws, Groups, attack_scores, auc, epsilon_bound, level_for, true_positive_rate
 
 
@@ -116,3 +117,15 @@ def test_images_of_a_patient_are_one_guess() -> None:
     groups = Groups.of(["a"] * 50 + ["b"] * 50, ["c"] * 50 + ["d"] * 50)
     found = epsilon_bound({"sure": groups.member.astype(float)}, groups)
     assert found["guesses"] <= 2
+
+
+@pytest.mark.parametrize(("leak", "found"), [(0.0, False), (1.0, True)])
+def test_what_the_reference_tells_as_well_is_no_find(leak: float, found: bool) -> None:
+    rng = np.random.default_rng(5)
+    groups = Groups.of([f"m{i}" for i in range(219)], [f"o{i}" for i in range(80)])
+    apart = 0.36 * groups.member  # the two sides differ by themselves: an AUC of 0.6, which both networks tell
+    own, other = (apart + rng.normal(0, 1, 299) + extra * groups.member for extra in (leak, 0.0))
+    rows, _ = judged({"D_img": own}, {"D_img": other}, groups, np.ones(299, bool))
+    raw = rows[0]
+    assert attack_scores(own, groups)["p"] < 0.02
+    assert (raw["p"] < 0.01, raw["tpr_p"] < 0.05) == (found, found)
