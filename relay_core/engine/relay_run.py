@@ -233,7 +233,7 @@ class RelayRun:
             site.say(events.Scores(name, name, step, _matrix_scores(scores, site.settings.data.task)))
         every = train.sample_every_n_steps or (self.grids and -(-train.steps(images_an_epoch) // self.grids))
         if every and step % every == 0 and (generated := strategy.samples(SAMPLES)):
-            rows = [(origin, images.cpu(), labels.cpu(), None) for origin, (images, labels) in generated.items()]
+            rows = _rows(generated)
             rows.append(_real_row(site, rows[0][1].shape[-1]))
             path = site.folder / f"samples-{step:08d}.png"
             write_picture(rows, path, site.settings.data.num_classes)
@@ -356,5 +356,9 @@ def generated_rows(settings: SiteSettings, last: Checkpoint, device: torch.devic
         return []
     strategy = make_strategy(settings.without_pretraining(), device)
     checkpoint.load_handed_over(strategy, last)
-    samples_by_site = strategy.samples(per_site)
-    return [(name, images.cpu(), labels.cpu(), None) for name, (images, labels) in samples_by_site.items()]
+    return _rows(strategy.samples(per_site))
+
+
+def _rows(samples: dict[str, tuple[Tensor, Tensor]]) -> list[Any]:
+    """Return generated images and labels by site as rows for `write_picture`."""
+    return [(name, images.cpu(), labels.cpu(), None) for name, (images, labels) in samples.items()]

@@ -28,7 +28,7 @@ def contact_sheets(study: Study, ids: npt.NDArray[np.uint8] | None, num_classes:
     """Draw all slices of a study as the network sees them, side by side, and apart from them what was found there.
 
     A slice is reduced where it or all of them are too large, and has square pixels where the spacing is known. A pixel that
-    stands for several shows the highest class among them, so that nothing that was found is too small to be seen.
+    stands for several shows the highest class among them, so that what was found is not lost unless another class covers it.
 
     Args:
         study: the image or volume.

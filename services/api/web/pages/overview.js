@@ -12,21 +12,24 @@ export async function show({ signal }) {
   const losses = h("div");
   const steps = h("div");
   const health = h("div.cards");
+  const drawLosses = lossesOf(losses, signal);
   await Promise.all([
-    every(4, async () => fill(now, await running(signal)), signal),
-    every(4, lossesOf(losses, signal), signal),
+    every(4, async () => {
+      const { items: active } = await get("/api/v1/jobs", { state: "running", limit: 20 }, { signal });
+      fill(now, await running(active, signal));
+      await drawLosses(active.find((job) => job.kind === "train"));
+    }, signal),
     every(20, async () => fill(steps, await turns()), signal),
     every(10, async () => fill(health, await state_of_site(signal)), signal),
   ]);
   return [head(t("Overview")), steps, now, losses, health];
 }
 
-/** Returns what draws the losses of the training that runs, and takes them away when none does. */
+/** Returns what draws the losses of a training, and takes them away when there is none. */
 function lossesOf(box, signal) {
   let shown = null;
   let curve = null;
-  return async () => {
-    const { items: [job] } = await get("/api/v1/jobs", { state: "running", kind: "train", limit: 1 }, { signal });
+  return async (job) => {
     const series = job ? await get(`/api/v1/jobs/${job.id}/metrics`, { name: "solver", points: 200 }, { signal }) : [];
     if (!series.length) {
       shown = null;
@@ -41,17 +44,16 @@ function lossesOf(box, signal) {
   };
 }
 
-async function running(signal) {
+async function running(active, signal) {
   const kinds = kindWords();
-  const [active, waiting, last] = await Promise.all([
-    get("/api/v1/jobs", { state: "running", limit: 20 }, { signal }),
+  const [waiting, last] = await Promise.all([
     get("/api/v1/jobs", { state: "queued", limit: 50 }, { signal }),
     get("/api/v1/jobs", { limit: 6 }, { signal }),
   ]);
   const row = (job) => h("li", link(`#/jobs/${job.id}`, kinds[job.kind] ?? job.kind), " ", state(job.state), progress(job));
   return [
     card(t("Now"),
-      active.items.length ? h("ul.plain", active.items.map(row)) : h("p", t("Nothing is running.")),
+      active.length ? h("ul.plain", active.map(row)) : h("p", t("Nothing is running.")),
       waiting.items.length > 0 && h("p.note", t("Waiting: {n}", { n: count(waiting.items.length) + (waiting.next_cursor ? "+" : "") }))),
     last.items.length > 0 && card(t("Latest"), table(t("Latest jobs"), [t("Job"), t("State"), t("By"), t("Since")],
       last.items.map((job) => [link(`#/jobs/${job.id}`, kinds[job.kind] ?? job.kind), state(job.state), h("bdi", job.created_by), moment(job.created_at)]))),
